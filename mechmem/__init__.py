@@ -1,0 +1,58 @@
+"""mechmem: mechanistic interpretability of memorisation. Importing it loads nothing; each name loads when used."""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from mechmem.analyses import Dynamics as Dynamics
+    from mechmem.analyses import NeuronShift as NeuronShift
+    from mechmem.analyses import NeuronTopK as NeuronTopK
+    from mechmem.analyses import PatchGrid as PatchGrid
+    from mechmem.api import load as load
+    from mechmem.api import run as run
+    from mechmem.api import train as train
+    from mechmem.bench import Bench as Bench
+    from mechmem.checkpoints import Trained as Trained
+    from mechmem.component import each as each
+    from mechmem.experiment import CheckpointRef as CheckpointRef
+    from mechmem.experiment import ExampleSet as ExampleSet
+    from mechmem.experiment import Experiment as Experiment
+    from mechmem.interventions import Patch as Patch
+    from mechmem.interventions import RandomDirection as RandomDirection
+    from mechmem.interventions import RandomNeurons as RandomNeurons
+    from mechmem.interventions import Source as Source
+    from mechmem.interventions import applied as applied
+    from mechmem.models import Architecture as Architecture
+    from mechmem.recipe import Phase as Phase
+    from mechmem.recipe import Recipe as Recipe
+    from mechmem.recipe import Training as Training
+    from mechmem.tasks import FourDigitAddition as FourDigitAddition
+    from mechmem.tasks import MinimalPair as MinimalPair
+    from mechmem.tasks import UniformWrong as UniformWrong
+
+_HOMES = {
+    "mechmem.analyses": ("Dynamics", "NeuronShift", "NeuronTopK", "PatchGrid"),
+    "mechmem.api": ("load", "run", "train"),
+    "mechmem.bench": ("Bench",),
+    "mechmem.checkpoints": ("Trained",),
+    "mechmem.component": ("each",),
+    "mechmem.experiment": ("CheckpointRef", "ExampleSet", "Experiment"),
+    "mechmem.interventions": ("Patch", "RandomDirection", "RandomNeurons", "Source", "applied"),
+    "mechmem.models": ("Architecture",),
+    "mechmem.recipe": ("Phase", "Recipe", "Training"),
+    "mechmem.tasks": ("FourDigitAddition", "MinimalPair", "UniformWrong"),
+}
+_HOME_OF = {name: home for home, members in _HOMES.items() for name in members}
+
+__all__ = list(_HOME_OF)  # noqa: PLE0604
+__version__ = "0.1.0"
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME_OF:
+        raise AttributeError(f"mechmem has no {name!r}; it has {', '.join(sorted(_HOME_OF))}")
+    return getattr(import_module(_HOME_OF[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(_HOME_OF)

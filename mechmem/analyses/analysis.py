@@ -1,0 +1,48 @@
+"""Analysis: a bench of models and examples -> one tidy table."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
+
+import pandas as pd
+
+from mechmem.bench import Bench
+from mechmem.component import Component
+
+
+class Analysis(Component, shelf="analysis"):
+    """A question put to trained models, answered by one tidy table."""
+
+    columns: ClassVar[Mapping[str, str]] = {}
+    """What each column of the table means, with its unit; swept fields come beside them."""
+
+    name: str | None = None
+    """Name of the table; the kind unless given."""
+
+    @property
+    def table_name(self) -> str:
+        return self.name or self.kind
+
+    @abstractmethod
+    def table(self, bench: Bench) -> pd.DataFrame:
+        """The table of one concrete analysis, nothing in it being swept any more."""
+
+    def run(self, bench: Bench, universe: Mapping[str, Sequence[Any]]) -> pd.DataFrame:
+        """The tables of all members of the sweep, one below the other, the swept values as columns."""
+        tables = []
+        members = self.unfold(universe)
+        for i, (labels, member) in enumerate(members, start=1):
+            swept = ", ".join(f"{key} {value}" for key, value in labels.items())
+            bench.say(f"{self.table_name} {i}/{len(members)} {swept}")
+            table = member.table(bench)
+            for column, value in reversed(labels.items()):
+                if column not in table:
+                    table.insert(0, column, [_cell(value)] * len(table))
+            tables.append(table)
+        return pd.concat(tables, ignore_index=True)
+
+
+def _cell(value: Any) -> Any:
+    return "+".join(map(str, value)) if isinstance(value, (tuple, list)) else value

@@ -1,0 +1,34 @@
+"""Dynamics: the four curves of a training, with chance and the phases."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import ClassVar
+
+import pandas as pd
+
+from mechmem.analyses.analysis import Analysis
+from mechmem.bench import Bench
+
+
+class Dynamics(Analysis):
+    """When the rule is found and when the wrong labels are fitted.
+
+    Generalisation first shows as `held_out` and `corrected` rising while `memorised` is still at chance. Nothing is
+    presumed: a phase that the curves never reach has no row. Source: arXiv:2507.04782, claims C1 and C2.
+    """
+
+    columns: ClassVar[Mapping[str, str]] = {
+        "step": "optimiser steps",
+        "curve": "clean (given labels), memorised (noisy, given), corrected (noisy, true), held_out, chance; or phase",
+        "value": "accuracy of whole answers (fraction); for a phase, its step",
+        "label": "name of the phase that the row stands at; empty for the curves as such",
+    }
+
+    def table(self, bench: Bench) -> pd.DataFrame:
+        curves = pd.DataFrame(list(bench.curves)).assign(chance=bench.chance)
+        long = curves.melt(id_vars="step", var_name="curve", value_name="value").assign(label="")
+        reached = [(name, step) for name, step in bench.phases.items() if step is not None]
+        at_phases = [long[long["step"] == step].assign(label=name) for name, step in reached]
+        marks = [{"step": step, "curve": "phase", "value": float(step), "label": name} for name, step in reached]
+        return pd.concat([long, *at_phases, pd.DataFrame(marks)], ignore_index=True)

@@ -1,0 +1,220 @@
+"""Effects: what an intervention does to the answers, beside the unpatched model, its source and a matched control."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+import pandas as pd
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from mechmem.analyses.analysis import Analysis
+from mechmem.bench import Bench
+from mechmem.component import Swept, digest
+from mechmem.examples import Examples, Label
+from mechmem.interventions import Control, Intervention
+from mechmem.measures import Accuracy, Measure
+from mechmem.models import Model
+from mechmem.statistics import interval
+
+Parts = Sequence[Intervention]
+Key = tuple[str, str, str]
+"""(prefix, place, measure)"""
+
+TOLERANCE = 1e-6
+"""Difference between source and unpatched below which a normalised recovery is undefined."""
+
+
+@dataclass(frozen=True)
+class Readings:
+    """A value for every example, by (prefix, place, measure)."""
+
+    values: Mapping[Key, Tensor]
+
+
+class EffectAnalysis(Analysis):
+    """An analysis that reports what interventions do to the answers of an example set.
+
+    Every effect states the prefix that the model is fed (`given`, `true`, or its own in greedy `decode`), is given for
+    the whole answer and by place, and stands beside the unpatched model and, if asked, a control matched in size.
+    """
+
+    columns: ClassVar[Mapping[str, str]] = {
+        "examples": "name of the example set",
+        "condition": "unpatched, patched, control (mean over its draws) or source (the run that is patched in)",
+        "prefix": "label whose earlier tokens the model is fed: given, true; decode: its own answer",
+        "place": "answer token, or all for the whole answer",
+        "measure": "what is measured; accuracies and probabilities in 0..1, logit differences and KL in nats",
+        "value": "mean over the examples, in the unit of the measure",
+        "low": "lower end of the bootstrap 95 % interval over examples",
+        "high": "upper end of it",
+        "recovery": "(value - unpatched) / (source - unpatched); undefined below a difference of 1e-6",
+        "n": "number of examples",
+        "per_example": "the values of the examples, in the order of the set",
+    }
+
+    model: Swept[str] = "after"
+    """The checkpoint that is intervened on."""
+    examples: Swept[str] = "noisy"
+    """The example set."""
+    measures: tuple[Measure, ...] = (Accuracy(label="true"), Accuracy(label="given"))
+    control: Control | None = None
+    decode: bool = True
+    """Also let the model answer freely (greedy), which no prefix can help."""
+    n_control_decode: int = Field(5, ge=0)
+    """Draws of the control that are decoded too (slower than the fed prefixes)."""
+
+    @abstractmethod
+    def parts(self, bench: Bench) -> Parts:
+        """The interventions, applied together."""
+
+    def target(self, bench: Bench, examples: Examples) -> Tensor | None:
+        """Logits of the run that is patched in, if there is such a run."""
+        return None
+
+    def control_draws(self, bench: Bench, parts: Parts) -> list[list[Intervention]]:
+        """The draws of the control, each a list of interventions applied together."""
+        if self.control is None:
+            return []
+        per_part = [self.control.draws(part, bench.model(self.model)) for part in parts]
+        return [[p for part in draw for p in part] for draw in zip(*per_part, strict=True)]
+
+    def table(self, bench: Bench) -> pd.DataFrame:
+        model, examples, parts = bench.model(self.model), bench.examples(self.examples), self.parts(bench)
+        unpatched = self.readings(bench, model, examples, [])
+        conditions = {"unpatched": unpatched, "patched": self.readings(bench, model, examples, parts)}
+        draws = [
+            self.readings(bench, model, examples, draw, decode=self.decode and i < self.n_control_decode)
+            for i, draw in enumerate(self.control_draws(bench, parts))
+        ]
+        if draws:
+            conditions["control"] = _mean(draws)
+        source = self._source_readings(bench, model, examples)
+        if source is not None:
+            conditions["source"] = source
+        return effect_table(self.examples, conditions)
+
+    def readings(self, bench: Bench, model: Model, examples: Examples, parts: Parts, decode: bool = True) -> Readings:
+        """All measures by prefix and place under these interventions."""
+        key = ("readings", id(model), examples.key, digest([p.block() for p in parts] + [m.block() for m in self.measures]))
+        key = (*key, decode and self.decode)
+        if parts or key not in bench.memo:
+            bench.memo[key] = self._readings(bench, model, examples, parts, decode and self.decode)
+        return bench.memo.pop(key) if parts else bench.memo[key]
+
+    def _readings(self, bench: Bench, model: Model, examples: Examples, parts: Parts, decode: bool) -> Readings:
+        values: dict[Key, Tensor] = {}
+        for prefix in prefixes(examples):
+            fed = examples.with_prefix(prefix)
+            logits = bench.logits(model, fed, edits_of(parts, model, fed, bench))
+            baseline = unpatched_logits(bench, model, fed)
+            values |= self._measured(prefix, logits, fed, baseline)
+        accuracies = [m for m in self.measures if isinstance(m, Accuracy)]
+        if decode and accuracies:
+            answer = decoded(bench, model, examples, parts)
+            for measure in accuracies:
+                hits = (answer == examples.labels(measure.label)).float()
+                values |= by_place("decode", measure, hits, examples)
+        return Readings(values)
+
+    def _measured(self, prefix: Label, logits: Tensor, fed: Examples, baseline: Tensor) -> dict[Key, Tensor]:
+        found: dict[Key, Tensor] = {}
+        for measure in self.measures:
+            found |= by_place(prefix, measure, measure(logits, fed, baseline), fed)
+        return found
+
+    def _source_readings(self, bench: Bench, model: Model, examples: Examples) -> Readings | None:
+        values: dict[Key, Tensor] = {}
+        for prefix in prefixes(examples):
+            fed = examples.with_prefix(prefix)
+            logits = self.target(bench, fed)
+            if logits is None:
+                return None
+            values |= self._measured(prefix, logits, fed, unpatched_logits(bench, model, fed))
+        return Readings(values)
+
+
+def prefixes(examples: Examples) -> tuple[Label, ...]:
+    """The prefixes that differ: both for noisy labels of several tokens, else one."""
+    same = torch.equal(examples.given[:, :-1], examples.true[:, :-1])
+    return ("given",) if same else ("given", "true")
+
+
+def edits_of(parts: Parts, model: Model, examples: Examples, bench: Bench) -> list:
+    """The edits of several interventions applied together."""
+    return [edit for part in parts for edit in part.edits(model, examples, bench)]
+
+
+def unpatched_logits(bench: Bench, model: Model, examples: Examples) -> Tensor:
+    """Logits without intervention; keeps the residual before each layer too, where patched forwards resume."""
+    resid = [f"blocks.{layer}.hook_resid_pre" for layer in range(1, model.cfg.n_layers)]
+    return bench.activations(model, examples, [*resid, "unembed.hook_out"])["unembed.hook_out"][:, -examples.n_answer :]
+
+
+def by_place(prefix: str, measure: Measure, values: Tensor, examples: Examples) -> dict[Key, Tensor]:
+    """The whole answer and each place."""
+    places = {(prefix, place, measure.name): values[:, i] for i, place in enumerate(examples.places)}
+    return {(prefix, "all", measure.name): measure.whole(values)} | (places if examples.n_answer > 1 else {})
+
+
+def decoded(bench: Bench, model: Model, examples: Examples, parts: Parts) -> Tensor:
+    """The greedy answer under the interventions, `n n_answer`.
+
+    A guess of the answer is fed, and what the model makes of it fed again, until nothing changes: the first t tokens
+    are final after t rounds, and an answer that was guessed right costs one forward instead of `n_answer`.
+    """
+    answer, open_rows = examples.given.clone(), torch.arange(len(examples))
+    for _ in range(examples.n_answer):
+        fed = examples.select(open_rows).continued_with(answer[open_rows])
+        new = bench.logits(model, fed, edits_of(parts, model, fed, bench)).argmax(-1)
+        settled = (new[:, :-1] == answer[open_rows][:, :-1]).all(dim=1)
+        answer[open_rows] = new
+        open_rows = open_rows[~settled]
+        if not len(open_rows):
+            break
+    return answer
+
+
+def effect_table(examples: str, conditions: Mapping[str, Readings]) -> pd.DataFrame:
+    """The tidy table of an effect; its columns are those of `EffectAnalysis`."""
+    rows = []
+    for condition, readings in conditions.items():
+        matrix = np.stack([values.double().numpy() for values in readings.values.values()])
+        low, high = interval(matrix)
+        for i, key in enumerate(readings.values):
+            recovery = _recovery(conditions, key, matrix[i].mean()) if condition in ("patched", "control") else None
+            prefix, place, measure = key
+            rows.append(
+                {
+                    "examples": examples,
+                    "condition": condition,
+                    "prefix": prefix,
+                    "place": place,
+                    "measure": measure,
+                    "value": matrix[i].mean(),
+                    "low": low[i],
+                    "high": high[i],
+                    "recovery": recovery,
+                    "n": matrix.shape[1],
+                    "per_example": matrix[i].astype(np.float32),
+                }
+            )
+    return pd.DataFrame(rows).astype({"recovery": "Float64"})
+
+
+def _recovery(conditions: Mapping[str, Readings], key: Key, value: float) -> float | None:
+    if "source" not in conditions or key not in conditions["source"].values:
+        return None
+    low = conditions["unpatched"].values[key].double().mean().item()
+    span = conditions["source"].values[key].double().mean().item() - low
+    return None if abs(span) < TOLERANCE else (value - low) / span
+
+
+def _mean(draws: Sequence[Readings]) -> Readings:
+    keys = draws[0].values
+    return Readings({key: torch.stack([d.values[key].double() for d in draws if key in d.values]).mean(0) for key in keys})

@@ -1,0 +1,44 @@
+"""The Python entry points: train(), load(), run(), each with a bar where there is a terminal."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from mechmem import checkpoints, runs
+from mechmem.checkpoints import Trained
+from mechmem.experiment import Experiment
+from mechmem.models import Architecture
+from mechmem.recipe import Recipe, Training
+from mechmem.runs import Run
+from mechmem.tasks import Task
+from mechmem.terminal import watching
+from mechmem.training import train as train_recipe
+
+
+def train(
+    task: Task,
+    architecture: Architecture | None = None,
+    training: Training | None = None,
+    seed: int = 0,
+    name: str = "training",
+    folder: Path = runs.RUNS,
+) -> Trained:
+    """Train a model, or take the one at hand if the same was trained before; an interrupted training goes on.
+
+    Kept under `folder`/trainings/. Raises FileError if that cannot be written.
+    """
+    recipe = Recipe(name=name, task=task, architecture=architecture or Architecture(), training=training or Training())
+    with watching() as watcher:
+        place = checkpoints.folder_of(recipe, seed, folder)
+        return train_recipe(recipe, seed, place, lambda *event: watcher.train(name, *event))
+
+
+def load(name: str, seed: int = 0, folder: Path = runs.RUNS) -> Trained:
+    """A shipped training (`fda_small`, ...) or one made before. Raises InputError if there is none of this name."""
+    return checkpoints.find(name, seed, folder)
+
+
+def run(experiment: Experiment, folder: Path = runs.RUNS) -> Run:
+    """Run an experiment: what `mechmem run` does. Raises InputError or FileError."""
+    with watching() as watcher:
+        return runs.run(experiment, folder, watcher)

@@ -1,0 +1,345 @@
+"""The command line. Results go to stdout, progress and errors to stderr; exit codes: 0 done, 1 failed, 2 your input."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Mechanistic interpretability of memorisation: train, intervene, report.",
+)
+Spec = Annotated[Path, typer.Argument(help="an experiment, such as experiments/fda_patching.yaml", show_default=False)]
+Overrides = Annotated[list[str] | None, typer.Argument(help="key.sub=value, replacing what the file says")]
+Runs = Annotated[Path, typer.Option("--runs", help="folder of runs and trainings")]
+Json = Annotated[bool, typer.Option("--json", help="print JSON for scripts")]
+Seed = Annotated[int, typer.Option("--seed", help="seed of the model", min=0)]
+HERE = Path("runs")
+
+
+def main() -> None:
+    """The console script: runs a command and turns its errors into one clear line and an exit code."""
+    try:
+        app(standalone_mode=False)
+    except KeyboardInterrupt:
+        _fail("interrupted; the same command goes on from here", 1)
+    except typer.Exit as stop:
+        sys.exit(stop.exit_code)
+    except Exception as error:
+        _fail(*_explained(error))
+
+
+def _explained(error: Exception) -> tuple[str, int]:
+    import click
+
+    if isinstance(error, click.exceptions.NoArgsIsHelpError):
+        return error.format_message(), 2
+    if isinstance(error, click.ClickException):
+        return error.format_message(), 2
+    if isinstance(error, click.Abort):
+        return "interrupted; the same command goes on from here", 1
+    from mechmem.component import InputError
+    from mechmem.files import FileError
+
+    if isinstance(error, InputError):
+        return str(error), 2
+    if isinstance(error, (FileError, OSError, MemoryError, ArithmeticError)):
+        return str(error) or "out of memory", 1
+    raise error
+
+
+def _fail(message: str, code: int) -> None:
+    sys.stderr.write(f"mechmem: {message}\n" if not message.startswith("Usage") else message + "\n")
+    sys.exit(code)
+
+
+@app.command()
+def run(spec: Spec, overrides: Overrides = None, runs: Runs = HERE, as_json: Json = False) -> None:
+    """Answer an experiment's question; a second run reuses all that is unchanged."""
+    from mechmem import runs as engine
+    from mechmem.terminal import watching
+
+    experiment, file = _experiment(spec, overrides)
+    with watching() as watcher, _placed(file):
+        finished = engine.run(experiment, runs, watcher)
+    _show_run(finished, as_json)
+
+
+@app.command()
+def check(spec: Spec, overrides: Overrides = None, as_json: Json = False) -> None:
+    """Validate an experiment or a training, down to sites and shapes, and estimate its cost; compute nothing."""
+    import pandas as pd
+
+    from mechmem import runs as engine
+
+    if _is_training(spec):
+        recipe = _recipe(spec, overrides)
+        _output({"training": recipe.name, "recipe_hash": recipe.recipe_hash, **_cost_of_training(recipe)}, as_json)
+        return
+    experiment, file = _experiment(spec, overrides)
+    with _placed(file):
+        costs = engine.rehearse(experiment)
+    seconds = _seconds_per_example(experiment)
+    n = len(experiment.seeds)
+    rows = [{"analysis": a, "examples_forwarded": n * c, "seconds": round(n * c * seconds, 1)} for a, c in costs.items()]
+    if as_json:
+        _output({"valid": True, "analyses": rows}, True)
+        return
+    _echo(f"{spec} is valid: {len(costs)} analyses, {n} seed{'s' if n > 1 else ''}")
+    _echo(pd.DataFrame(rows).to_string(index=False))
+
+
+@app.command()
+def train(spec: Spec, overrides: Overrides = None, seed: Seed = 0, runs: Runs = HERE) -> None:
+    """Train a recipe from scratch, or go on with an interrupted training."""
+    from mechmem.checkpoints import own_folder
+    from mechmem.terminal import watching
+    from mechmem.training import train as train_recipe
+
+    recipe = _recipe(spec, overrides)
+    with watching() as watcher:
+        folder = own_folder(recipe, seed, runs)
+        trained = train_recipe(recipe, seed, folder, lambda *event: watcher.train(recipe.name, *event))
+    _show_training(trained, False)
+
+
+@app.command("list")
+def list_(runs: Runs = HERE, as_json: Json = False) -> None:
+    """What there is: experiments, trainings, runs, and the kinds of every shelf."""
+    from mechmem import checkpoints
+    from mechmem.runs import all_runs
+
+    shelves = _shelves()
+    found = {
+        "experiments": sorted(str(path) for path in Path("experiments").glob("*.yaml")),
+        "trainings": checkpoints.names(runs),
+        "runs": [path.name for path in all_runs(runs)],
+        "kinds": {shelf: list(members) for shelf, members in shelves.items()},
+    }
+    if as_json:
+        _output(found, True)
+        return
+    for name in ("experiments", "trainings", "runs"):
+        _echo(f"{name}\n  " + ("\n  ".join(found[name]) or "none"))
+    for shelf, members in shelves.items():
+        _echo(f"{shelf} kinds")
+        for kind, member in members.items():
+            _echo(f"  {kind:<22} {(member.__doc__ or '').strip().splitlines()[0]}")
+
+
+@app.command()
+def show(
+    name: Annotated[str, typer.Argument(help="a kind, a training or a run")],
+    seed: Seed = 0,
+    runs: Runs = HERE,
+    as_json: Json = False,
+) -> None:
+    """A kind's documentation, a training's curves, or a run's answer."""
+    from mechmem import checkpoints
+    from mechmem.component import InputError, suggest
+    from mechmem.runs import all_runs, load_run
+
+    kinds = {kind: member for members in _shelves().values() for kind, member in members.items()}
+    found = [path for path in all_runs(runs) if path.name == name or path.name.rsplit("-", 1)[0] == name]
+    if name in kinds:
+        _show_kind(kinds[name], as_json)
+    elif name in checkpoints.names(runs):
+        _show_training(checkpoints.find(name, seed, runs), as_json)
+    elif found or (Path(name) / "run.json").exists():
+        _show_run(load_run(found[0] if found else Path(name)), as_json)
+    else:
+        known = [*kinds, *checkpoints.names(runs), *(path.name for path in all_runs(runs))]
+        raise InputError(f"there is no kind, training or run {name!r}; {suggest(name, known)}")
+
+
+@app.command()
+def draw(name: Annotated[str, typer.Argument(help="a run, by name or folder")], runs: Runs = HERE) -> None:
+    """Draw a run's figures and report again from its saved tables."""
+    from mechmem import runs as engine
+    from mechmem.component import InputError, suggest
+
+    folders = engine.all_runs(runs)
+    found = [path for path in folders if name in (path.name, path.name.rsplit("-", 1)[0])]
+    if not found and not (Path(name) / "run.json").exists():
+        raise InputError(f"there is no run {name!r}; {suggest(name, [path.name for path in folders])}")
+    finished = engine.load_run(found[0] if found else Path(name))
+    engine.draw(finished)
+    _echo(str(finished.report))
+
+
+@app.command()
+def shell(training: Annotated[str, typer.Argument(help="a training, such as fda_small")], seed: Seed = 0, runs: Runs = HERE) -> None:
+    """An interactive Python session with the trained model and its examples at hand."""
+    import code
+
+    import mechmem
+    from mechmem import checkpoints, sites
+
+    trained = checkpoints.find(training, seed, runs)
+    model, task = trained.at(trained.steps[-1]), trained.task
+    names = {"mm": mechmem, "trained": trained, "model": model, "task": task, "examples": task.sample("train")}
+    names |= {"held_out": task.sample("held_out"), "sites": sites.table(model.cfg)}
+    banner = f"{trained!r}\n" + "".join(f"  {name:<9} {type(value).__name__}\n" for name, value in names.items())
+    code.interact(banner + "  logits, cache = model.run_with_cache(examples.tokens[:8])", local=names, exitmsg="")
+
+
+@app.command()
+def schema() -> None:
+    """The JSON schema of experiments, for editors that complete and check YAML."""
+    from mechmem.component import json_schema
+    from mechmem.experiment import Experiment
+
+    _output(json_schema(Experiment), True)
+
+
+@app.command(hidden=True)
+def ship(training: str, steps: list[int], seed: Seed = 0, runs: Runs = HERE) -> None:
+    """For maintainers: copy a training made here, with these checkpoints, into the package."""
+    from mechmem import checkpoints
+
+    made = sorted(runs.glob(f"trainings/{training}-*/seed_{seed}/training.json"), key=lambda p: p.stat().st_mtime)
+    target = checkpoints.SHIPPED / training / f"seed_{seed}"
+    checkpoints.ship(checkpoints.Trained(made[-1].parent), steps, target)
+    _echo(str(target))
+
+
+def _experiment(spec: Path, overrides: list[str] | None) -> tuple[Any, Any]:
+    from mechmem.experiment import Experiment
+    from mechmem.specs import SpecFile
+
+    return Experiment.from_yaml(spec, overrides or ()), SpecFile(spec, overrides or ())
+
+
+def _recipe(spec: Path, overrides: list[str] | None) -> Any:
+    from mechmem.recipe import Recipe
+    from mechmem.specs import SpecFile
+
+    return SpecFile(spec, overrides or ()).build(Recipe)
+
+
+def _is_training(spec: Path) -> bool:
+    from mechmem.specs import SpecFile
+
+    return "task" in SpecFile(spec).data
+
+
+def _placed(file: Any) -> Any:
+    """Gives the errors of an analysis their place in the file."""
+    from contextlib import contextmanager
+
+    from mechmem.runs import BlockError
+    from mechmem.specs import SpecError
+
+    @contextmanager
+    def placing() -> Any:
+        try:
+            yield
+        except BlockError as error:
+            raise SpecError(file.message(error.loc, str(error))) from error
+
+    return placing()
+
+
+def _shelves() -> dict[str, dict[str, Any]]:
+    import mechmem.experiment  # noqa: F401  fills the shelves
+    from mechmem.component import Component
+
+    return {shelf: dict(sorted(members.items())) for shelf, members in Component.shelves.items()}
+
+
+def _seconds_per_example(experiment: Any) -> float:
+    import time
+
+    import torch
+
+    from mechmem.forward import forward
+
+    recipe = experiment.training.unfold({})[0][1]
+    examples = recipe.task.sample("held_out")
+    model, tokens = recipe.build(0), examples.tokens[:500]
+    with torch.no_grad():
+        forward(model, tokens, examples.n_answer)  # the first one pays for what later ones find ready
+        start = time.monotonic()
+        forward(model, tokens, examples.n_answer)
+    return (time.monotonic() - start) / len(tokens)
+
+
+def _cost_of_training(recipe: Any) -> dict[str, Any]:
+    import time
+
+    from mechmem.forward import forward
+
+    examples = recipe.task.training_set()
+    size = min(recipe.training.batch_size, len(examples))
+    model, start = recipe.build(0), time.monotonic()
+    forward(model, examples.tokens[:size], examples.n_answer)[0].sum().backward()
+    seconds = time.monotonic() - start
+    return {
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "training_instances": len(examples),
+        "steps": recipe.training.n_steps,
+        "minutes": round(seconds * recipe.training.n_steps / 60, 1),
+    }
+
+
+def _show_run(finished: Any, as_json: bool) -> None:
+    if as_json:
+        _output(finished.summary(), True)
+        return
+    _echo(f"{finished.experiment.question}\n\n{finished.answer}\n")
+    for claim in finished.claims:
+        low, high = claim["interval"]
+        _echo(f"{claim['id']}: {claim['verdict']} ({claim['reason']})\n  {claim['says']}")
+        _echo(f"  rule: {claim['rule']}; effect {claim['effect']:.3g} [{low:.3g}, {high:.3g}]")
+    quantities = finished.record["quantities"]
+    if quantities:
+        _echo("")
+    for name, found in quantities.items():
+        _echo(f"  {name:<28} {found['value']:>8.3f}  [{found['low']:.3f}, {found['high']:.3f}]")
+    _echo(f"\nreport {finished.report}\ntables {', '.join(str(path) for path in finished.tables.values())}")
+
+
+def _show_training(trained: Any, as_json: bool) -> None:
+    checkpoints: pd.DataFrame = trained.checkpoints()
+    if as_json:
+        phases = {"phases": trained.phases, "seed": trained.seed, "recipe_hash": trained.recipe.recipe_hash}
+        _output({"name": trained.recipe.name, "checkpoints": checkpoints.to_dict("records"), **phases}, True)
+        return
+    _echo(f"{trained!r}\nrecipe {trained.recipe.recipe_hash}, {trained.folder}\n")
+    _echo(checkpoints.to_string(index=False, float_format=lambda value: f"{value:.3f}"))
+    _echo("\nshare of whole answers: clean and memorised against given labels, corrected and held_out against true ones")
+
+
+def _show_kind(member: Any, as_json: bool) -> None:
+    import inspect
+
+    fields = {
+        name: {"type": str(field.annotation), "default": None if field.is_required() else repr(field.default)}
+        for name, field in member.model_fields.items()
+    }
+    if as_json:
+        _output({"kind": member.kind, "shelf": member.shelf, "doc": inspect.getdoc(member), "fields": fields}, True)
+        return
+    _echo(f"{member.kind} ({member.shelf})\n\n{inspect.getdoc(member)}\n")
+    for name, field in member.model_fields.items():
+        default = "required" if field.is_required() else f"default {field.default!r}"
+        _echo(f"  {name:<18} {default}{'  ' + field.description if field.description else ''}")
+    for column, meaning in getattr(member, "columns", {}).items():
+        _echo(f"  column {column:<14} {meaning}")
+
+
+def _output(value: Any, as_json: bool) -> None:
+    _echo(json.dumps(value, indent=2, default=str) if as_json else "\n".join(f"{k}: {v}" for k, v in value.items()))
+
+
+def _echo(text: str) -> None:
+    typer.echo(text)

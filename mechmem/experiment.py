@@ -1,0 +1,165 @@
+"""Experiment: the whole spec of a run as one frozen object; a YAML file and a Python call make the same one."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+from pydantic import Field, ValidationInfo, field_validator, model_validator
+
+from mechmem.analyses import Analysis
+from mechmem.checkpoints import SHIPPED
+from mechmem.claims import Claim, Quantity
+from mechmem.component import Component, InputError, suggest
+from mechmem.examples import Examples, Label
+from mechmem.figures import Figure
+from mechmem.files import read_json
+from mechmem.recipe import Recipe
+from mechmem.specs import SpecFile
+from mechmem.tasks import MinimalPair, Task
+
+
+def named_recipe(name: str, folder: Path | None = None) -> Recipe:
+    """The recipe `trainings/NAME.yaml` beside a spec or under experiments/, or that of a shipped training."""
+    places = [*([folder / "trainings", folder] if folder else []), Path("experiments/trainings")]
+    for place in places:
+        if (place / f"{name}.yaml").exists():
+            return SpecFile(place / f"{name}.yaml").build(Recipe)
+    for record in sorted(SHIPPED.glob(f"{name}/seed_*/training.json")):
+        return Recipe.model_validate(read_json(record)["recipe"])
+    known = {path.parent.parent.name for path in SHIPPED.glob("*/seed_*/training.json")}
+    known |= {path.stem for place in places for path in place.glob("*.yaml")}
+    raise InputError(f"there is no training {name!r}; {suggest(name, sorted(known))}")
+
+
+def _recipe_by_name(value: Any, info: ValidationInfo) -> Any:
+    return named_recipe(value, (info.context or {}).get("folder")) if isinstance(value, str) else value
+
+
+class CheckpointRef(Component):
+    """A checkpoint of the experiment's training, or of another one: a phase, or a step."""
+
+    phase: str | None = None
+    step: int | None = Field(None, ge=0)
+    training: Recipe | None = None
+    """Another training (same seed); the experiment's own unless given."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _phase(cls, value: Any) -> Any:
+        return {"phase": value} if isinstance(value, str) else value
+
+    @model_validator(mode="after")
+    def _one(self) -> Self:
+        if (self.phase is None) == (self.step is None):
+            raise ValueError("a checkpoint is a phase (initial, generalised, memorised, final) or `{step: N}`")
+        return self
+
+    _by_name = field_validator("training", mode="before")(_recipe_by_name)
+
+    @property
+    def at(self) -> str | int:
+        return self.phase if self.step is None else self.step  # type: ignore[return-value]
+
+
+class ExampleSet(Component):
+    """Which examples: a split, noisy or clean ones, how many, and with which minimal pairs."""
+
+    split: str = "train"
+    noisy: bool | None = None
+    """Only noisy, or only clean instances; all unless given."""
+    n: int | None = Field(500, ge=1)
+    """How many, at most, drawn with `seed`; all if none is given."""
+    prefix: Label = "given"
+    pair: MinimalPair | None = None
+    seed: int = 0
+
+    def of(self, task: Task) -> Examples:
+        """Raises InputError if the split is unknown or holds no such example."""
+        examples = task.sample(self.split)
+        rows = torch.arange(len(examples))
+        if self.noisy is not None:
+            rows = (examples.is_noisy == self.noisy).nonzero()[:, 0]
+        order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(self.seed))
+        examples = examples.select(rows[order] if self.pair else rows[order[: self.n]].sort().values)
+        if not len(examples):
+            raise InputError(f"split {self.split!r} holds no {'noisy' if self.noisy else 'clean'} example")
+        if self.pair is not None:
+            examples = task.pairs(examples, self.pair)
+            examples = examples.select(torch.arange(min(self.n or len(examples), len(examples))))
+        return examples.with_prefix(self.prefix).as_set()
+
+
+class Experiment(Component):
+    """A question, the trained models and examples that it is put to, the analyses, and what would count as an answer."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9_.-]+$")
+    question: str
+    training: Recipe
+    seeds: tuple[int, ...] = Field((0,), min_length=1)
+    """Seeds of the model; each is a replication."""
+    checkpoints: dict[str, CheckpointRef] = {}
+    examples: dict[str, ExampleSet] = {}
+    analyses: tuple[Analysis, ...] = Field(min_length=1)
+    figures: tuple[Figure, ...] = ()
+    quantities: dict[str, Quantity] = {}
+    claims: tuple[Claim, ...] = ()
+    answer: str = ""
+    """The answer's sentence, with `{quantity.percent}` and the like in it."""
+    plugins: tuple[str, ...] = ()
+    """Python files, relative to the spec, whose components stand beside the built-in ones."""
+
+    _by_name = field_validator("training", mode="before")(_recipe_by_name)
+
+    @model_validator(mode="after")
+    def _names_are_known(self) -> Self:
+        tables = [analysis.table_name for analysis in self.analyses]
+        if len(set(tables)) < len(tables):
+            raise ValueError(f"two analyses make the table {max(tables, key=tables.count)!r}; give one a `name:`")
+        for owner, name in [(f"figures.{i}", f.table) for i, f in enumerate(self.figures)] + [
+            (f"quantities.{key}", q.table) for key, q in self.quantities.items()
+        ]:
+            if name not in tables:
+                raise ValueError(f"{owner} reads the table {name!r}; {suggest(name, tables)}")
+        for claim in self.claims:
+            for condition in claim.holds_when:
+                if condition.quantity not in self.quantities:
+                    raise ValueError(
+                        f"claim {claim.id} asks for {condition.quantity!r}; {suggest(condition.quantity, self.quantities)}"
+                    )
+        return self
+
+    @classmethod
+    def from_yaml(cls, path: str | Path, overrides: Sequence[str] = ()) -> Experiment:
+        """The experiment of a YAML file. Raises SpecError with the place of every error."""
+        file = SpecFile(Path(path), overrides)
+        load_plugins(file.data.get("plugins") or (), Path(path).parent)
+        return file.build(cls)
+
+    def universe(self, recipe: Recipe) -> Mapping[str, Sequence[Any]]:
+        """What `each: all` means, by field."""
+        positions = next(iter(self.examples.values()), ExampleSet(n=1)).of(recipe.task).positions
+        return {
+            "layer": range(recipe.architecture.n_layers),
+            "head": range(recipe.architecture.n_heads),
+            "position": tuple(positions),
+            "model": tuple(self.checkpoints),
+            "examples": tuple(self.examples),
+        }
+
+
+def load_plugins(names: Sequence[str], folder: Path) -> None:
+    """Import Python files that add components to the shelves. Raises InputError if one is missing or fails."""
+    import importlib.util
+
+    for name in names:
+        path = folder / name
+        found = importlib.util.spec_from_file_location(f"mechmem_plugin_{path.stem}", path)
+        if not path.exists() or found is None or found.loader is None:
+            raise InputError(f"plugin {path} does not exist")
+        try:
+            found.loader.exec_module(importlib.util.module_from_spec(found))
+        except Exception as error:
+            raise InputError(f"plugin {path} failed: {type(error).__name__}: {error}") from error

@@ -1,0 +1,42 @@
+"""Bars: an effect by layer, place or component, beside its controls."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import pandas as pd
+import plotly.graph_objects as go
+
+from mechmem.figures.panelled import Panelled
+from mechmem.figures.rows import hover, in_order, shown
+from mechmem.figures.style import titled
+
+
+class Bars(Panelled):
+    """Groups of bars: how much an intervention changes the answer, against the matched control at the same place."""
+
+    interval: ClassVar[str] = "whiskers"
+
+    def _series(self, rows: pd.DataFrame, colour: str) -> list[go.Bar]:
+        whiskers = self._whiskers(rows) if self._has_interval(rows) else None
+        return [
+            go.Bar(
+                x=[shown(value) for value in rows[self.x]],
+                y=rows[self.value].tolist(),
+                error_y=whiskers,
+                marker={"color": colour, "line": {"width": 0}},
+                hovertext=hover(rows),
+                hoverinfo="text",
+                offsetgroup=shown(rows[self.colour].iloc[0]),
+                **self._legend(rows[self.colour].iloc[0]),
+            )
+        ]
+
+    def _whiskers(self, rows: pd.DataFrame) -> dict[str, Any]:
+        up, down = (rows["high"] - rows["value"]).clip(lower=0), (rows["value"] - rows["low"]).clip(lower=0)
+        look = {"thickness": 1.2, "width": 4, "color": "#14171a"}
+        return {"type": "data", "symmetric": False, "array": up.tolist(), "arrayminus": down.tolist(), **look}
+
+    def _x_axis(self, rows: pd.DataFrame) -> dict[str, Any]:
+        order = [shown(value) for value in in_order(rows[self.x])]
+        return {"title_text": titled(self.x), "type": "category", "categoryorder": "array", "categoryarray": order}

@@ -1,0 +1,81 @@
+"""Files that are whole or absent: written to a temporary name, synced and renamed. Nothing read here runs code."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+class FileError(Exception):
+    """A file of ours is missing, damaged or cannot be written: says which, why and what to do."""
+
+
+def write(path: Path, content: bytes | str) -> None:
+    """Write a whole file or nothing. Raises FileError if the disk or the permissions do not allow it."""
+    data = content.encode() if isinstance(content, str) else content
+    temporary = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+    except OSError as error:
+        if temporary:
+            Path(temporary).unlink(missing_ok=True)
+        raise FileError(
+            f"cannot write {path}: {error.strerror or error}; free some space or choose another folder with --runs"
+        ) from error
+
+
+def write_json(path: Path, value: Any) -> None:
+    write(path, json.dumps(value, indent=2, sort_keys=False) + "\n")
+
+
+def read_json(path: Path) -> Any:
+    """Raises FileError if the file is missing or is not JSON."""
+    try:
+        return json.loads(path.read_text())
+    except FileNotFoundError as error:
+        raise FileError(f"{path} is missing") from error
+    except (OSError, ValueError) as error:
+        raise FileError(f"{path} cannot be read ({error}); delete it, and it is made again") from error
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor], note: Any = None) -> None:
+    """Save tensors as safetensors; the same tensors and note give the same bytes."""
+    from safetensors.torch import save
+
+    metadata = None if note is None else {"note": json.dumps(note)}  # one key only: the format does not order them
+    write(path, save({name: t.detach().cpu().contiguous() for name, t in tensors.items()}, metadata))
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """Load safetensors. Raises FileError if the file is missing, cut off or not safetensors."""
+    from safetensors import SafetensorError
+    from safetensors.torch import load
+
+    try:
+        return load(path.read_bytes())
+    except FileNotFoundError as error:
+        raise FileError(f"{path} is missing") from error
+    except (SafetensorError, ValueError) as error:
+        raise FileError(f"{path} is damaged ({error}); delete it and train again, or restore it from a copy") from error
+
+
+def read_note(path: Path) -> Any:
+    """The note that was saved beside the tensors."""
+    from safetensors import safe_open
+
+    with safe_open(path, framework="pt") as file:
+        return json.loads((file.metadata() or {}).get("note", "null"))

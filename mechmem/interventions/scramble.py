@@ -1,0 +1,44 @@
+"""Scramble: the same displacement in a random direction, the control of any intervention."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from mechmem.bench import Bench
+from mechmem.examples import Examples
+from mechmem.forward import Edit
+from mechmem.interventions.intervention import Intervention
+from mechmem.models import Model
+
+
+class Scramble(Intervention):
+    """Moves each activation as far as the intervention `of` does, but in a random direction.
+
+    What is left of an effect here is due to the size of the change alone. The direction is one for each position,
+    shared by all examples; it stays within the units that `of` changes.
+    Touches: the sites of `of`. Source: ours.
+    """
+
+    of: Intervention
+    seed: int = 0
+
+    def edits(self, model: Model, examples: Examples, bench: Bench) -> list[Edit]:
+        inner = self.of.edits(model, examples, bench)
+        return [Edit(edit.hook, _scrambled(edit.function, self.seed + 7919 * i)) for i, edit in enumerate(inner)]
+
+
+def _scrambled(function: Callable[[Tensor], Tensor], seed: int) -> Callable[[Tensor], Tensor]:
+    def displaced(activation: Tensor) -> Tensor:
+        change = function(activation) - activation
+        generator = torch.Generator().manual_seed(seed)
+        direction = torch.randn(activation.shape[1:], generator=generator, dtype=activation.dtype).to(activation.device)
+        direction = direction * (change != 0).any(dim=0)
+        axes = tuple(range(2, activation.ndim)) if activation.ndim > 2 else (1,)
+        size = change.pow(2).sum(axes, keepdim=True).sqrt()
+        length = direction.pow(2).sum(tuple(a - 1 for a in axes), keepdim=True).sqrt().clamp_min(1e-12)
+        return activation + size * direction / length
+
+    return displaced

@@ -1,0 +1,20 @@
+"""LogitDifference: Logit of the true token less that of the given one; 0 where both labels have the same token."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from mechmem.examples import Examples
+from mechmem.measures.measure import Logits, Measure, Values, of_labels
+
+
+class LogitDifference(Measure):
+    """Logit of the true token less that of the given one; 0 where both labels have the same token.
+
+    Positive when the rule wins over the memory. On clean instances it is 0 by definition.
+    """
+
+    unit: ClassVar[str] = "nats"
+
+    def __call__(self, logits: Logits, examples: Examples, baseline: Logits) -> Values:
+        return of_labels(logits, examples.true) - of_labels(logits, examples.given)

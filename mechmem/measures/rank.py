@@ -1,0 +1,18 @@
+"""Rank: Number of tokens that are more likely than the label's; of a whole answer, the mean over its tokens."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from mechmem.examples import Examples
+from mechmem.measures.measure import LabelMeasure, Logits, Values, of_labels
+
+
+class Rank(LabelMeasure):
+    """Number of tokens that are more likely than the label's; of a whole answer, the mean over its tokens."""
+
+    unit: ClassVar[str] = "rank, 0 is best"
+
+    def __call__(self, logits: Logits, examples: Examples, baseline: Logits) -> Values:
+        labelled = of_labels(logits, examples.labels(self.label))
+        return (logits > labelled[..., None]).sum(-1).to(logits.dtype)

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from mechmem.recipe import Training as Training
     from mechmem.tasks import FourDigitAddition as FourDigitAddition
     from mechmem.tasks import MinimalPair as MinimalPair
+    from mechmem.tasks import TwoHopReasoning as TwoHopReasoning
     from mechmem.tasks import UniformWrong as UniformWrong
 
 _HOMES = {
@@ -40,7 +41,7 @@ _HOMES = {
     "mechmem.interventions": ("Patch", "RandomDirection", "RandomNeurons", "Source", "applied"),
     "mechmem.models": ("Architecture",),
     "mechmem.recipe": ("Phase", "Recipe", "Training"),
-    "mechmem.tasks": ("FourDigitAddition", "MinimalPair", "UniformWrong"),
+    "mechmem.tasks": ("FourDigitAddition", "MinimalPair", "TwoHopReasoning", "UniformWrong"),
 }
 _HOME_OF = {name: home for home, members in _HOMES.items() for name in members}
 

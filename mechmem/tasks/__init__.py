@@ -8,3 +8,4 @@ from mechmem.tasks.label_noise import Systematic as Systematic
 from mechmem.tasks.label_noise import UniformWrong as UniformWrong
 from mechmem.tasks.task import MinimalPair as MinimalPair
 from mechmem.tasks.task import Task as Task
+from mechmem.tasks.two_hop_reasoning import TwoHopReasoning as TwoHopReasoning

@@ -45,7 +45,7 @@ _HOMES = {
 }
 _HOME_OF = {name: home for home, members in _HOMES.items() for name in members}
 
-__all__ = list(_HOME_OF)  # noqa: PLE0604
+__all__ = list(_HOME_OF)
 __version__ = "0.1.0"
 
 

@@ -150,7 +150,7 @@ class Trained:
             "|---|---|---|---|---|---|",
         ]
         rows = [
-            f"| {r.name} | {r.step} | {r.clean:.3f} | {r.memorised:.3f} | {r.corrected:.3f} | {r.held_out:.3f} |"
-            for r in self.checkpoints().itertuples()
+            "| " + " | ".join(v if isinstance(v, str) else f"{v:.3f}".removesuffix(".000") for v in row) + " |"
+            for row in self.checkpoints().to_numpy().tolist()
         ]
         return "\n".join([*lines, *rows, "", "```yaml", write_spec(spec).rstrip(), "```", ""])

@@ -31,15 +31,19 @@ class Measured:
     @property
     def percent(self) -> str:
         """`62 % [58, 66]`."""
-        return "undefined" if np.isnan(self.value) else f"{self.value:.0%}".replace("%", " %") + (
-            f" [{100 * self.low:.0f}, {100 * self.high:.0f}]"
+        return (
+            "undefined"
+            if np.isnan(self.value)
+            else f"{self.value:.0%}".replace("%", " %") + (f" [{100 * self.low:.0f}, {100 * self.high:.0f}]")
         )
 
     @property
     def points(self) -> str:
         """A difference of shares: `+12 points [8, 15]`."""
-        return "undefined" if np.isnan(self.value) else (
-            f"{100 * self.value:+.0f} points [{100 * self.low:+.0f}, {100 * self.high:+.0f}]"
+        return (
+            "undefined"
+            if np.isnan(self.value)
+            else (f"{100 * self.value:+.0f} points [{100 * self.low:+.0f}, {100 * self.high:+.0f}]")
         )
 
     @property
@@ -70,22 +74,33 @@ class Quantity(Component):
         if len(groups) > 1 and self.pick is None:
             raise InputError(f"{len(groups)} rows a seed fit {self.where}; add a key ({_differing(groups)}) or `pick:`")
         measured = [Measured(*hierarchical_interval(values), len(values), labels) for labels, values in groups]
-        return (min if self.pick == "smallest" else max)(measured, key=lambda m: m.value)
+        defined = [m for m in measured if not np.isnan(m.value)] or measured
+        return (min if self.pick == "smallest" else max)(defined, key=lambda m: m.value)
 
     def _groups(self, table: pd.DataFrame) -> list[tuple[dict[str, Any], list[np.ndarray]]]:
         chosen = rows_where(table, self.where)
         if chosen.empty:
             return []
-        if self.value not in chosen and "per_example" not in chosen:
-            raise InputError(f"table {self.table!r} has no column {self.value!r}; {suggest(self.value, chosen.columns)}")
+        if self.value not in chosen:
+            raise InputError(
+                f"table {self.table!r} has no column {self.value!r}; {suggest(self.value, chosen.columns)}"
+            )
         if "per_example" not in chosen or self.value != "value":
-            return [(dict(self.where), [rows[self.value].to_numpy(float) for _, rows in chosen.groupby("seed")])]
+            if self.pick or self.minus is not None:
+                raise InputError(f"`pick` and `minus` need values of single examples, which {self.value!r} has not")
+            return [(dict(self.where), [self._rows_of(table, seed, rows) for seed, rows in chosen.groupby("seed")])]
         keys = [c for c in chosen.columns if c not in NOT_LABELS]
         groups = []
         for labels, rows in chosen.groupby(keys, sort=False, dropna=False):
-            named = dict(zip(keys, labels, strict=True))
+            named = dict(zip(keys, labels if isinstance(labels, tuple) else (labels,), strict=True))
             groups.append((named, [self._paired(table, row, named) for _, row in rows.iterrows()]))
         return groups
+
+    def _rows_of(self, table: pd.DataFrame, seed: Any, rows: pd.DataFrame) -> np.ndarray:
+        values = rows[self.value].to_numpy(float)
+        if self.minus is None:
+            return values
+        return values - rows_where(table[table["seed"] == seed], self.where | self.minus)[self.value].mean()
 
     def _paired(self, table: pd.DataFrame, row: pd.Series, labels: Mapping[str, Any]) -> np.ndarray:
         values = np.asarray(row["per_example"], float)
@@ -169,11 +184,18 @@ class Claim(Component):
         failed = [c.rule for c, o in zip(self.holds_when, outcomes, strict=True) if o is False]
         unclear = [c.rule for c, o in zip(self.holds_when, outcomes, strict=True) if o is None]
         found = (
-            f"contradicted: {'; '.join(failed)}" if failed else f"unclear: {'; '.join(unclear)}" if unclear else "all hold"
+            f"contradicted: {'; '.join(failed)}"
+            if failed
+            else f"unclear: {'; '.join(unclear)}"
+            if unclear
+            else "all hold"
         )
         if n_seeds < self.min_seeds:
             seeds = "one seed" if n_seeds == 1 else f"{n_seeds} seeds"
-            return "undetermined", f"{seeds} of the {self.min_seeds} that a verdict needs; here the conditions are {found}"
+            return (
+                "undetermined",
+                f"{seeds} of the {self.min_seeds} that a verdict needs; here the conditions are {found}",
+            )
         return ("refuted" if failed else "undetermined" if unclear else "supported"), f"over {n_seeds} seeds: {found}"
 
 
@@ -194,7 +216,12 @@ class _Sentence(string.Formatter):
 
 def sentence(template: str, measured: Mapping[str, Measured]) -> str:
     """The answer: `{returned.percent} of the true answers return when layer {best.layer} is patched`."""
-    return " ".join(_Sentence().vformat(template, (), dict(measured)).split())
+    try:
+        return " ".join(_Sentence().vformat(template, (), dict(measured)).split())
+    except InputError:
+        raise
+    except ValueError as error:
+        raise InputError(f"the answer {template!r} cannot be filled in: {error}") from error
 
 
 def _differing(groups: Sequence[tuple[Mapping[str, Any], Any]]) -> str:

@@ -39,13 +39,10 @@ def main() -> None:
 
 
 def _explained(error: Exception) -> tuple[str, int]:
-    import click
-
-    if isinstance(error, click.exceptions.NoArgsIsHelpError):
+    usage: Any = typer.BadParameter.__mro__[2]  # the ClickException of this typer: since 0.26 it brings a click of its own
+    if isinstance(error, usage):
         return error.format_message(), 2
-    if isinstance(error, click.ClickException):
-        return error.format_message(), 2
-    if isinstance(error, click.Abort):
+    if isinstance(error, typer.Abort):
         return "interrupted; the same command goes on from here", 1
     from mechmem.component import InputError
     from mechmem.files import FileError
@@ -58,7 +55,8 @@ def _explained(error: Exception) -> tuple[str, int]:
 
 
 def _fail(message: str, code: int) -> None:
-    sys.stderr.write(f"mechmem: {message}\n" if not message.startswith("Usage") else message + "\n")
+    if message:  # empty where the help was asked for by typing nothing
+        sys.stderr.write(f"mechmem: {message}\n" if not message.startswith("Usage") else message + "\n")
     sys.exit(code)
 
 
@@ -90,7 +88,9 @@ def check(spec: Spec, overrides: Overrides = None, as_json: Json = False) -> Non
         costs = engine.rehearse(experiment)
     seconds = _seconds_per_example(experiment)
     n = len(experiment.seeds)
-    rows = [{"analysis": a, "examples_forwarded": n * c, "seconds": round(n * c * seconds, 1)} for a, c in costs.items()]
+    rows = [
+        {"analysis": a, "examples_forwarded": n * c, "seconds": round(n * c * seconds, 1)} for a, c in costs.items()
+    ]
     if as_json:
         _output({"valid": True, "analyses": rows}, True)
         return
@@ -177,7 +177,9 @@ def draw(name: Annotated[str, typer.Argument(help="a run, by name or folder")], 
 
 
 @app.command()
-def shell(training: Annotated[str, typer.Argument(help="a training, such as fda_small")], seed: Seed = 0, runs: Runs = HERE) -> None:
+def shell(
+    training: Annotated[str, typer.Argument(help="a training, such as fda_small")], seed: Seed = 0, runs: Runs = HERE
+) -> None:
     """An interactive Python session with the trained model and its examples at hand."""
     import code
 
@@ -186,7 +188,13 @@ def shell(training: Annotated[str, typer.Argument(help="a training, such as fda_
 
     trained = checkpoints.find(training, seed, runs)
     model, task = trained.at(trained.steps[-1]), trained.task
-    names = {"mm": mechmem, "trained": trained, "model": model, "task": task, "examples": task.sample("train")}
+    names: dict[str, Any] = {
+        "mm": mechmem,
+        "trained": trained,
+        "model": model,
+        "task": task,
+        "examples": task.sample("train"),
+    }
     names |= {"held_out": task.sample("held_out"), "sites": sites.table(model.cfg)}
     banner = f"{trained!r}\n" + "".join(f"  {name:<9} {type(value).__name__}\n" for name, value in names.items())
     code.interact(banner + "  logits, cache = model.run_with_cache(examples.tokens[:8])", local=names, exitmsg="")
@@ -316,7 +324,9 @@ def _show_training(trained: Any, as_json: bool) -> None:
         return
     _echo(f"{trained!r}\nrecipe {trained.recipe.recipe_hash}, {trained.folder}\n")
     _echo(checkpoints.to_string(index=False, float_format=lambda value: f"{value:.3f}"))
-    _echo("\nshare of whole answers: clean and memorised against given labels, corrected and held_out against true ones")
+    _echo(
+        "\nshare of whole answers: clean and memorised against given labels, corrected and held_out against true ones"
+    )
 
 
 def _show_kind(member: Any, as_json: bool) -> None:

@@ -17,9 +17,11 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self, TypeVar
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
     ConfigDict,
     Discriminator,
+    Field,
     GetJsonSchemaHandler,
     Tag,
     ValidationError,
@@ -90,28 +92,29 @@ class Component(BaseModel):
             return cls._member(value).model_validate(value)
         value = dict(value)
         if value.pop("kind", cls.kind) != cls.kind:
-            raise PydanticCustomError("wrong_kind", f"kind must be {cls.kind!r} here")
+            raise _custom("wrong_kind", f"kind must be {cls.kind!r} here")
         return cls._all_errors_at_once(value, handler)
 
     @classmethod
     def _member(cls, value: Mapping[str, Any]) -> type[Self]:
         kind = value.get("kind")
         if kind is None:
-            raise PydanticCustomError("no_kind", f"a {cls.shelf} needs `kind:`, one of {', '.join(cls.kinds())}")
-        if kind not in cls.kinds():
+            raise _custom("no_kind", f"a {cls.shelf} needs `kind:`, one of {', '.join(cls.kinds())}")
+        if not isinstance(kind, str) or kind not in cls.kinds():
             message = f"there is no {cls.shelf} {kind!r}; {suggest(kind, cls.kinds())}"
-            raise ValidationError.from_exception_data(
-                cls.__name__,
-                [InitErrorDetails(type=PydanticCustomError("unknown_kind", literal(message)), loc=("kind",), input=kind)],
-            )
+            raise ValidationError.from_exception_data(cls.__name__, [_error("unknown_kind", message, ("kind",), kind)])
         return cls.kinds()[kind]
 
     @classmethod
     def _all_errors_at_once(cls, value: dict[str, Any], handler: Callable[[Any], Self]) -> Self:
-        names = {field.alias or name: name for name, field in cls.model_fields.items()} | dict.fromkeys(cls.model_fields, "")
+        names = {field.alias or name: name for name, field in cls.model_fields.items()} | dict.fromkeys(
+            cls.model_fields, ""
+        )
         unknown = [key for key in value if key not in names]
         errors = [
-            _error("unknown_key", f"{cls.kind} has no key {key!r}; {suggest(key, cls.model_fields)}", (key,), value[key])
+            _error(
+                "unknown_key", f"{cls.kind} has no key {key!r}; {suggest(key, cls.model_fields)}", (key,), value[key]
+            )
             for key in unknown
         ]
         try:
@@ -167,15 +170,26 @@ class Component(BaseModel):
         for combination in itertools.product(*choices):
             labels = {key: label for swept, _ in combination for key, label in swept.items()}
             fields = {name: getattr(self, name) for name in type(self).model_fields} | dict(c[1] for c in combination)
-            members.append((labels, type(self)(**fields)))
+            members.append((labels, self._swept_member(labels, fields)))
         return members
+
+    def _swept_member(self, labels: Mapping[str, Any], fields: Mapping[str, Any]) -> Self:
+        try:
+            return type(self)(**fields)
+        except ValidationError as error:
+            found = "; ".join(f"{e['loc'][0] if e['loc'] else self.kind}: {e['msg']}" for e in error.errors())
+            raise InputError(f"with {', '.join(f'{k} {v!r}' for k, v in labels.items())}: {found}") from error
+
+
+def _frozen(value: Any) -> Any:
+    return tuple(map(_frozen, value)) if isinstance(value, (list, tuple)) else value
 
 
 class Each(BaseModel):
     """A swept value: `{each: [1, 2]}`, or `{each: all}` for every value that the model and the task allow."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
-    each: tuple[Any, ...] | Literal["all"]
+    each: Annotated[tuple[Any, ...], Field(min_length=1), AfterValidator(_frozen)] | Literal["all"]
 
     def values(self, name: str, universe: Mapping[str, Sequence[Any]]) -> Sequence[Any]:
         if self.each != "all":
@@ -225,12 +239,12 @@ def json_schema(root: type[Component]) -> dict[str, Any]:
 
 
 def _error(kind: str, message: str, loc: tuple[int | str, ...], value: Any) -> InitErrorDetails:
-    return InitErrorDetails(type=PydanticCustomError(kind, literal(message)), loc=loc, input=value)
+    return InitErrorDetails(type=_custom(kind, message), loc=loc, input=value)
 
 
-def literal(message: str) -> Any:
-    """A message that pydantic must not treat as a template."""
-    return message
+def _custom(kind: Any, message: Any) -> PydanticCustomError:
+    """An error whose message is shown as it is: without a context, pydantic treats no text as a template."""
+    return PydanticCustomError(kind, message)
 
 
 def suggest(name: object, names: Iterable[str]) -> str:

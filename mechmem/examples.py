@@ -12,7 +12,10 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
+from mechmem.component import InputError
+
 Label = Literal["given", "true"]
+AnyLabel = Literal["given", "true", "pair"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,6 +41,8 @@ class Examples:
     """Row of each example in the set it was selected from."""
     counterpart: Examples | None = None
     """The minimal pair of each row, where the set was made with pairs."""
+    parent: Examples | None = None
+    """The set that these rows were selected from; none for a set of its own."""
 
     def __post_init__(self) -> None:
         if len(self.index) != len(self):
@@ -51,8 +56,17 @@ class Examples:
         """Number of answer tokens; the logits that score them stand at the last `n_answer` input positions."""
         return self.given.shape[1]
 
-    def labels(self, label: Label) -> Int[Tensor, "n n_answer"]:
-        """The given or the true labels."""
+    @property
+    def whole(self) -> Examples:
+        """The set that `index` counts in, fed the same label's prefix."""
+        return self if self.parent is None else self.parent.with_prefix(self.prefix)
+
+    def labels(self, label: AnyLabel) -> Int[Tensor, "n n_answer"]:
+        """The given labels, the true ones, or the true ones of the minimal pairs (InputError where there are none)."""
+        if label == "pair":
+            if self.counterpart is None:
+                raise InputError("a measure of the pair's label needs an example set that was made with `pair:`")
+            return self.counterpart.true
         return self.given if label == "given" else self.true
 
     @cached_property
@@ -76,12 +90,13 @@ class Examples:
             **{name: getattr(self, name)[rows] for name in ("prompt", "given", "true", "is_noisy", "index")},
             variables={name: value[rows] for name, value in self.variables.items()},
             counterpart=self.counterpart and self.counterpart.select(rows),
+            parent=self if self.parent is None else self.parent,
         )
 
     def as_set(self) -> Self:
         """The same examples as a set of their own: their rows count from 0."""
         counterpart = self.counterpart and self.counterpart.as_set()
-        return replace(self, index=torch.arange(len(self)), counterpart=counterpart)
+        return replace(self, index=torch.arange(len(self)), counterpart=counterpart, parent=None)
 
     def to(self, device: torch.device | str) -> Self:
         """The same examples on another device."""
@@ -97,8 +112,10 @@ class Examples:
     def text(self, row: int) -> str:
         """One example as a person would write it: `3 4 7 1 + 2 9 0 8 = 0 6 3 7 9`."""
         words = [self.vocabulary[t] for t in (*self.prompt[row].tolist(), *self.given[row].tolist())]
-        wrong = "" if torch.equal(self.given[row], self.true[row]) else "   (true: {})".format(
-            " ".join(self.vocabulary[t] for t in self.true[row].tolist())
+        wrong = (
+            ""
+            if torch.equal(self.given[row], self.true[row])
+            else "   (true: {})".format(" ".join(self.vocabulary[t] for t in self.true[row].tolist()))
         )
         return " ".join(words) + wrong
 

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any, Self
 
 import torch
-from pydantic import Field, ValidationInfo, field_validator, model_validator
+from pydantic import Field, GetJsonSchemaHandler, ValidationInfo, field_validator, model_validator
+from pydantic_core import CoreSchema
 
 from mechmem.analyses import Analysis
 from mechmem.checkpoints import SHIPPED
@@ -16,7 +17,7 @@ from mechmem.component import Component, InputError, suggest
 from mechmem.examples import Examples, Label
 from mechmem.figures import Figure
 from mechmem.files import read_json
-from mechmem.recipe import Recipe
+from mechmem.recipe import PHASES, Recipe
 from mechmem.specs import SpecFile
 from mechmem.tasks import MinimalPair, Task
 
@@ -54,14 +55,20 @@ class CheckpointRef(Component):
     @model_validator(mode="after")
     def _one(self) -> Self:
         if (self.phase is None) == (self.step is None):
-            raise ValueError("a checkpoint is a phase (initial, generalised, memorised, final) or `{step: N}`")
+            raise ValueError(f"a checkpoint is a phase ({', '.join(PHASES)}) or `{{step: N}}`")
+        if self.phase is not None and self.phase not in PHASES:
+            raise ValueError(f"there is no phase {self.phase!r}; {suggest(self.phase, PHASES)}")
         return self
 
-    _by_name = field_validator("training", mode="before")(_recipe_by_name)
+    _by_name = field_validator("training", mode="before", json_schema_input_type=Recipe | str | None)(_recipe_by_name)
+
+    @classmethod
+    def __get_pydantic_json_schema__(cls, core_schema: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
+        return {"anyOf": [handler(core_schema), {"enum": list(PHASES)}]}
 
     @property
     def at(self) -> str | int:
-        return self.phase if self.step is None else self.step  # type: ignore[return-value]
+        return self.step if self.step is not None else str(self.phase)
 
 
 class ExampleSet(Component):
@@ -98,6 +105,8 @@ class Experiment(Component):
     name: str = Field(pattern=r"^[A-Za-z0-9_.-]+$")
     question: str
     training: Recipe
+    also: tuple[Recipe, ...] = ()
+    """Other trainings that are put to the same analyses; rows then say whose they are in the column `training`."""
     seeds: tuple[int, ...] = Field((0,), min_length=1)
     """Seeds of the model; each is a replication."""
     checkpoints: dict[str, CheckpointRef] = {}
@@ -111,10 +120,17 @@ class Experiment(Component):
     plugins: tuple[str, ...] = ()
     """Python files, relative to the spec, whose components stand beside the built-in ones."""
 
-    _by_name = field_validator("training", mode="before")(_recipe_by_name)
+    _by_name = field_validator("training", mode="before", json_schema_input_type=Recipe | str)(_recipe_by_name)
+
+    @field_validator("also", mode="before", json_schema_input_type=tuple[Recipe | str, ...])
+    @classmethod
+    def _also_by_name(cls, value: Any, info: ValidationInfo) -> Any:
+        return [_recipe_by_name(part, info) for part in value] if isinstance(value, (list, tuple)) else value
 
     @model_validator(mode="after")
     def _names_are_known(self) -> Self:
+        if len(set(self.seeds)) < len(self.seeds):
+            raise ValueError(f"seed {max(self.seeds, key=self.seeds.count)} stands twice; a replication needs its own")
         tables = [analysis.table_name for analysis in self.analyses]
         if len(set(tables)) < len(tables):
             raise ValueError(f"two analyses make the table {max(tables, key=tables.count)!r}; give one a `name:`")
@@ -131,11 +147,24 @@ class Experiment(Component):
                     )
         return self
 
+    @model_validator(mode="after")
+    def _checkpoints_will_be_kept(self) -> Self:
+        for name, ref in self.checkpoints.items():
+            training = (ref.training or self.training).training
+            if ref.step is not None and not training.keeps(ref.step):
+                raise ValueError(
+                    f"checkpoints.{name}: {(ref.training or self.training).name} keeps no checkpoint of step {ref.step}, "
+                    f"only every {training.evaluate_every} up to {training.n_steps}"
+                )
+        return self
+
     @classmethod
     def from_yaml(cls, path: str | Path, overrides: Sequence[str] = ()) -> Experiment:
         """The experiment of a YAML file. Raises SpecError with the place of every error."""
         file = SpecFile(Path(path), overrides)
-        load_plugins(file.data.get("plugins") or (), Path(path).parent)
+        plugins = file.data.get("plugins")
+        if isinstance(plugins, list):  # anything else is refused with its place when the object is built
+            load_plugins([name for name in plugins if isinstance(name, str)], Path(path).parent)
         return file.build(cls)
 
     def universe(self, recipe: Recipe) -> Mapping[str, Sequence[Any]]:
@@ -158,7 +187,7 @@ def load_plugins(names: Sequence[str], folder: Path) -> None:
         path = folder / name
         found = importlib.util.spec_from_file_location(f"mechmem_plugin_{path.stem}", path)
         if not path.exists() or found is None or found.loader is None:
-            raise InputError(f"plugin {path} does not exist")
+            raise InputError(f"plugin {path} {'is not a .py file' if path.exists() else 'does not exist'}")
         try:
             found.loader.exec_module(importlib.util.module_from_spec(found))
         except Exception as error:

@@ -10,12 +10,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from mechmem.component import InputError
 from mechmem.models import Model
 
 ACTIVATIONS: dict[str | None, Callable[[Tensor], Tensor]] = {"relu": F.relu, "gelu": F.gelu, "silu": F.silu}
@@ -30,8 +32,10 @@ class Edit:
 
     @property
     def layer(self) -> int:
-        """Layer of the hook; -1 for what comes before the first."""
-        return int(self.hook.split(".")[1]) if self.hook.startswith("blocks.") else -1 if "embed" in self.hook[:14] else 10**6
+        """Layer of the hook; -1 for what comes before the first, a million for what comes after the last."""
+        if self.hook.startswith("blocks."):
+            return int(self.hook.split(".")[1])
+        return -1 if self.hook in ("hook_embed", "hook_pos_embed") else 10**6
 
 
 @dataclass
@@ -41,8 +45,10 @@ class _Taps:
     edits: dict[str, list[Callable[[Tensor], Tensor]]]
     capture: frozenset[str]
     cache: dict[str, Tensor] = field(default_factory=dict)
+    met: set[str] = field(default_factory=set)
 
     def __call__(self, hook: str, activation: Tensor) -> Tensor:
+        self.met.add(hook)
         for function in self.edits.get(hook, ()):
             activation = function(activation)
         if hook in self.capture:
@@ -51,6 +57,11 @@ class _Taps:
 
     def touches(self, *prefixes: str) -> bool:
         return any(hook.startswith(prefixes) for hook in (*self.edits, *self.capture))
+
+    def check(self) -> None:
+        """Raises InputError for a hook that was never met, at which an edit would silently do nothing."""
+        if never := {*self.edits, *self.capture} - self.met:
+            raise InputError(f"this model has no activation {sorted(never)[0]!r} that can be edited or read")
 
 
 def forward(
@@ -63,7 +74,9 @@ def forward(
 ) -> tuple[Float[Tensor, "batch n_readout d_vocab"], dict[str, Tensor]]:
     """Logits at the last `n_readout` positions, and the activations at the `capture` hooks (after their edits).
 
-    `start = (layer, resid_pre)` resumes at that layer. Edits and captures before it are refused.
+    `start = (layer, resid_pre)` resumes at that layer. Edits and captures before it are refused. With `n_readout` 0 no
+    logits are wanted, and the forward ends at the last layer that is captured. Raises InputError for an edit or
+    capture at a hook that it does not come by.
     """
     functions: dict[str, list[Callable[[Tensor], Tensor]]] = {}
     for edit in edits:
@@ -80,16 +93,22 @@ def forward(
         if taps.touches(*early):
             raise ValueError(f"an edit or capture lies before layer {first}, at which the forward starts")
     looked_at_late = taps.touches(f"blocks.{config.n_layers - 1}.", "ln_final.", "unembed.")
-    for layer in range(first, config.n_layers):
+    captured = [Edit(hook, lambda x: x).layer for hook in capture]
+    end = config.n_layers if n_readout else min(config.n_layers, max(captured, default=-1) + 1)
+    for layer in range(first, end):
         last = layer == config.n_layers - 1
         keep = n_readout if last and not looked_at_late else x.shape[1]
         x = _block(model.blocks[layer], x, keep, taps, f"blocks.{layer}.")
+    if not n_readout and max(captured, default=-1) < config.n_layers:
+        taps.check()
+        return x[:, :0], taps.cache
     x = _norm(getattr(model, "ln_final", torch.nn.Identity()), x, taps, "ln_final.")
     logits = taps("unembed.hook_out", torch.matmul(x, model.unembed.W_U) + model.unembed.b_U)
-    return logits[:, -n_readout:], taps.cache
+    taps.check()
+    return logits[:, logits.shape[1] - n_readout :], taps.cache
 
 
-def _block(block: torch.nn.Module, x: Tensor, keep: int, taps: _Taps, at: str) -> Tensor:
+def _block(block: Any, x: Tensor, keep: int, taps: _Taps, at: str) -> Tensor:
     """One layer; only the last `keep` positions of it are computed and returned."""
     x = taps(at + "hook_resid_pre", x)
     attn_out = _attention(block.attn, _norm(block.ln1, x, taps, at + "ln1."), keep, taps, at)
@@ -102,7 +121,7 @@ def _block(block: torch.nn.Module, x: Tensor, keep: int, taps: _Taps, at: str) -
     return taps(at + "hook_resid_post", x)
 
 
-def _attention(attention: torch.nn.Module, x: Tensor, keep: int, taps: _Taps, at: str) -> Tensor:
+def _attention(attention: Any, x: Tensor, keep: int, taps: _Taps, at: str) -> Tensor:
     q, k, v = _queries_keys_values(attention, x)
     q = taps(at + "attn.hook_q", q[:, -keep:]).transpose(1, 2)
     k, v = (taps(at + f"attn.hook_{n}", t).transpose(1, 2) for n, t in (("k", k), ("v", v)))
@@ -120,7 +139,7 @@ def _attention(attention: torch.nn.Module, x: Tensor, keep: int, taps: _Taps, at
     return torch.matmul(z.flatten(-2), attention.W_O.flatten(0, 1)) + attention.b_O
 
 
-def _queries_keys_values(attention: torch.nn.Module, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def _queries_keys_values(attention: Any, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Queries, keys and values, each `batch pos head d_head`, from one product."""
     weight = torch.cat([attention.W_Q, attention.W_K, attention.W_V])  # (3 head) d_model d_head
     bias = torch.cat([attention.b_Q, attention.b_K, attention.b_V]).flatten()
@@ -130,7 +149,7 @@ def _queries_keys_values(attention: torch.nn.Module, x: Tensor) -> tuple[Tensor,
     return q, k, v
 
 
-def _norm(norm: torch.nn.Module, x: Tensor, taps: _Taps, at: str) -> Tensor:
+def _norm(norm: Any, x: Tensor, taps: _Taps, at: str) -> Tensor:
     if isinstance(norm, torch.nn.Identity):
         return x
     centred = hasattr(norm, "b")

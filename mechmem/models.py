@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 import warnings
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Literal, Self
 
@@ -77,7 +77,7 @@ class Architecture(Component):
 
 
 @contextmanager
-def untouched_randomness() -> Iterator[None]:
+def untouched_randomness() -> Generator[None, None, None]:
     """Restores the global random states of torch, numpy and random, which TransformerLens may reseed."""
     states = torch.get_rng_state(), np.random.get_state(), random.getstate()  # noqa: NPY002
     try:
@@ -89,7 +89,7 @@ def untouched_randomness() -> Iterator[None]:
 
 
 @contextmanager
-def silenced_deprecation() -> Iterator[None]:
+def silenced_deprecation() -> Generator[None, None, None]:
     """HookedTransformer warns that it goes in 4.0; the project pins <4 and keeps to sites that exist on both."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="HookedTransformer is deprecated", category=DeprecationWarning)

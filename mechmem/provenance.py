@@ -36,7 +36,9 @@ def commit() -> str | None:
     here = Path(__file__).parent
     try:
         found = [
-            subprocess.run(["git", "-C", here, *arguments], capture_output=True, text=True, check=True, timeout=10).stdout
+            subprocess.run(
+                ["git", "-C", here, *arguments], capture_output=True, text=True, check=True, timeout=10
+            ).stdout
             for arguments in (("rev-parse", "--short=12", "HEAD"), ("status", "--porcelain", "--", "."))
         ]
     except (OSError, subprocess.SubprocessError):
@@ -49,4 +51,6 @@ def _processor() -> str:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
         return platform.processor()
-    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.processor())
+    return next(
+        (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.processor()
+    )

@@ -12,6 +12,10 @@ from mechmem.models import Architecture, Model
 from mechmem.tasks import Task
 
 
+PHASES = ("initial", "generalised", "memorised", "final")
+"""The moments of a training that a checkpoint can be named by."""
+
+
 class Phase(Component):
     """A moment of training: the first evaluated step at which all of these hold (fractions)."""
 
@@ -55,6 +59,10 @@ class Training(Component):
         done = step / self.n_steps
         falling = {"constant": 1.0, "linear": 1 - done, "cosine": 0.5 * (1 + math.cos(math.pi * done))}[self.schedule]
         return warm * (self.final_factor + (1 - self.final_factor) * falling)
+
+    def keeps(self, step: int) -> bool:
+        """Whether a checkpoint is written at this step, unless training stops before."""
+        return step == self.n_steps or (step < self.n_steps and step % self.evaluate_every == 0)
 
     def phases(self, curves: list[dict[str, Any]]) -> dict[str, int | None]:
         """The step of each phase, None for one that never came."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -57,7 +58,8 @@ def render(report: Report) -> str:
         for number, (title, caption, figure) in enumerate(report.figures, 1)
     ]
     page = _environment().get_template("report.html.j2")
-    return page.render(report=report, figures=figures, plotly=Markup(script()) if figures else "")
+    plotly = Markup(script()) if figures else ""
+    return page.render(report=report, figures=figures, plotly=plotly, VERDICTS=VERDICTS, MOST_ROWS=MOST_ROWS)
 
 
 def _environment() -> Environment:
@@ -66,7 +68,6 @@ def _environment() -> Environment:
         loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     environment.filters |= {"number": number, "yaml": yaml, "without_lists": without_lists}
-    environment.globals |= {"VERDICTS": VERDICTS, "MOST_ROWS": MOST_ROWS}
     return environment
 
 
@@ -76,7 +77,7 @@ def number(value: Any) -> str:
     >>> number(0.12345), number(2048.0), number(None), number("clean")
     ('0.123', '2048', '–', 'clean')
     """
-    if value is None or value is pd.NA or value != value:
+    if value is None or value is pd.NA or (isinstance(value, float) and math.isnan(value)):
         return "–"
     if not isinstance(value, float):
         return str(value)
@@ -87,7 +88,7 @@ def number(value: Any) -> str:
 def yaml(block: dict[str, Any]) -> str:
     """The block as it would stand in a spec."""
     writer, text = YAML(typ="safe", pure=True), io.StringIO()
-    writer.default_flow_style, writer.sort_base_mapping_type_on_output, writer.width = False, False, 100
+    writer.default_flow_style, writer.sort_base_mapping_type_on_output, writer.width = None, False, 100
     writer.dump(block, text)
     return text.getvalue()
 

@@ -26,7 +26,7 @@ from mechmem.specs import write_spec
 from mechmem.training import train
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Generator, Iterator, Sequence
 
     import pandas as pd
     import plotly.graph_objects as go
@@ -120,9 +120,11 @@ def run(experiment: Experiment, runs: Path = RUNS, watcher: Watcher | None = Non
 
 def _subjects(experiment: Experiment) -> Iterator[tuple[dict[str, Any], Recipe, int]]:
     """(swept values of the recipe, recipe, seed) of every training of the experiment."""
-    for labels, recipe in experiment.training.unfold({}):
-        for seed in experiment.seeds:
-            yield labels, recipe, seed
+    for training in (experiment.training, *experiment.also):
+        named = {"training": training.name} if experiment.also else {}
+        for labels, recipe in training.unfold({}):
+            for seed in experiment.seeds:
+                yield named | labels, recipe, seed
 
 
 class _Subject:
@@ -183,7 +185,9 @@ class _Subject:
             for part, refs in used.items()
         }
         steps = [self.trained.phases, self.trained.record["curves"][-1]]
-        return digest([block, named, self.recipe.recipe_hash, steps, self.seed, engine_hash(), *_plugin_code(self.experiment)])
+        return digest(
+            [block, named, self.recipe.recipe_hash, steps, self.seed, engine_hash(), *_plugin_code(self.experiment)]
+        )
 
 
 class BlockError(InputError):
@@ -206,7 +210,9 @@ def _asks_for_all(analysis: Analysis) -> bool:
 
 
 def _plugin_code(experiment: Experiment) -> list[str]:
-    return [name + hashlib.sha256(Path(name).read_bytes()).hexdigest() for name in experiment.plugins if Path(name).exists()]
+    return [
+        name + hashlib.sha256(Path(name).read_bytes()).hexdigest() for name in experiment.plugins if Path(name).exists()
+    ]
 
 
 @cache
@@ -244,7 +250,7 @@ def rehearse(experiment: Experiment) -> dict[str, int]:
     models = {name: (ref.training or recipe).build(seed) for name, ref in experiment.checkpoints.items()}
     curve = {"step": 0, "clean": 0.0, "memorised": 0.0, "corrected": 0.0, "held_out": 0.0}
     phases = dict.fromkeys(("initial", "generalised", "memorised", "final"), 0)
-    bench = Bench(models=models, example_sets=few, curves=[curve], phases=phases, chance=recipe.task.chance)
+    bench = Bench(models=models, example_sets=few, curves=[curve], phases=phases, chance=recipe.task.chance, is_rehearsal=True)
     costs, tables = {}, {}
     for i, analysis in enumerate(experiment.analyses):
         before = bench.n_forwarded
@@ -300,7 +306,9 @@ def _finish(
 
 
 def _readable(labels: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: value if isinstance(value, (str, bool, type(None))) else _number(value) for key, value in labels.items()}
+    return {
+        key: value if isinstance(value, (str, bool, type(None))) else _number(value) for key, value in labels.items()
+    }
 
 
 def _number(value: Any) -> float | int | str:
@@ -354,11 +362,13 @@ def load_run(folder: Path) -> Run:
 
 def all_runs(runs: Path = RUNS) -> list[Path]:
     """Folders of finished runs, the latest first."""
-    return sorted((p.parent for p in runs.glob("*/run.json")), key=lambda p: (p / "run.json").stat().st_mtime, reverse=True)
+    return sorted(
+        (p.parent for p in runs.glob("*/run.json")), key=lambda p: (p / "run.json").stat().st_mtime, reverse=True
+    )
 
 
 @contextmanager
-def locked(folder: Path, say: Callable[[str], None]) -> Iterator[None]:
+def locked(folder: Path, say: Callable[[str], None]) -> Generator[None, None, None]:
     """One run of a spec at a time; a second one waits and then finds everything made."""
     try:
         folder.mkdir(parents=True, exist_ok=True)

@@ -63,8 +63,12 @@ SITES = {
         Site("z", "blocks.{layer}.attn.hook_z", HEADS, "each head's output before W_O"),
         Site("attn_out", "blocks.{layer}.hook_attn_out", RESIDUAL, "what attention adds to the residual stream"),
         Site("norm_mlp", "blocks.{layer}.ln2.hook_normalized", RESIDUAL, "normalised input of the MLP, unscaled", True),
-        Site("mlp_pre", "blocks.{layer}.mlp.hook_pre", ("batch", "pos", "d_mlp"), "neurons before the activation", True),
-        Site("neurons", "blocks.{layer}.mlp.hook_post", ("batch", "pos", "d_mlp"), "neurons after the activation", True),
+        Site(
+            "mlp_pre", "blocks.{layer}.mlp.hook_pre", ("batch", "pos", "d_mlp"), "neurons before the activation", True
+        ),
+        Site(
+            "neurons", "blocks.{layer}.mlp.hook_post", ("batch", "pos", "d_mlp"), "neurons after the activation", True
+        ),
         Site("mlp_out", "blocks.{layer}.hook_mlp_out", RESIDUAL, "what the MLP adds to the residual stream", True),
         Site("resid_post", "blocks.{layer}.hook_resid_post", RESIDUAL, "residual stream after the layer"),
         Site("norm_final", "ln_final.hook_normalized", RESIDUAL, "normalised last residual, unscaled"),
@@ -90,8 +94,10 @@ def checked_hook(config: HookedTransformerConfig, name: str, layer: int | None) 
         raise InputError(f"site {name!r} has no layers; leave `layer` out")
     if layer is not None and not 0 <= layer < config.n_layers:
         raise InputError(f"layer {layer} is out of range: the model has layers 0 to {config.n_layers - 1}")
-    if (found.in_mlp and config.attn_only) or (name.startswith("norm_") and config.normalization_type is None):
-        raise InputError(f"this model has no site {name!r} (attn_only={config.attn_only})")
+    if found.in_mlp and config.attn_only:
+        raise InputError(f"this model has no site {name!r}: it has no MLP")
+    if name.startswith("norm_") and config.normalization_type is None:
+        raise InputError(f"this model has no site {name!r}: it has no normalisation")
     return found.hook(layer)
 
 

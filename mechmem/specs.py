@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 from pydantic import ValidationError
 from ruamel.yaml import YAML
 from ruamel.yaml.comments import CommentedMap, CommentedSeq
-from ruamel.yaml.error import MarkedYAMLError
+from ruamel.yaml.error import YAMLError
 
 from mechmem.component import Component, InputError
 
@@ -26,6 +26,7 @@ class SpecFile:
 
     def __init__(self, path: Path, overrides: Sequence[str] = ()) -> None:
         self.path = path
+        self.overrides: dict[Place, str] = {}
         try:
             self.data = YAML(typ="rt").load(path.read_text())
         except FileNotFoundError as error:
@@ -34,10 +35,8 @@ class SpecFile:
             raise SpecError(f"{path} is a folder; name a .yaml file in it") from error
         except (OSError, UnicodeDecodeError) as error:
             raise SpecError(f"{path} cannot be read: {error}") from error
-        except MarkedYAMLError as error:
-            mark = error.problem_mark
-            at = f"{path}:{mark.line + 1}:{mark.column + 1}" if mark else str(path)
-            raise SpecError(f"{at}: {error.problem or 'not valid YAML'}") from error
+        except YAMLError as error:
+            raise SpecError(f"{path}{_marked(error)}") from error
         if not isinstance(self.data, CommentedMap):
             raise SpecError(f"{path}:1:1: a spec is a mapping of keys to values, this is not")
         for override in overrides:
@@ -48,21 +47,24 @@ class SpecFile:
         try:
             return cls.model_validate(_plain(self.data), context={"folder": self.path.parent})
         except ValidationError as error:
-            lines = [self.message(e["loc"], e["msg"]) for e in error.errors(include_url=False)]
+            errors = error.errors(include_url=False)
+            lines = [self.message(e["loc"], _said(e)) for e in errors if not _follows(e, errors)]
             raise SpecError("\n".join(lines)) from error
 
     def message(self, loc: Place, text: str) -> str:
-        """`file:line:column: path: text`."""
+        """`file:line:column: path: text`, or `override 'key=value': path: text`."""
         line, column, known = self._find(loc)
         path = ".".join(map(str, known))
-        return f"{self.path}:{line}:{column}: {path + ': ' if path else ''}{text}"
+        by = [override for key, override in self.overrides.items() if known[: len(key)] == key]
+        at = f"override {by[-1]!r}" if by else f"{self.path}:{line}:{column}"
+        return f"{at}: {path + ': ' if path else ''}{text}"
 
     def _find(self, loc: Place) -> tuple[int, int, Place]:
         node, at, known = self.data, (0, 0), []
         for part in loc:
             if not _holds(node, part):
                 continue  # a label of pydantic's, such as the branch of a union
-            at = node.lc.item(part) if isinstance(node, CommentedSeq) else node.lc.key(part)
+            at = _at(node, part) or at
             node = node[part]
             known.append(part)
         return at[0] + 1, at[1] + 1, tuple(known)
@@ -73,14 +75,18 @@ class SpecFile:
             raise SpecError(f"override {override!r} is not of the form key.sub=value")
         node, parts = self.data, [int(part) if part.isdigit() else part for part in key.split(".")]
         for part in parts[:-1]:
-            if isinstance(node, CommentedMap) and part not in node:
-                node[part] = CommentedMap()
+            if isinstance(node, dict) and part not in node:
+                node[part] = {}
             if not _holds(node, part):
                 raise SpecError(f"override {override!r}: {self.path} has nothing at {part!r}")
             node = node[part]
-        if not isinstance(node, CommentedMap) and not _holds(node, parts[-1]):
+        if not isinstance(node, dict) and not _holds(node, parts[-1]):
             raise SpecError(f"override {override!r}: {self.path} has nothing at {parts[-1]!r}")
-        node[parts[-1]] = YAML(typ="rt").load(value)
+        try:
+            node[parts[-1]] = YAML(typ="safe", pure=True).load(value)
+        except YAMLError as error:
+            raise SpecError(f"override {override!r}: the value{_marked(error)}") from error
+        self.overrides[tuple(parts)] = override
 
 
 def write_spec(component: Component) -> str:
@@ -94,9 +100,35 @@ def write_spec(component: Component) -> str:
 
 
 def _holds(node: Any, part: int | str) -> bool:
-    if isinstance(node, CommentedSeq):
+    if isinstance(node, list):
         return isinstance(part, int) and part < len(node)
-    return isinstance(node, CommentedMap) and part in node
+    return isinstance(node, dict) and part in node
+
+
+def _said(error: Any) -> str:
+    if error["type"] == "missing":
+        return f"{error['loc'][-1]!r} is missing"
+    return error["msg"].removeprefix("Value error, ")
+
+
+def _follows(error: Any, errors: Sequence[Any]) -> bool:
+    """Pydantic finds a list too short whose items are wrong; that says nothing more."""
+    loc = error["loc"]
+    return error["type"] == "too_short" and any(e["loc"][: len(loc)] == loc and e is not error for e in errors)
+
+
+def _at(node: Any, part: int | str) -> tuple[int, int] | None:
+    """Line and column of a part, none for one that an override added."""
+    if isinstance(node, CommentedSeq):
+        return node.lc.item(part)
+    return node.lc.key(part) if isinstance(node, CommentedMap) and part in (node.lc.data or ()) else None
+
+
+def _marked(error: YAMLError) -> str:
+    """`:line:column: problem`, as far as the parser knows."""
+    mark = getattr(error, "problem_mark", None)
+    at = f":{mark.line + 1}:{mark.column + 1}" if mark else ""
+    return f"{at}: {getattr(error, 'problem', None) or 'not valid YAML: ' + str(error).splitlines()[0]}"
 
 
 def _plain(node: Any) -> Any:

@@ -35,7 +35,9 @@ def hierarchical_interval(by_seed: Sequence[Floats], seed: int = 0) -> tuple[flo
     n_seeds = len(by_seed)
     resampled = np.stack(
         [
-            values @ generator.multinomial(len(values), np.full(len(values), 1 / len(values)), N_RESAMPLES).T / len(values)
+            values
+            @ generator.multinomial(len(values), np.full(len(values), 1 / len(values)), N_RESAMPLES).T
+            / len(values)
             for values in by_seed
         ]
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 
 from rich.console import Console
@@ -17,12 +17,13 @@ QUIET_SECONDS = 15.0
 
 
 @contextmanager
-def watching() -> Iterator[Watcher]:
+def watching() -> Generator[Watcher, None, None]:
     """A watcher that shows a bar for a training and a line for what is being analysed."""
     if not sys.stderr.isatty():
         yield _Lines().watcher
         return
-    columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(20), MofNCompleteColumn(), TimeRemainingColumn())
+    text, left = TextColumn("{task.description}"), TimeRemainingColumn()
+    columns = (SpinnerColumn(), text, BarColumn(20), MofNCompleteColumn(), left)
     with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
         yield _Bars(progress).watcher
 
@@ -33,8 +34,7 @@ class _Bars:
         self.watcher = Watcher(say=self.say, train=self.train)
 
     def say(self, text: str) -> None:
-        head, _, rest = text.partition(" ")
-        count = rest.partition(" ")[0].split("/")
+        count = text.partition(" ")[2].partition(" ")[0].split("/")
         done, total = (int(count[0]) - 1, int(count[1])) if len(count) == 2 and count[1].isdigit() else (0, None)
         self._show("analysis", text, done, total)
 

@@ -3,6 +3,7 @@
 from mechmem.analyses.analysis import Analysis as Analysis
 from mechmem.analyses.dynamics import Dynamics as Dynamics
 from mechmem.analyses.effect import EffectAnalysis as EffectAnalysis
+from mechmem.analyses.intervene import Intervene as Intervene
 from mechmem.analyses.neuron_shift import NeuronShift as NeuronShift
 from mechmem.analyses.neuron_shift import NeuronTopK as NeuronTopK
 from mechmem.analyses.patch_grid import PatchGrid as PatchGrid

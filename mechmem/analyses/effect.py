@@ -50,6 +50,7 @@ class EffectAnalysis(Analysis):
         "prefix": "label whose earlier tokens the model is fed: given, true; decode: its own answer",
         "place": "answer token, or all for the whole answer",
         "measure": "what is measured; accuracies and probabilities in 0..1, logit differences and KL in nats",
+        "unit": "unit of the measure",
         "value": "mean over the examples, in the unit of the measure",
         "low": "lower end of the bootstrap 95 % interval over examples",
         "high": "upper end of it",
@@ -97,11 +98,19 @@ class EffectAnalysis(Analysis):
         source = self._source_readings(bench, model, examples)
         if source is not None:
             conditions["source"] = source
-        return effect_table(self.examples, conditions)
+        table = effect_table(self.examples, conditions)
+        units = {measure.name: measure.unit for measure in self.measures}
+        table.insert(table.columns.get_loc("value"), "unit", table["measure"].map(units))
+        return table
 
     def readings(self, bench: Bench, model: Model, examples: Examples, parts: Parts, decode: bool = True) -> Readings:
         """All measures by prefix and place under these interventions."""
-        key = ("readings", id(model), examples.key, digest([p.block() for p in parts] + [m.block() for m in self.measures]))
+        key = (
+            "readings",
+            id(model),
+            examples.key,
+            digest([p.block() for p in parts] + [m.block() for m in self.measures]),
+        )
         key = (*key, decode and self.decode)
         if parts or key not in bench.memo:
             bench.memo[key] = self._readings(bench, model, examples, parts, decode and self.decode)
@@ -217,4 +226,6 @@ def _recovery(conditions: Mapping[str, Readings], key: Key, value: float) -> flo
 
 def _mean(draws: Sequence[Readings]) -> Readings:
     keys = draws[0].values
-    return Readings({key: torch.stack([d.values[key].double() for d in draws if key in d.values]).mean(0) for key in keys})
+    return Readings(
+        {key: torch.stack([d.values[key].double() for d in draws if key in d.values]).mean(0) for key in keys}
+    )

@@ -111,7 +111,7 @@ class NeuronTopK(EffectAnalysis):
         return self._patches(ranked[["layer", "neuron"]].to_numpy()[: self.k])
 
     def control_draws(self, bench: Bench, parts: Parts) -> list[list[Intervention]]:
-        width = bench.model(self.model).cfg.d_mlp
+        width = int(bench.model(self.model).cfg.d_mlp or 0)
         every = np.array([(layer, neuron) for layer in self.layers for neuron in range(width)])
         if self.k > len(every):
             raise InputError(f"k {self.k} is more than the {len(every)} neurons of layers {self.layers}")

@@ -6,8 +6,9 @@ import plotly.graph_objects as go
 from plotly.io import to_html
 from plotly.offline import get_plotlyjs
 
-CONFIG = {"displaylogo": False, "responsive": True, "modeBarButtons": [["toImage", "resetScale2d"]]}
-"""Two buttons only: among plotly's own there is one that sends the figure to a server."""
+from mechmem.figures.style import finish
+
+CONFIG = {"displaylogo": False, "responsive": True}
 
 
 def script() -> str:
@@ -17,6 +18,6 @@ def script() -> str:
 
 def division(figure: go.Figure, name: str) -> str:
     """The figure as one `<div>` with the id `name`, always the same bytes; its title is left to the page."""
-    untitled = go.Figure(figure).update_layout(title_text="")
+    untitled = finish(go.Figure(figure), title="")
     height = f"{figure.layout.height or 420}px"
     return to_html(untitled, CONFIG, include_plotlyjs=False, full_html=False, div_id=name, default_height=height)

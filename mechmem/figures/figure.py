@@ -8,8 +8,8 @@ import pandas as pd
 import plotly.graph_objects as go
 from pydantic import Field
 
-from mechmem.component import Component, suggest
-from mechmem.figures.rows import in_order
+from mechmem.component import Component, InputError, suggest
+from mechmem.figures.rows import in_order, readable
 from mechmem.figures.style import finish
 
 Value = bool | int | float | str
@@ -38,18 +38,18 @@ class Figure(Component, shelf="figure"):
     def draw(self, table: pd.DataFrame) -> go.Figure:
         """The figure of the rows that `where` chooses; the same table gives the same bytes.
 
-        Raises ValueError for an unknown column, a value that no row has, or rows that do not make one picture.
+        Raises InputError for an unknown column, a value that no row has, or rows that do not make one picture.
         """
         return finish(self._draw(self.rows(table)), self.title)
 
     def rows(self, table: pd.DataFrame) -> pd.DataFrame:
         """The rows that `where` chooses, without the values per example."""
-        rows = table.drop(columns="per_example", errors="ignore")
+        rows = readable(table)
         for column in (*self.columns, *self.where):
             if column not in rows:
-                raise ValueError(f"table {self.table} has no column {column!r}; {suggest(column, rows.columns)}")
+                raise InputError(f"table {self.table} has no column {column!r}; {suggest(column, rows.columns)}")
         if rows.empty:
-            raise ValueError(f"table {self.table} has no rows")
+            raise InputError(f"table {self.table} has no rows")
         for column, wanted in self.where.items():
             rows = self._chosen(rows, column, wanted if isinstance(wanted, tuple) else (wanted,))
         return rows
@@ -59,5 +59,5 @@ class Figure(Component, shelf="figure"):
         for value in wanted:
             if value not in there:
                 left = f"table {self.table}, where {self.where}: no row is left with {column} {value!r}"
-                raise ValueError(f"{left}; there is {', '.join(map(repr, there)) or 'none'}")
+                raise InputError(f"{left}; there is {', '.join(map(repr, there)) or 'none'}")
         return rows[rows[column].isin(list(wanted))]

@@ -9,6 +9,7 @@ import pandas as pd
 import plotly.graph_objects as go
 from pandas.api.types import is_numeric_dtype
 
+from mechmem.component import InputError
 from mechmem.figures.figure import Figure
 from mechmem.figures.rows import averaged, context, hover, in_order, shown
 from mechmem.figures.style import UNDEFINED, measured, note, titled
@@ -19,6 +20,8 @@ WIDE = 9
 """Columns up to which a long word fits into a cell."""
 FROM_ZERO = ((0.0, "#f5f8fa"), (0.5, "#7fb2d6"), (1.0, "#08457e"))
 AROUND_ZERO = ((0.0, "#a84a12"), (0.25, "#e3a57a"), (0.5, "#f7f7f5"), (0.75, "#86b4d6"), (1.0, "#0b5c92"))
+SIGNED = {"recovery", "logit_difference"}
+"""What is drawn around zero, over at least -1 to 1, so that a small effect looks small."""
 ALL_GREY: dict[str, Any] = {"colorscale": [[0, UNDEFINED], [1, UNDEFINED]], "showscale": False}
 
 
@@ -26,7 +29,7 @@ class Heatmap(Figure):
     """The mean over seeds in each cell: where in the model an intervention changes the answer.
 
     A grey cell is undefined in every seed (a recovery without a difference to recover); an empty one has no row.
-    Raises ValueError if a cell stands for several rows of a seed, or a row for no cell.
+    Raises InputError if a cell stands for several rows of a seed, or a row for no cell.
     """
 
     x: str
@@ -40,10 +43,10 @@ class Heatmap(Figure):
     def _draw(self, rows: pd.DataFrame) -> go.Figure:
         for axis in (self.x, self.y):
             if rows[axis].isna().any():
-                raise ValueError(f"table {self.table} has rows without a {axis}; leave them out with `where`")
+                raise InputError(f"table {self.table} has rows without a {axis}; leave them out with `where`")
         title, unit = measured(rows, self.value)
         z, texts = self._cells(rows)
-        is_signed = self.value == "recovery" or (unit == "nats" and title.startswith("logit"))
+        is_signed = not SIGNED.isdisjoint([self.value, *rows.get("measure", [])])
         figure = go.Figure(_defined(z, texts, title, _scale(z, unit, is_signed)))
         figure.add_trace(_undefined(z, texts))
         self._axes(figure, rows)
@@ -56,14 +59,20 @@ class Heatmap(Figure):
         held = held.assign(texts=hover(held))
         for axis in (self.y, self.x):
             held[axis] = pd.Categorical(held[axis], in_order(held[axis])).rename_categories(shown)
-        z, texts = (held.pivot(index=self.y, columns=self.x, values=column) for column in (self.value, "texts"))
-        return z, texts
+        look: dict[str, Any] = {
+            "index": self.y,
+            "columns": self.x,
+            "aggfunc": "first",
+            "observed": False,
+            "dropna": False,
+        }
+        return held.pivot_table(values=self.value, **look), held.pivot_table(values="texts", **look)
 
     def _axes(self, figure: go.Figure, rows: pd.DataFrame) -> None:
         """Layers go up, names are read downwards."""
         upwards = True if is_numeric_dtype(rows[self.y]) else "reversed"
         height = min(max(44 * len(in_order(rows[self.y])), 130), 640)
-        figure.update_layout(height=168 + height, margin_t=52)
+        figure.update_layout(height=168 + height)
         figure.update_xaxes(title_text=titled(self.x), type="category", showgrid=False, ticks="")
         figure.update_yaxes(title_text=titled(self.y), type="category", showgrid=False, ticks="", autorange=upwards)
 
@@ -75,26 +84,23 @@ def _grid(z: pd.DataFrame, texts: pd.DataFrame) -> dict[str, Any]:
 
 def _defined(z: pd.DataFrame, texts: pd.DataFrame, title: str, scale: dict[str, Any]) -> go.Heatmap:
     heading = {"text": title.replace(" (", "<br>("), "side": "right", "font": {"size": 13}}
-    bar = {"title": heading, "outlinewidth": 0, "thickness": 14}
+    bar = {"title": heading, "outlinewidth": 0, "thickness": 14, "tickformat": ".3~g", "nticks": 6}
     numbers = "%{z:.2f}" if z.size <= MOST_NUMBERS else None
     return go.Heatmap(**_grid(z, texts), texttemplate=numbers, colorbar=bar, **scale)
 
 
 def _undefined(z: pd.DataFrame, texts: pd.DataFrame) -> go.Heatmap:
     is_undefined = texts.notna() & z.isna()
-    word = "undefined" if z.shape[1] <= WIDE else "un-<br>defined"
+    word, size = ("undefined", 12) if z.shape[1] <= WIDE else ("un-<br>defined", 9)
     words = np.where(is_undefined, word, "").tolist()
     marked = is_undefined.astype(float).where(is_undefined)
-    return go.Heatmap(**_grid(marked, texts), text=words, texttemplate="%{text}", **ALL_GREY)
+    return go.Heatmap(**_grid(marked, texts), text=words, texttemplate="%{text}", textfont_size=size, **ALL_GREY)
 
 
-def _scale(z: pd.DataFrame, unit: str, value: str) -> dict[str, Any]:
-    """0 to 1 for shares; around zero for what has a sign; from zero for the rest."""
-    if value == "value" and unit in ("fraction", "probability"):
-        return {"colorscale": FROM_ZERO, "zmin": 0, "zmax": 1}
+def _scale(z: pd.DataFrame, unit: str, is_signed: bool) -> dict[str, Any]:
+    """Around zero for what has a sign, 0 to 1 for shares, from zero for the rest."""
     most = float(np.nanmax(np.abs(z.to_numpy()), initial=1e-9))
-    if value == "recovery":
-        return {"colorscale": AROUND_ZERO, "zmin": -max(most, 1), "zmax": max(most, 1)}
-    if unit == "nats" or (z < 0).any(axis=None):
+    if is_signed or (z < 0).any(axis=None):
+        most = max(most, 1.0) if is_signed else most
         return {"colorscale": AROUND_ZERO, "zmin": -most, "zmax": most}
-    return {"colorscale": FROM_ZERO, "zmin": 0, "zmax": most}
+    return {"colorscale": FROM_ZERO, "zmin": 0, "zmax": 1 if unit in ("fraction", "probability") else most}

@@ -46,15 +46,15 @@ class Panelled(Figure):
         """The traces of one condition in one panel."""
 
     @abstractmethod
-    def _x_axis(self, rows: pd.DataFrame) -> dict[str, Any]:
-        """The x axis, the same in all panels."""
+    def _x_axis(self, rows: pd.DataFrame, n_columns: int) -> dict[str, Any]:
+        """The x axis, the same in all panels, of which `n_columns` share the width."""
 
     def _draw(self, rows: pd.DataFrame) -> go.Figure:
         keys = [self.x, self.colour, *self._facets]
         held = averaged(rows, keys)
         panels, palette = _panels(held, self._facets), colours(held[self.colour])
         n_columns = held[self.facet].nunique() if self.facet and self.facet_row else min(len(panels), WIDEST)
-        figure = _empty(list(panels), n_columns, self._x_axis(held), value_axis(rows, self.value))
+        figure = _empty(list(panels), n_columns, self._x_axis(held, n_columns), value_axis(rows, self.value))
         for i, part in enumerate(panels.values()):
             for name in in_order(held[self.colour]):
                 place = {"row": i // n_columns + 1, "col": i % n_columns + 1}
@@ -68,7 +68,7 @@ class Panelled(Figure):
         along = rows[rows[self.x].notna()]
         for trace in self._series(along, colour) if len(along) else []:
             figure.add_trace(trace, **place)
-        for row in rows[rows[self.x].isna()].to_dict("records"):
+        for row in rows[rows[self.x].isna() & rows[self.value].notna()].to_dict("records"):
             _level(figure, row[self.value], self._legend(row[self.colour]), colour, place)
 
     def _legend(self, value: Any) -> dict[str, Any]:
@@ -86,7 +86,7 @@ def _panels(rows: pd.DataFrame, facets: tuple[str, ...]) -> dict[str, pd.DataFra
         panels = {
             ", ".join(filter(None, (title, named(value, facet)))): part[part[facet].isna() | (part[facet] == value)]
             for title, part in panels.items()
-            for value in in_order(rows[facet])
+            for value in in_order(rows[facet]) or [None]
         }
     return panels
 

@@ -5,8 +5,11 @@ from __future__ import annotations
 from collections.abc import Hashable, Sequence
 from typing import Any
 
+import numpy as np
 import pandas as pd
 from pandas.api.types import is_float_dtype, is_numeric_dtype
+
+from mechmem.component import InputError
 
 RESULTS = ("value", "low", "high", "recovery", "n")
 """The columns of an effect table that are measured, not chosen."""
@@ -27,17 +30,38 @@ def shown(value: Any) -> str:
     return str(int(value)) if value.is_integer() else f"{value:.3g}"
 
 
+def readable(table: pd.DataFrame) -> pd.DataFrame:
+    """The table without its values per example, with results as plain floats and other lists in words."""
+    table = table.drop(columns="per_example", errors="ignore")
+    lists = [c for c in table if table[c].dtype == object and table[c].map(lambda v: np.ndim(v) > 0).any()]
+    numbers = {c: pd.to_numeric(table[c]).to_numpy(float, na_value=np.nan) for c in RESULTS if c in table}
+    return table.assign(**{c: table[c].map(_worded) for c in lists}, **numbers)
+
+
 def averaged(rows: pd.DataFrame, keys: Sequence[str | None]) -> pd.DataFrame:
     """One row for each combination of `keys`: numbers are means over the seeds that have one, names are listed.
 
     Seeds are the unit of replication; `low` and `high` become the mean of the seeds' own intervals.
-    Raises ValueError if a seed has several rows for one combination: their mean would hide what they differ in.
+    Raises InputError if a seed has several rows for one combination: their mean would hide what they differ in.
     """
     by = [key for key in dict.fromkeys(keys) if key is not None]
-    _one_row_a_seed(rows, by)
+    one_row_a_seed(rows, by)
     means = {c for c in rows if c in RESULTS or is_float_dtype(rows[c])}
     how = {c: "mean" if c in means else _listed for c in rows if c not in by}
     return rows.groupby(by, sort=False, dropna=False).agg(how).reset_index()
+
+
+def one_row_a_seed(rows: pd.DataFrame, by: list[str]) -> None:
+    """Raises InputError if a seed has several rows for one combination of `by`, and says what they differ in."""
+    key = [*by, *(["seed"] if "seed" not in by else [])]
+    alike = rows[rows.duplicated(key, keep=False)]
+    if alike.empty:
+        return
+    _, first = next(iter(alike.groupby(key, sort=False, dropna=False)))
+    differ = {c: in_order(first[c]) for c in first if c not in RESULTS and len(set(map(shown, first[c]))) > 1}
+    listed = "; ".join(f"{c} ({', '.join(map(shown, values))})" for c, values in differ.items())
+    at = ", ".join(f"{c} {shown(first[c].iloc[0])}" for c in key)
+    raise InputError(f"{len(first)} rows for {at}: they differ in {listed or 'nothing'}; choose one with `where`")
 
 
 def context(rows: pd.DataFrame, keys: Sequence[str | None], seeds: str) -> str:
@@ -53,18 +77,10 @@ def hover(rows: pd.DataFrame) -> list[str]:
     return ["<br>".join(f"{c}: {shown(v)}" for c, v in row.items()) for row in rows.to_dict("records")]
 
 
+def _worded(value: Any) -> Any:
+    return ", ".join(map(shown, value)) if np.ndim(value) > 0 else value
+
+
 def _listed(values: pd.Series) -> Hashable:
     there = in_order(values)
     return there[0] if len(there) == 1 else ", ".join(map(shown, there))
-
-
-def _one_row_a_seed(rows: pd.DataFrame, by: list[str]) -> None:
-    key = [*by, *(["seed"] if "seed" not in by else [])]
-    alike = rows[rows.duplicated(key, keep=False)]
-    if alike.empty:
-        return
-    _, first = next(iter(alike.groupby(key, sort=False, dropna=False)))
-    differ = {c: in_order(first[c]) for c in first if c not in RESULTS and len(set(map(shown, first[c]))) > 1}
-    listed = "; ".join(f"{c} ({', '.join(map(shown, values))})" for c, values in differ.items())
-    at = ", ".join(f"{c} {shown(first[c].iloc[0])}" for c in key)
-    raise ValueError(f"{len(first)} rows for {at}: they differ in {listed or 'nothing'}; choose one with `where`")

@@ -10,13 +10,14 @@ import pandas as pd
 import plotly.graph_objects as go
 from plotly.colors import sample_colorscale, unlabel_rgb
 
+from mechmem.component import InputError
 from mechmem.figures.rows import in_order, shown
 
 FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', Arial, sans-serif"
 INK, SOFT, FAINT, UNDEFINED = "#2f3640", "#5c6570", "#e4e7eb", "#c9ced6"
 
 BLUE, VERMILLION, GREEN, PLUM, AMBER = "#0072B2", "#D55E00", "#009E73", "#a55c9b", "#E69F00"
-SLATE, GREY = "#59636f", "#b0b7c0"
+SLATE, GREY = "#535d69", "#9ea6b1"
 COLOURS = {
     **{"clean": BLUE, "noisy": VERMILLION, "memorised": VERMILLION, "accuracy_given": VERMILLION},
     **{"corrected": GREEN, "accuracy_true": GREEN, "held_out": INK, "chance": GREY},
@@ -25,6 +26,9 @@ COLOURS = {
 """What always has the same colour, told apart by all common kinds of colour vision (after Okabe and Ito)."""
 OTHERS = ("#332288", "#44AA99", "#999933", "#882255", "#88CCEE", "#DDCC77")
 """Colours of names that have no fixed one (after Paul Tol)."""
+
+UNWANTED = ["sendcharttocloud", "zoom2d", "pan2d", "select2d", "lasso2d", "zoomin2d", "zoomout2d", "autoscale2d"]
+"""Buttons of plotly's that a reader does not need; the first would send the figure to a server."""
 
 MEANINGS = {
     "memorised": "memorised: noisy instances, given label",
@@ -76,13 +80,13 @@ def titled(name: str, unit: str | None = None) -> str:
 
 
 def measured(rows: pd.DataFrame, value: str) -> tuple[str, str]:
-    """Title and unit of what the column `value` holds. Raises ValueError for measures of several units."""
+    """Title and unit of what the column `value` holds. Raises InputError for measures of several units."""
     if value != "value" or "measure" not in rows:
         return titled(value), UNITS.get(value.split("_")[0], "")
     names = in_order(rows["measure"])
     units = in_order(rows["unit"]) if "unit" in rows else [UNITS.get(name.split("_")[0], "") for name in names]
     if len(set(units)) > 1:
-        raise ValueError(f"the measures {', '.join(names)} share no unit; choose with `where: {{measure: ...}}`")
+        raise InputError(f"the measures {', '.join(names)} share no unit; choose with `where: {{measure: ...}}`")
     stem = names[0] if len(names) == 1 else names[0].split("_")[0]
     return titled(stem, units[0]), units[0]
 
@@ -101,21 +105,42 @@ def note(figure: go.Figure, text: str) -> None:
 
 def finish(figure: go.Figure, title: str) -> go.Figure:
     """Give the figure its title and the common style."""
-    figure.update_layout(template=template(), title_text="<br>".join(textwrap.wrap(title, 85)))
-    return figure
+    heading = "<br>".join(textwrap.wrap(title, 85))
+    heads = [a.text for a in figure.layout.annotations if a.yref == "paper" and a.y == 1]
+    small = _lines(figure.layout.title.subtitle.text) + max(map(_lines, heads), default=0)
+    figure.update_layout(template=template(), margin_t=26 + 21 * _lines(heading) + 17 * small)
+    return figure.update_layout(title_text=heading, title_pad_t=12 * max(_lines(heading), 1))
+
+
+def _lines(text: str | None) -> int:
+    return 1 + text.count("<br>") if text else 0
 
 
 def template(colorway: Sequence[str] = OTHERS) -> go.layout.Template:
     """White ground, thin grey lines, readable at 900 pixels; the legend stands beneath."""
-    axis = {"gridcolor": FAINT, "linecolor": SOFT, "showline": True, "ticks": "outside", "tickcolor": SOFT}
+    axis: dict[str, Any] = {
+        "gridcolor": FAINT,
+        "linecolor": SOFT,
+        "showline": True,
+        "ticks": "outside",
+        "tickcolor": SOFT,
+    }
     axis |= {"zeroline": False, "automargin": True, "title": {"standoff": 10, "font": {"size": 13}}}
     legend = {"orientation": "h", "yref": "container", "y": 0, "yanchor": "bottom", "x": 0, "font": {"size": 12}}
-    heading = {"x": 0, "xref": "container", "pad": {"l": 4}, "yref": "container", "automargin": True}
+    heading: dict[str, Any] = {
+        "x": 0,
+        "xref": "container",
+        "pad": {"l": 4},
+        "yref": "container",
+        "y": 1,
+        "yanchor": "top",
+    }
     heading |= {"font": {"size": 16}, "subtitle": {"font": {"size": 12, "color": SOFT}}}
     layout = {
         **{"font": {"family": FONT, "size": 12, "color": INK}, "colorway": list(colorway), "legend": legend},
         **{"paper_bgcolor": "white", "plot_bgcolor": "white", "xaxis": axis, "yaxis": axis},
-        **{"title": heading, "margin": {"l": 64, "r": 24, "t": 64, "b": 64}, "height": 420},
+        **{"title": heading, "margin": {"l": 64, "r": 24, "b": 64}, "height": 420},
         **{"hoverlabel": {"align": "left", "font": {"size": 12}, "bgcolor": "white"}, "hovermode": "closest"},
+        **{"modebar": {"remove": UNWANTED}},
     }
     return go.layout.Template(layout=layout)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -12,8 +13,8 @@ from mechmem.figures.panelled import Panelled
 from mechmem.figures.rows import hover, in_order, shown
 from mechmem.figures.style import titled
 
-NARROWEST = 0.045
-"""Least distance of two tick labels, as a share of the axis."""
+NARROWEST = 0.035
+"""Least distance of two tick labels, as a share of the figure's width."""
 
 
 class TopKCurve(Panelled):
@@ -29,7 +30,7 @@ class TopKCurve(Panelled):
 
     def _series(self, rows: pd.DataFrame, colour: str) -> list[go.Scatter]:
         rows = rows.sort_values(self.x)
-        at = self._placed(rows[self.x]).tolist()
+        at = self._placed(rows[self.x].tolist())
         legend = self._legend(rows[self.colour].iloc[0])
         line = go.Scatter(
             x=at,
@@ -44,28 +45,29 @@ class TopKCurve(Panelled):
         return [*(self._band(rows, at, colour, legend) if self._has_interval(rows) else []), line]
 
     def _band(self, rows: pd.DataFrame, at: list[float], colour: str, legend: dict[str, Any]) -> list[go.Scatter]:
-        edge = {"x": at, "mode": "lines", "line": {"width": 0, "color": colour}, "hoverinfo": "skip"}
+        edge: dict[str, Any] = {"x": at, "mode": "lines", "line": {"width": 0, "color": colour}, "hoverinfo": "skip"}
         edge |= {"showlegend": False, "legendgroup": legend["legendgroup"]}
         fill = {"fill": "tonexty", "fillcolor": _faint(colour)}
         return [go.Scatter(y=rows["low"].tolist(), **edge), go.Scatter(y=rows["high"].tolist(), **fill, **edge)]
 
-    def _placed(self, ks: pd.Series) -> pd.Series:
-        return np.log1p(ks) if self.scale == "log" else ks
+    def _placed(self, ks: Sequence[float]) -> list[float]:
+        return (np.log1p(ks) if self.scale == "log" else np.asarray(ks, dtype=float)).tolist()
 
-    def _x_axis(self, rows: pd.DataFrame) -> dict[str, Any]:
+    def _x_axis(self, rows: pd.DataFrame, n_columns: int) -> dict[str, Any]:
         title = titled(self.x) + (" (log scale)" if self.scale == "log" else "")
         ks = in_order(rows[self.x])
-        at = self._placed(pd.Series(ks, dtype=float)).tolist()
-        kept = _apart(at)
+        at = self._placed(ks)
+        kept = _apart(at, NARROWEST * n_columns)
         texts = [shown(ks[i]) for i in kept]
-        return {"title_text": title, "tickmode": "array", "tickvals": [at[i] for i in kept], "ticktext": texts}
+        ticks = {"tickmode": "array", "tickvals": [at[i] for i in kept], "ticktext": texts, "tickangle": 0}
+        return ticks | {"title_text": title}
 
 
-def _apart(at: list[float]) -> list[int]:
-    """Which of the places are far enough from the one before to be labelled."""
+def _apart(at: list[float], least: float) -> list[int]:
+    """Which of the places are far enough from the one before to be labelled; `least` is a share of their range."""
     kept: list[int] = []
     for i, place in enumerate(at):
-        if not kept or place - at[kept[-1]] >= NARROWEST * (at[-1] - at[0]):
+        if not kept or place - at[kept[-1]] >= least * (at[-1] - at[0]):
             kept.append(i)
     return kept
 

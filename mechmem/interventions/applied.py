@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -24,7 +24,7 @@ class InterventionError(RuntimeError):
 @contextmanager
 def applied(
     model: Model, interventions: Sequence[Intervention], examples: Examples, bench: Bench | None = None
-) -> Iterator[Model]:
+) -> Generator[Model, None, None]:
     """The model with the interventions in force, for forwards on `examples.tokens`.
 
     Site, layer, head and position are checked before the body runs (InputError). On leaving, every edit must have
@@ -36,14 +36,28 @@ def applied(
     missing = [edit.hook for edit in edits if edit.hook not in model.hook_dict]
     if missing:
         raise InputError(f"this model has no hook {missing[0]!r}")
-    n_forwards = Counter[str]()
-    watcher = model.register_forward_pre_hook(lambda *_: n_forwards.update(["forward"]))
+    with _counting(model) as forwards, model.hooks(fwd_hooks=hooks):
+        yield model
+    _check_fired(edits, fired, len(forwards))
+
+
+@contextmanager
+def _counting(model: Model) -> Generator[list[None], None, None]:
+    """A list that grows by one with every forward, also with those of `run_with_hooks`, which goes past module hooks."""
+    forwards, plain, own = [], model.forward, "forward" in vars(model)
+
+    def counted(*arguments: Any, **options: Any) -> Any:
+        forwards.append(None)
+        return plain(*arguments, **options)
+
+    model.forward = counted
     try:
-        with model.hooks(fwd_hooks=hooks):
-            yield model
+        yield forwards
     finally:
-        watcher.remove()
-    _check_fired(edits, fired, n_forwards["forward"])
+        if own:
+            model.forward = plain
+        else:
+            del model.forward
 
 
 def _counted(edit: Edit, i: int, fired: Counter[int]) -> Callable[..., Tensor]:
@@ -51,7 +65,9 @@ def _counted(edit: Edit, i: int, fired: Counter[int]) -> Callable[..., Tensor]:
         fired[i] += 1
         edited = edit.function(activation)
         if edited.shape != activation.shape:
-            raise InterventionError(f"an edit at {edit.hook} turned {tuple(activation.shape)} into {tuple(edited.shape)}")
+            raise InterventionError(
+                f"an edit at {edit.hook} turned {tuple(activation.shape)} into {tuple(edited.shape)}"
+            )
         return edited
 
     return hook_function

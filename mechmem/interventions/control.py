@@ -42,7 +42,7 @@ class RandomNeurons(Control):
         if not isinstance(intervention, SiteIntervention) or intervention.site not in ("neurons", "mlp_pre"):
             raise InputError("control random_neurons stands beside interventions at `neurons` only")
         layers = intervention.layer if isinstance(intervention.layer, tuple) else (intervention.layer,)
-        width = model.cfg.d_mlp
+        width = int(model.cfg.d_mlp or 0)
         k = len(layers) * (width if intervention.neurons is None else len(intervention.neurons))
         return [self._at_random(intervention, k, width, model.cfg.n_layers, self.seed + i) for i in range(self.n)]
 

@@ -32,6 +32,10 @@ class Source(Component):
 
     @model_validator(mode="after")
     def _one_source(self) -> Self:
+        if self.live is not None and not isinstance(self.live, (torch.nn.Module, Examples)):
+            raise InputError(f"a live source is a model or Examples, not {type(self.live).__name__}")
+        if isinstance(self.live, torch.nn.Module) and self.checkpoint is not None:
+            raise InputError("a source takes either a live model or `checkpoint`")
         sets = [self.examples is not None, self.pair, self.mean_over is not None, isinstance(self.live, Examples)]
         if sum(sets) > 1:
             raise InputError("a source takes one of `examples`, `pair` and `mean_over`")
@@ -47,10 +51,13 @@ class Source(Component):
 
     def activation(self, hook: str, model: Model, examples: Examples, bench: Bench) -> Tensor:
         """The source's activation at a hook for each of the examples, `n ...`, or `1 ...` for a mean."""
+        source = self._model(model, bench)
+        if hook not in source.hook_dict:
+            raise InputError(f"the source has no {hook!r}: it must be of one architecture with the patched model")
         if self.mean_over is not None:
             everything = bench.examples(self.mean_over).with_prefix(examples.prefix)
-            return bench.activation(self._model(model, bench), everything, hook).mean(dim=0, keepdim=True)
-        return bench.activation(*self.run(model, examples, bench), hook)
+            return bench.activation(source, everything, hook).mean(dim=0, keepdim=True)
+        return bench.activation(source, self._rows(examples, bench), hook)
 
     def run(self, model: Model, examples: Examples, bench: Bench) -> tuple[Model, Examples]:
         """The forward pass that is patched in: which model on which examples."""
@@ -90,10 +97,11 @@ class Patch(SiteIntervention):
 
     def replacement(self, hook: str, model: Model, examples: Examples, bench: Bench) -> Callable[[Tensor], Tensor]:
         value = self.source.activation(hook, model, examples, bench)
-        return lambda activation: _fitting(value, activation, hook)
+        return lambda activation: fitting(value, activation, hook)
 
 
-def _fitting(value: Tensor, activation: Tensor, hook: str) -> Tensor:
+def fitting(value: Tensor, activation: Tensor, hook: str) -> Tensor:
+    """A value of `n ...` or `1 ...` in the shape of the activation. Raises InputError if it cannot take its place."""
     if value.shape[1:] != activation.shape[1:] or len(value) not in (1, len(activation)):
         raise InputError(
             f"at {hook} the source has shape {tuple(value.shape)}, the patched model {tuple(activation.shape)}: "

@@ -18,7 +18,7 @@ class Scramble(Intervention):
     """Moves each activation as far as the intervention `of` does, but in a random direction.
 
     What is left of an effect here is due to the size of the change alone. The direction is one for each position,
-    shared by all examples; it stays within the units that `of` changes.
+    shared by all examples; in each example it stays within the units that `of` changes there.
     Touches: the sites of `of`. Source: ours.
     """
 
@@ -27,18 +27,19 @@ class Scramble(Intervention):
 
     def edits(self, model: Model, examples: Examples, bench: Bench) -> list[Edit]:
         inner = self.of.edits(model, examples, bench)
-        return [Edit(edit.hook, _scrambled(edit.function, self.seed + 7919 * i)) for i, edit in enumerate(inner)]
+        return [Edit(edit.hook, _scrambled(edit, self.seed + 7919 * i)) for i, edit in enumerate(inner)]
 
 
-def _scrambled(function: Callable[[Tensor], Tensor], seed: int) -> Callable[[Tensor], Tensor]:
+def _scrambled(edit: Edit, seed: int) -> Callable[[Tensor], Tensor]:
+    pos = 2 if edit.hook.endswith("hook_pattern") else 1
+
     def displaced(activation: Tensor) -> Tensor:
-        change = function(activation) - activation
+        change = edit.function(activation) - activation
         generator = torch.Generator().manual_seed(seed)
         direction = torch.randn(activation.shape[1:], generator=generator, dtype=activation.dtype).to(activation.device)
-        direction = direction * (change != 0).any(dim=0)
-        axes = tuple(range(2, activation.ndim)) if activation.ndim > 2 else (1,)
-        size = change.pow(2).sum(axes, keepdim=True).sqrt()
-        length = direction.pow(2).sum(tuple(a - 1 for a in axes), keepdim=True).sqrt().clamp_min(1e-12)
-        return activation + size * direction / length
+        direction = direction * (change != 0)
+        axes = [axis for axis in range(1, activation.ndim) if axis != pos]
+        size, length = (x.pow(2).sum(axes, keepdim=True).sqrt() for x in (change, direction))
+        return activation + size * direction / length.clamp_min(1e-12)
 
     return displaced

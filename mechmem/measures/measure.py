@@ -9,7 +9,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from mechmem.component import Component
-from mechmem.examples import Examples, Label
+from mechmem.examples import AnyLabel, Examples
 
 Logits = Float[Tensor, "n n_answer d_vocab"]
 Values = Float[Tensor, "n n_answer"]
@@ -25,7 +25,7 @@ class Measure(Component, shelf="measure"):
         """`accuracy_true` is `{kind: accuracy, label: true}`; another word is a kind."""
         kind, _, label = word.rpartition("_")
         member = cls.kinds().get(kind)
-        if label in ("true", "given") and member is not None and "label" in member.model_fields:
+        if label in ("true", "given", "pair") and member is not None and "label" in member.model_fields:
             return {"kind": kind, "label": label}
         return {"kind": word}
 
@@ -46,7 +46,8 @@ class Measure(Component, shelf="measure"):
 class LabelMeasure(Measure):
     """A measure of one of the two labels; in a spec also written `accuracy_true`, `accuracy_given`."""
 
-    label: Label = "true"
+    label: AnyLabel = "true"
+    """Whose label: the given one, the true one, or the true one of the minimal pair."""
 
     @property
     def name(self) -> str:

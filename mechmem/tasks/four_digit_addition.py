@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import lru_cache
 from typing import Literal
 
@@ -82,7 +83,9 @@ class FourDigitAddition(Task):
             vocabulary=self.vocabulary,
         )
 
-    def counterparts(self, examples: Examples, pair: MinimalPair, generator: torch.Generator) -> tuple[Tensor, Examples]:
+    def counterparts(
+        self, examples: Examples, pair: MinimalPair, generator: torch.Generator
+    ) -> tuple[Tensor, Examples]:
         """Change one operand digit so that `flip` changes while `hold` stays."""
         a, b = _operands(examples)
         candidates = []
@@ -116,8 +119,7 @@ def _sample(task: FourDigitAddition, split: str) -> Examples:
         return examples
     alphabets = tuple((0, 1) if place == f"s{N_DIGITS}" else DIGITS for place in task.places)
     given, is_noisy = task.noise.corrupt(examples.true, alphabets)
-    fields = {"given": given, "is_noisy": is_noisy}
-    return Examples(**{**{name: getattr(examples, name) for name in examples.__dataclass_fields__}, **fields})
+    return replace(examples, given=given, is_noisy=is_noisy)
 
 
 def _digits(numbers: Int[Tensor, " n"]) -> Int[Tensor, "n digits"]:

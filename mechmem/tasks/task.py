@@ -63,10 +63,14 @@ class Task(Component, shelf="task"):
         rows, counterpart = self.counterparts(examples, pair, torch.Generator().manual_seed(pair.seed))
         if not len(rows):
             raise InputError(f"no example has a pair that changes {pair.flip} and holds {', '.join(pair.hold)}")
-        return replace(examples.select(rows), counterpart=replace(counterpart, prefix=examples.prefix).as_set()).as_set()
+        return replace(
+            examples.select(rows), counterpart=replace(counterpart, prefix=examples.prefix).as_set()
+        ).as_set()
 
     @abstractmethod
-    def counterparts(self, examples: Examples, pair: MinimalPair, generator: torch.Generator) -> tuple[Tensor, Examples]:
+    def counterparts(
+        self, examples: Examples, pair: MinimalPair, generator: torch.Generator
+    ) -> tuple[Tensor, Examples]:
         """The rows that have a counterpart, and the counterparts."""
 
     def check_split(self, split: str) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from functools import lru_cache
-from typing import ClassVar, NamedTuple, Self
+from typing import Any, ClassVar, NamedTuple, Self
 
 import torch
 from jaxtyping import Int
@@ -52,11 +52,16 @@ class TwoHopReasoning(Task):
     """Seed of the world and of the split."""
 
     @classmethod
-    def grokked(cls, n_entities: int = 2000, inferred_per_atomic: float = 18.0, **changes: object) -> Self:
+    def grokked(cls, n_entities: int = 2000, inferred_per_atomic: float = 18.0, **changes: Any) -> Self:
         """The data of *Grokked Transformers* (arXiv:2405.15071): 200 relations, 20 an entity, 5 % out of distribution."""
-        preset = {"n_relations": 200, "n_relations_per_entity": 20, "ood_rate": 0.05, "atomic_repeats": 1}
+        preset: dict[str, Any] = {
+            "n_relations": 200,
+            "n_relations_per_entity": 20,
+            "ood_rate": 0.05,
+            "atomic_repeats": 1,
+        }
         preset |= {"held_out_rate": 0.005, "n_held_out": 3000, "inferred_per_atomic": inferred_per_atomic}
-        return cls(n_entities=n_entities, **(preset | changes))  # type: ignore[arg-type]
+        return cls(n_entities=n_entities, **(preset | changes))
 
     @model_validator(mode="after")
     def _can_be(self) -> Self:
@@ -108,7 +113,9 @@ class TwoHopReasoning(Task):
             vocabulary=self.vocabulary,
         )
 
-    def counterparts(self, examples: Examples, pair: MinimalPair, generator: torch.Generator) -> tuple[Tensor, Examples]:
+    def counterparts(
+        self, examples: Examples, pair: MinimalPair, generator: torch.Generator
+    ) -> tuple[Tensor, Examples]:
         """Another first hop (e, r1), with the same r2, so that `flip` changes while `hold` stays."""
         world, n, asked = _world(self), len(examples), (pair.flip, *pair.hold)
         before = {name: examples.variables[name][:, None] for name in asked}
@@ -118,7 +125,13 @@ class TwoHopReasoning(Task):
             first = torch.randint(len(world.head), (n, N_CANDIDATES), generator=generator)
         r2 = examples.variables["r2"][:, None].expand(-1, N_CANDIDATES)
         answer = world.second_hop(world.tail[first], r2)
-        after = {"e": world.head[first], "r1": world.relation[first], "r2": r2, "bridge": world.tail[first], "answer": answer}
+        after = {
+            "e": world.head[first],
+            "r1": world.relation[first],
+            "r2": r2,
+            "bridge": world.tail[first],
+            "answer": answer,
+        }
         fits = differs_as_asked(before, {name: after[name] for name in asked}, pair) & (answer >= 0) & (first >= 0)
         rows = fits.any(dim=1).nonzero()[:, 0]
         chosen = fits[rows].int().argmax(dim=1)

@@ -1,0 +1,24 @@
+"""Neither: answers that are nobody's label."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import torch
+
+from mechmem.examples import Examples
+from mechmem.measures.measure import Logits, Measure, Values
+
+
+class Neither(Measure):
+    """Share of answer tokens that are none of the labels: not given, not true, nor (with pairs) the pair's.
+
+    High where an intervention breaks the model rather than redirecting it.
+    """
+
+    unit: ClassVar[str] = "fraction"
+
+    def __call__(self, logits: Logits, examples: Examples, baseline: Logits) -> Values:
+        answer = logits.argmax(-1)
+        labels = [examples.given, examples.true, *([examples.counterpart.true] if examples.counterpart else [])]
+        return torch.stack([answer != label for label in labels]).all(dim=0).to(logits.dtype)

@@ -1,0 +1,117 @@
+"""Fixtures that several test files share: tiny tasks, models with random weights, and one finished tiny training."""
+
+from __future__ import annotations
+
+import os
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+from collections.abc import Callable
+from multiprocessing.context import ForkServerContext
+
+import pytest
+import torch
+
+from mechmem.bench import Bench
+from mechmem.checkpoints import Trained
+from mechmem.examples import Examples
+from mechmem.models import Architecture, Model
+from mechmem.recipe import Phase, Recipe, Training
+from mechmem.tasks import FourDigitAddition, UniformWrong
+from mechmem.training import train
+
+Build = Callable[..., Model]
+
+TINY = Architecture(n_layers=2, d_model=16, n_heads=2, d_mlp=24)
+RECIPE = Recipe(
+    name="tiny",
+    task=FourDigitAddition(n_train=120, n_held_out=40, noise=UniformWrong(rate=0.25)),
+    architecture=TINY,
+    training=Training(
+        n_steps=20,
+        batch_size=40,
+        evaluate_every=5,
+        n_warmup_steps=5,
+        n_evaluated=40,
+        generalised=Phase(held_out=0.9),
+        memorised=Phase(memorised_at_most=1.0),
+        device="cpu",
+    ),
+)
+
+
+def pytest_configure() -> None:
+    torch.set_num_threads(1)
+
+
+def random_model(architecture: Architecture, task: FourDigitAddition, seed: int) -> Model:
+    """A model in which no parameter has a neutral value: biases and norm weights are random too."""
+    model = architecture.build(len(task.vocabulary), task.n_context, seed)
+    generator = torch.Generator().manual_seed(1000 + seed)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            noise = torch.randn(parameter.shape, generator=generator)
+            parameter.copy_(1 + 0.3 * noise if name.endswith(".w") else noise * (0.25 if ".W_" in name else 0.3))
+    return model
+
+
+@pytest.fixture(scope="session")
+def task() -> FourDigitAddition:
+    return RECIPE.task
+
+
+@pytest.fixture(scope="session")
+def examples(task: FourDigitAddition) -> Examples:
+    """Seven noisy and five clean instances of the training set."""
+    train = task.sample("train")
+    rows = torch.cat([train.is_noisy.nonzero()[:7, 0], (~train.is_noisy).nonzero()[:5, 0]])
+    return train.select(rows).as_set()
+
+
+@pytest.fixture(scope="session")
+def others(task: FourDigitAddition) -> Examples:
+    """Twelve other instances."""
+    return task.sample("held_out").select(torch.arange(12)).as_set()
+
+
+@pytest.fixture(scope="session")
+def random_models(task: FourDigitAddition) -> Build:
+    """A maker of models with random weights: (seed, **fields of the architecture)."""
+    return lambda seed=0, **fields: random_model(Architecture(**(TINY.model_dump() | fields)), task, seed)
+
+
+@pytest.fixture(scope="session")
+def model(random_models: Build) -> Model:
+    return random_models(0)
+
+
+@pytest.fixture(scope="session")
+def other_model(random_models: Build) -> Model:
+    return random_models(1)
+
+
+@pytest.fixture
+def bench(model: Model, other_model: Model, examples: Examples, others: Examples) -> Bench:
+    """`after` and `before` are two random models, `noisy` and `clean` two sets of examples."""
+    return Bench(models={"after": model, "before": other_model}, example_sets={"noisy": examples, "clean": others})
+
+
+@pytest.fixture(scope="session")
+def recipe() -> Recipe:
+    return RECIPE
+
+
+@pytest.fixture(scope="session")
+def trained(recipe: Recipe, tmp_path_factory: pytest.TempPathFactory) -> Trained:
+    """The tiny recipe, trained for its 20 steps. Do not write into its folder."""
+    return train(recipe, 0, tmp_path_factory.mktemp("trained") / "seed_0")
+
+
+@pytest.fixture(scope="session")
+def processes() -> ForkServerContext:
+    """Processes that start in milliseconds: their server has imported mechmem once and has never run a model."""
+    import multiprocessing
+
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["mechmem.runs", "transformer_lens"])
+    return context

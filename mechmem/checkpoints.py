@@ -40,15 +40,26 @@ def folder_of(recipe: Recipe, seed: int, runs: Path) -> Path:
 def find(name: str, seed: int, runs: Path) -> Trained:
     """The training of this name: shipped, or the latest made here. Raises InputError if there is none."""
     shipped = SHIPPED / name / f"seed_{seed}"
-    made = sorted(runs.glob(f"trainings/{name}-*/seed_{seed}/training.json"), key=lambda p: p.stat().st_mtime)
-    if made or (shipped / "training.json").exists():
-        return Trained(made[-1].parent if made and not (shipped / "training.json").exists() else shipped)
+    if (shipped / "training.json").exists():
+        return Trained(shipped)
+    if made := made_here(name, seed, runs):
+        return Trained(made[-1])
     raise InputError(f"there is no training {name!r} of seed {seed}; {suggest(name, names(runs))}")
+
+
+def made_here(name: str, seed: int, runs: Path) -> list[Path]:
+    """Folders of the trainings of this name that were made here, the latest last."""
+    records = [path for path in runs.glob(f"trainings/*/seed_{seed}/training.json") if _name(path) == name]
+    return [path.parent for path in sorted(records, key=lambda path: path.stat().st_mtime)]
+
+
+def _name(record: Path) -> str:
+    return record.parent.parent.name.rsplit("-", 1)[0]
 
 
 def names(runs: Path) -> list[str]:
     """Names of all trainings, shipped or made here."""
-    made = {path.parent.parent.name.rsplit("-", 1)[0] for path in runs.glob("trainings/*/seed_*/training.json")}
+    made = {_name(path) for path in runs.glob("trainings/*/seed_*/training.json")}
     return sorted(made | {path.parent.parent.name for path in SHIPPED.glob("*/seed_*/training.json")})
 
 
@@ -150,7 +161,7 @@ class Trained:
             "|---|---|---|---|---|---|",
         ]
         rows = [
-            "| " + " | ".join(v if isinstance(v, str) else f"{v:.3f}".removesuffix(".000") for v in row) + " |"
-            for row in self.checkpoints().to_numpy().tolist()
+            f"| {name} | {step} | {' | '.join(f'{value:.3f}' for value in values)} |"
+            for name, step, *values in self.checkpoints().to_numpy().tolist()
         ]
         return "\n".join([*lines, *rows, "", "```yaml", write_spec(spec).rstrip(), "```", ""])

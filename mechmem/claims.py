@@ -86,8 +86,8 @@ class Quantity(Component):
                 f"table {self.table!r} has no column {self.value!r}; {suggest(self.value, chosen.columns)}"
             )
         if "per_example" not in chosen or self.value != "value":
-            if self.pick or self.minus is not None:
-                raise InputError(f"`pick` and `minus` need values of single examples, which {self.value!r} has not")
+            if self.pick:
+                raise InputError(f"`pick` needs values of single examples, which {self.value!r} has not; use `where`")
             return [(dict(self.where), [self._rows_of(table, seed, rows) for seed, rows in chosen.groupby("seed")])]
         keys = [c for c in chosen.columns if c not in NOT_LABELS]
         groups = []
@@ -100,7 +100,10 @@ class Quantity(Component):
         values = rows[self.value].to_numpy(float)
         if self.minus is None:
             return values
-        return values - rows_where(table[table["seed"] == seed], self.where | self.minus)[self.value].mean()
+        other = rows_where(table[table["seed"] == seed], self.where | self.minus)
+        if other.empty:
+            raise InputError(f"`minus` leaves no row of seed {seed}: {self.where | self.minus}")
+        return values - other[self.value].to_numpy(float).mean()
 
     def _paired(self, table: pd.DataFrame, row: pd.Series, labels: Mapping[str, Any]) -> np.ndarray:
         values = np.asarray(row["per_example"], float)

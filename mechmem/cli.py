@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
@@ -26,24 +27,29 @@ Seed = Annotated[int, typer.Option("--seed", help="seed of the model", min=0)]
 HERE = Path("runs")
 
 
+INTERRUPTED = "interrupted; the same command goes on from here"
+
+
 def main() -> None:
     """The console script: runs a command and turns its errors into one clear line and an exit code."""
     try:
-        app(standalone_mode=False)
+        code = app(standalone_mode=False)
     except KeyboardInterrupt:
-        _fail("interrupted; the same command goes on from here", 1)
-    except typer.Exit as stop:
-        sys.exit(stop.exit_code)
+        code = 130
     except Exception as error:
         _fail(*_explained(error))
+    if code == 130:  # what newer versions of typer return for an interruption
+        _fail(INTERRUPTED, 1)
+    if code:
+        sys.exit(code)
 
 
 def _explained(error: Exception) -> tuple[str, int]:
-    usage: Any = typer.BadParameter.__mro__[2]  # the ClickException of this typer: since 0.26 it brings a click of its own
+    usage: Any = typer.BadParameter.__mro__[2]  # ClickException, of the click that this typer brings or imports
     if isinstance(error, usage):
         return error.format_message(), 2
     if isinstance(error, typer.Abort):
-        return "interrupted; the same command goes on from here", 1
+        return INTERRUPTED, 1
     from mechmem.component import InputError
     from mechmem.files import FileError
 
@@ -54,7 +60,7 @@ def _explained(error: Exception) -> tuple[str, int]:
     raise error
 
 
-def _fail(message: str, code: int) -> None:
+def _fail(message: str, code: int) -> NoReturn:
     if message:  # empty where the help was asked for by typing nothing
         sys.stderr.write(f"mechmem: {message}\n" if not message.startswith("Usage") else message + "\n")
     sys.exit(code)
@@ -99,7 +105,9 @@ def check(spec: Spec, overrides: Overrides = None, as_json: Json = False) -> Non
 
 
 @app.command()
-def train(spec: Spec, overrides: Overrides = None, seed: Seed = 0, runs: Runs = HERE) -> None:
+def train(
+    spec: Spec, overrides: Overrides = None, seed: Seed = 0, runs: Runs = HERE, as_json: Json = False
+) -> None:
     """Train a recipe from scratch, or go on with an interrupted training."""
     from mechmem.checkpoints import own_folder
     from mechmem.terminal import watching
@@ -109,7 +117,7 @@ def train(spec: Spec, overrides: Overrides = None, seed: Seed = 0, runs: Runs = 
     with watching() as watcher:
         folder = own_folder(recipe, seed, runs)
         trained = train_recipe(recipe, seed, folder, lambda *event: watcher.train(recipe.name, *event))
-    _show_training(trained, False)
+    _show_training(trained, as_json)
 
 
 @app.command("list")
@@ -157,12 +165,14 @@ def show(
     elif found or (Path(name) / "run.json").exists():
         _show_run(load_run(found[0] if found else Path(name)), as_json)
     else:
-        known = [*kinds, *checkpoints.names(runs), *(path.name for path in all_runs(runs))]
+        known = [*kinds, *checkpoints.names(runs), *_run_names(all_runs(runs))]
         raise InputError(f"there is no kind, training or run {name!r}; {suggest(name, known)}")
 
 
 @app.command()
-def draw(name: Annotated[str, typer.Argument(help="a run, by name or folder")], runs: Runs = HERE) -> None:
+def draw(
+    name: Annotated[str, typer.Argument(help="a run, by name or folder")], runs: Runs = HERE, as_json: Json = False
+) -> None:
     """Draw a run's figures and report again from its saved tables."""
     from mechmem import runs as engine
     from mechmem.component import InputError, suggest
@@ -170,9 +180,12 @@ def draw(name: Annotated[str, typer.Argument(help="a run, by name or folder")], 
     folders = engine.all_runs(runs)
     found = [path for path in folders if name in (path.name, path.name.rsplit("-", 1)[0])]
     if not found and not (Path(name) / "run.json").exists():
-        raise InputError(f"there is no run {name!r}; {suggest(name, [path.name for path in folders])}")
+        raise InputError(f"there is no run {name!r}; {suggest(name, _run_names(folders))}")
     finished = engine.load_run(found[0] if found else Path(name))
     engine.draw(finished)
+    if as_json:
+        _output(finished.summary(), True)
+        return
     _echo(str(finished.report))
 
 
@@ -213,11 +226,19 @@ def schema() -> None:
 def ship(training: str, steps: list[int], seed: Seed = 0, runs: Runs = HERE) -> None:
     """For maintainers: copy a training made here, with these checkpoints, into the package."""
     from mechmem import checkpoints
+    from mechmem.component import InputError, suggest
 
-    made = sorted(runs.glob(f"trainings/{training}-*/seed_{seed}/training.json"), key=lambda p: p.stat().st_mtime)
+    made = checkpoints.made_here(training, seed, runs)
+    if not made:
+        found = suggest(training, checkpoints.names(runs))
+        raise InputError(f"no training {training!r} of seed {seed} was made in {runs}; {found}")
     target = checkpoints.SHIPPED / training / f"seed_{seed}"
-    checkpoints.ship(checkpoints.Trained(made[-1].parent), steps, target)
+    checkpoints.ship(checkpoints.Trained(made[-1]), steps, target)
     _echo(str(target))
+
+
+def _run_names(folders: list[Path]) -> list[str]:
+    return list(dict.fromkeys(path.name.rsplit("-", 1)[0] for path in folders))
 
 
 def _experiment(spec: Path, overrides: list[str] | None) -> tuple[Any, Any]:
@@ -343,12 +364,23 @@ def _show_kind(member: Any, as_json: bool) -> None:
     for name, field in member.model_fields.items():
         default = "required" if field.is_required() else f"default {field.default!r}"
         _echo(f"  {name:<18} {default}{'  ' + field.description if field.description else ''}")
-    for column, meaning in getattr(member, "columns", {}).items():
+    columns = getattr(member, "columns", None)
+    for column, meaning in columns.items() if isinstance(columns, dict) else ():  # a figure's are what it needs
         _echo(f"  column {column:<14} {meaning}")
 
 
 def _output(value: Any, as_json: bool) -> None:
-    _echo(json.dumps(value, indent=2, default=str) if as_json else "\n".join(f"{k}: {v}" for k, v in value.items()))
+    lines = [f"{key}: {part}" for key, part in value.items()]
+    _echo(json.dumps(_defined(value), indent=2, default=str) if as_json else "\n".join(lines))
+
+
+def _defined(value: Any) -> Any:
+    """The value with null for what is undefined, as JSON has no NaN."""
+    if isinstance(value, dict):
+        return {key: _defined(part) for key, part in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_defined(part) for part in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _echo(text: str) -> None:

@@ -14,10 +14,9 @@ import itertools
 import json
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Generic, Literal, Self, TypeVar
 
 from pydantic import (
-    AfterValidator,
     BaseModel,
     ConfigDict,
     Discriminator,
@@ -181,15 +180,14 @@ class Component(BaseModel):
             raise InputError(f"with {', '.join(f'{k} {v!r}' for k, v in labels.items())}: {found}") from error
 
 
-def _frozen(value: Any) -> Any:
-    return tuple(map(_frozen, value)) if isinstance(value, (list, tuple)) else value
-
-
-class Each(BaseModel):
+class Each(BaseModel, Generic[T]):
     """A swept value: `{each: [1, 2]}`, or `{each: all}` for every value that the model and the task allow."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
-    each: Annotated[tuple[Any, ...], Field(min_length=1), AfterValidator(_frozen)] | Literal["all"]
+    each: Annotated[
+        Annotated[tuple[T, ...], Field(min_length=1), Tag("values")] | Annotated[Literal["all"], Tag("all")],
+        Discriminator(lambda value: "all" if isinstance(value, str) else "values"),
+    ]
 
     def values(self, name: str, universe: Mapping[str, Sequence[Any]]) -> Sequence[Any]:
         if self.each != "all":
@@ -217,7 +215,8 @@ else:
         """`Swept[int]`: an int, or `{each: ...}` over ints."""
 
         def __class_getitem__(cls, item: Any) -> Any:
-            return Annotated[Annotated[item, Tag("value")] | Annotated[Each, Tag("each")], Discriminator(_swept_tag)]
+            values = Annotated[Each[item], Tag("each")]
+            return Annotated[Annotated[item, Tag("value")] | values, Discriminator(_swept_tag)]
 
 
 def json_schema(root: type[Component]) -> dict[str, Any]:

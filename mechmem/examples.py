@@ -102,7 +102,8 @@ class Examples:
         """The same examples on another device."""
         moved = {name: getattr(self, name).to(device) for name in ("prompt", "given", "true", "is_noisy", "index")}
         variables = {name: value.to(device) for name, value in self.variables.items()}
-        return replace(self, **moved, variables=variables, counterpart=self.counterpart and self.counterpart.to(device))
+        others = {n: e and e.to(device) for n, e in (("counterpart", self.counterpart), ("parent", self.parent))}
+        return replace(self, **moved, **others, variables=variables)
 
     @cached_property
     def key(self) -> str:
@@ -129,4 +130,5 @@ def concatenate(first: Examples, second: Examples) -> Examples:
         variables={n: torch.cat([first.variables[n], second.variables[n]]) for n in first.variables if n in shared},
         index=torch.arange(len(first) + len(second)),
         counterpart=None,
+        parent=None,
     )

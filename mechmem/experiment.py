@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import ModuleType
 from typing import Any, Self
 
 import torch
@@ -179,16 +181,20 @@ class Experiment(Component):
         }
 
 
-def load_plugins(names: Sequence[str], folder: Path) -> None:
-    """Import Python files that add components to the shelves. Raises InputError if one is missing or fails."""
-    import importlib.util
+PLUGINS: dict[str, Path] = {}
+"""Where the plugins that were loaded stand, by their names in the spec."""
 
+
+def load_plugins(names: Sequence[str], folder: Path) -> None:
+    """Run Python files that add components to the shelves. Raises InputError if one is missing or fails."""
     for name in names:
         path = folder / name
-        found = importlib.util.spec_from_file_location(f"mechmem_plugin_{path.stem}", path)
-        if not path.exists() or found is None or found.loader is None:
+        if not path.is_file() or path.suffix != ".py":
             raise InputError(f"plugin {path} {'is not a .py file' if path.exists() else 'does not exist'}")
+        module = ModuleType(f"mechmem_plugin_{path.stem}")
+        module.__file__, sys.modules[module.__name__] = str(path), module  # known, so that its annotations resolve
         try:
-            found.loader.exec_module(importlib.util.module_from_spec(found))
+            exec(compile(path.read_bytes(), path, "exec"), vars(module))  # as it is now, whatever lies in a cache
         except Exception as error:
             raise InputError(f"plugin {path} failed: {type(error).__name__}: {error}") from error
+        PLUGINS[name] = path.resolve()

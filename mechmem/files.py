@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import os
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,11 +32,12 @@ def write(path: Path, content: bytes | str) -> None:
         Path(temporary).chmod(0o644)
         Path(temporary).replace(path)
     except OSError as error:
-        if temporary:
-            Path(temporary).unlink(missing_ok=True)
         raise FileError(
             f"cannot write {path}: {error.strerror or error}; free some space or choose another folder with --runs"
         ) from error
+    finally:
+        if temporary:
+            Path(temporary).unlink(missing_ok=True)  # gone already where all went well
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -62,20 +64,27 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], note: Any = None) -
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
     """Load safetensors. Raises FileError if the file is missing, cut off or not safetensors."""
-    from safetensors import SafetensorError
     from safetensors.torch import load
 
-    try:
+    with _explained(path):
         return load(path.read_bytes())
+
+
+def read_note(path: Path) -> Any:
+    """The note that was saved beside the tensors. Raises FileError as `read_tensors` does."""
+    from safetensors import safe_open
+
+    with _explained(path), safe_open(path, framework="pt") as file:
+        return json.loads((file.metadata() or {}).get("note", "null"))
+
+
+@contextmanager
+def _explained(path: Path) -> Generator[None, None, None]:
+    from safetensors import SafetensorError
+
+    try:
+        yield
     except FileNotFoundError as error:
         raise FileError(f"{path} is missing") from error
     except (SafetensorError, ValueError) as error:
         raise FileError(f"{path} is damaged ({error}); delete it and train again, or restore it from a copy") from error
-
-
-def read_note(path: Path) -> Any:
-    """The note that was saved beside the tensors."""
-    from safetensors import safe_open
-
-    with safe_open(path, framework="pt") as file:
-        return json.loads((file.metadata() or {}).get("note", "null"))

@@ -11,7 +11,6 @@ from mechmem.component import Component, digest
 from mechmem.models import Architecture, Model
 from mechmem.tasks import Task
 
-
 PHASES = ("initial", "generalised", "memorised", "final")
 """The moments of a training that a checkpoint can be named by."""
 

@@ -18,10 +18,10 @@ from mechmem.bench import Bench
 from mechmem.checkpoints import Trained, folder_of
 from mechmem.claims import Measured, sentence
 from mechmem.component import InputError, digest
-from mechmem.experiment import Experiment
+from mechmem.experiment import PLUGINS, Experiment
 from mechmem.files import FileError, read_json, write, write_json
 from mechmem.provenance import provenance
-from mechmem.recipe import Recipe
+from mechmem.recipe import PHASES, Recipe
 from mechmem.specs import write_spec
 from mechmem.training import train
 
@@ -120,11 +120,16 @@ def run(experiment: Experiment, runs: Path = RUNS, watcher: Watcher | None = Non
 
 def _subjects(experiment: Experiment) -> Iterator[tuple[dict[str, Any], Recipe, int]]:
     """(swept values of the recipe, recipe, seed) of every training of the experiment."""
+    for labels, recipe in _recipes(experiment):
+        for seed in experiment.seeds:
+            yield labels, recipe, seed
+
+
+def _recipes(experiment: Experiment) -> Iterator[tuple[dict[str, Any], Recipe]]:
     for training in (experiment.training, *experiment.also):
         named = {"training": training.name} if experiment.also else {}
         for labels, recipe in training.unfold({}):
-            for seed in experiment.seeds:
-                yield named | labels, recipe, seed
+            yield named | labels, recipe
 
 
 class _Subject:
@@ -179,10 +184,10 @@ class _Subject:
         """Changes with all that decides the table, and with nothing else."""
         block, words = analysis.block(), set(_words(analysis.block()))
         block.pop("name")
-        used = {"examples": self.experiment.examples, "checkpoints": self.experiment.checkpoints}
+        used = (("examples", self.experiment.examples), ("model", self.experiment.checkpoints))
         named = {
-            part: {name: ref.block() for name, ref in refs.items() if name in words or _asks_for_all(analysis)}
-            for part, refs in used.items()
+            field: {name: ref.block() for name, ref in refs.items() if name in words or _asks_for_all(block, field)}
+            for field, refs in used
         }
         steps = [self.trained.phases, self.trained.record["curves"][-1]]
         return digest(
@@ -205,14 +210,16 @@ def _words(block: Any) -> Iterator[str]:
         yield from _words(part)
 
 
-def _asks_for_all(analysis: Analysis) -> bool:
-    return '"each": "all"' in str(analysis.block()).replace("'", '"')
+def _asks_for_all(block: Any, field: str) -> bool:
+    """Whether the block, or a part of it, sweeps this field over all that the experiment names."""
+    if not isinstance(block, Mapping):
+        return False
+    return block.get(field) == {"each": "all"} or any(_asks_for_all(part, field) for part in block.values())
 
 
 def _plugin_code(experiment: Experiment) -> list[str]:
-    return [
-        name + hashlib.sha256(Path(name).read_bytes()).hexdigest() for name in experiment.plugins if Path(name).exists()
-    ]
+    paths = {name: PLUGINS.get(name, Path(name)) for name in experiment.plugins}
+    return [name + hashlib.sha256(path.read_bytes()).hexdigest() for name, path in paths.items() if path.exists()]
 
 
 @cache
@@ -239,32 +246,41 @@ def _joined(tables: Mapping[str, Sequence[pd.DataFrame]]) -> dict[str, pd.DataFr
 def rehearse(experiment: Experiment) -> dict[str, int]:
     """The whole run on untrained models and four examples of each set: raises what a run would raise.
 
-    Returns how many examples each analysis sends through a model in the real run.
+    Returns how many examples each analysis sends through the models of one seed in the real run.
     """
-    labels, recipe, seed = next(_subjects(experiment))
-    sets = {name: chosen.of(recipe.task) for name, chosen in experiment.examples.items()}
+    costs = {analysis.table_name: 0 for analysis in experiment.analyses}
+    tables: dict[str, list[pd.DataFrame]] = {name: [] for name in costs}
+    for labels, recipe in _recipes(experiment):
+        for name, (table, cost) in _rehearsed(experiment, recipe).items():
+            costs[name] += cost
+            tables[name] += [_labelled(table.copy(), labels | {"seed": seed}) for seed in experiment.seeds]
+    joined = _joined(tables)
+    sentence(experiment.answer, _measured(experiment, joined))
+    for figure in experiment.figures:
+        figure.draw(joined[figure.table])
+    return costs
+
+
+def _rehearsed(experiment: Experiment, recipe: Recipe) -> dict[str, tuple[pd.DataFrame, int]]:
+    """The rehearsed table of every analysis and its cost in the real run, for one training."""
     few, scale = {}, 1.0
-    for name, examples in sets.items():
+    for name, chosen in experiment.examples.items():
+        examples = chosen.of(recipe.task)
         few[name] = examples.select(range_of(min(4, len(examples)))).as_set()
         scale = max(scale, len(examples) / len(few[name]))
-    models = {name: (ref.training or recipe).build(seed) for name, ref in experiment.checkpoints.items()}
+    models = {name: (ref.training or recipe).build(0) for name, ref in experiment.checkpoints.items()}
     curve = {"step": 0, "clean": 0.0, "memorised": 0.0, "corrected": 0.0, "held_out": 0.0}
-    phases = dict.fromkeys(("initial", "generalised", "memorised", "final"), 0)
-    bench = Bench(models=models, example_sets=few, curves=[curve], phases=phases, chance=recipe.task.chance, is_rehearsal=True)
-    costs, tables = {}, {}
+    phases = dict.fromkeys(PHASES, 0)
+    bench = Bench(models, few, curves=[curve], phases=phases, chance=recipe.task.chance, is_rehearsal=True)
+    rehearsed = {}
     for i, analysis in enumerate(experiment.analyses):
         before = bench.n_forwarded
         try:
             table = analysis.run(bench, experiment.universe(recipe))
         except InputError as error:
             raise BlockError(i, str(error)) from error
-        tables[analysis.table_name] = _labelled(table, labels | {"seed": seed})
-        costs[analysis.table_name] = int((bench.n_forwarded - before) * scale)
-    measured = _measured(experiment, tables)
-    sentence(experiment.answer, measured)
-    for figure in experiment.figures:
-        figure.draw(tables[figure.table])
-    return costs
+        rehearsed[analysis.table_name] = (table, int((bench.n_forwarded - before) * scale))
+    return rehearsed
 
 
 def range_of(n: int) -> Any:
@@ -299,6 +315,9 @@ def _finish(
     for name, table in tables.items():
         write(folder / "tables" / f"{name}.parquet", table.to_parquet(index=False))
     write(folder / "experiment.yaml", write_spec(experiment))
+    for name in experiment.plugins:
+        if name in PLUGINS and ".." not in Path(name).parts and not Path(name).is_absolute():
+            write(folder / name, PLUGINS[name].read_bytes())
     write_json(record_path, record)
     finished = Run(folder, experiment, record)
     draw(finished)

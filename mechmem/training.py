@@ -33,7 +33,8 @@ def train(recipe: Recipe, seed: int, folder: Path, watch: Watch = lambda *_: Non
     """
     if not (folder / "training.json").exists():
         with _locked(folder):
-            _Run(recipe, seed, folder, watch).finish()
+            if not (folder / "training.json").exists():  # not finished by another process meanwhile
+                _Run(recipe, seed, folder, watch).finish()
     return Trained(folder)
 
 
@@ -133,6 +134,9 @@ class _Run:
 
     def _restore(self) -> None:
         state, note = read_tensors(self.state_path), read_note(self.state_path)
+        fits = {f"model.{name}": p.shape for name, p in self.parameters.items()}
+        if {name: t.shape for name, t in state.items() if name.startswith("model.")} != fits or not note:
+            raise FileError(f"{self.state_path} does not fit {self.recipe.name}; delete it and train again")
         with torch.no_grad():
             for name, parameter in self.parameters.items():
                 parameter.copy_(state[f"model.{name}"])

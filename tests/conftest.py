@@ -6,21 +6,28 @@ import os
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+import shutil
 from collections.abc import Callable
 from multiprocessing.context import ForkServerContext
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from hypothesis import settings
 
 from mechmem.bench import Bench
-from mechmem.checkpoints import Trained
+from mechmem.checkpoints import Trained, own_folder
 from mechmem.examples import Examples
+from mechmem.experiment import Experiment
 from mechmem.models import Architecture, Model
 from mechmem.recipe import Phase, Recipe, Training
+from mechmem.runs import Run, run
 from mechmem.tasks import FourDigitAddition, UniformWrong
 from mechmem.training import train
 
 Build = Callable[..., Model]
+Spec = Callable[..., dict[str, Any]]
 
 TINY = Architecture(n_layers=2, d_model=16, n_heads=2, d_mlp=24)
 RECIPE = Recipe(
@@ -40,8 +47,36 @@ RECIPE = Recipe(
 )
 
 
+def small_spec(**fields: Any) -> dict[str, Any]:
+    """A small experiment on the tiny training; `fields` replace what it says."""
+    grid = {
+        "kind": "patch_grid",
+        "examples": "noisy",
+        "site": {"each": ["neurons", "attn_out"]},
+        "layer": {"each": "all"},
+        "source": {"checkpoint": "before"},
+        "measures": ["accuracy_true", "logit_difference"],
+        "control": {"kind": "random_direction", "n": 2},
+    }
+    returned = {"condition": "patched", "prefix": "given", "place": "all", "measure": "logit_difference", "site": "neurons"}
+    return {
+        "name": "small",
+        "question": "Does anything come back?",
+        "training": RECIPE.block(),
+        "checkpoints": {"before": {"step": 5}, "after": "final"},
+        "examples": {"noisy": {"noisy": True, "n": 8}, "clean": {"noisy": False, "n": 8}},
+        "analyses": [{"kind": "dynamics"}, grid, {"kind": "neuron_shift"}],
+        "figures": [{"kind": "curves", "table": "dynamics", "title": "Curves"}],
+        "quantities": {"returned": {"table": "patch_grid", "where": returned, "pick": "largest"}},
+        "claims": [{"id": "C7", "says": "it returns", "holds_when": [{"quantity": "returned", "at_least": 0}]}],
+        "answer": "Layer {returned.layer} returns {returned.number}.",
+    } | fields
+
+
 def pytest_configure() -> None:
     torch.set_num_threads(1)
+    settings.register_profile("same every time", derandomize=True, deadline=None, database=None, max_examples=50)
+    settings.load_profile("same every time")
 
 
 def random_model(architecture: Architecture, task: FourDigitAddition, seed: int) -> Model:
@@ -114,4 +149,32 @@ def processes() -> ForkServerContext:
 
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["mechmem.runs", "transformer_lens"])
+    first = context.Process(target=int)
+    first.start()
+    first.join()
     return context
+
+
+@pytest.fixture(scope="session")
+def spec() -> Spec:
+    """A maker of the block of a small experiment on the tiny training: (**keys to replace)."""
+    return small_spec
+
+
+@pytest.fixture(scope="session")
+def experiment() -> Experiment:
+    return Experiment.model_validate(small_spec())
+
+
+@pytest.fixture(scope="session")
+def made(experiment: Experiment, trained: Trained, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """The small experiment, run once. Do not write into its folder."""
+    runs = tmp_path_factory.mktemp("made") / "runs"
+    shutil.copytree(trained.folder, own_folder(RECIPE, 0, runs))
+    return run(experiment, runs)
+
+
+@pytest.fixture
+def runs(made: Run, tmp_path: Path) -> Path:
+    """A copy of the runs folder in which the small experiment was run."""
+    return shutil.copytree(made.folder.parent, tmp_path / "runs")

@@ -33,16 +33,20 @@ class Analysis(Component, shelf="analysis"):
         """The tables of all members of the sweep, one below the other, the swept values as columns."""
         tables = []
         members = self.unfold(universe)
+        of_several = {key for labels, _ in members for key, value in labels.items() if isinstance(value, (tuple, list))}
         for i, (labels, member) in enumerate(members, start=1):
             swept = ", ".join(f"{key} {value}" for key, value in labels.items())
             bench.say(f"{self.table_name} {i}/{len(members)} {swept}")
             table = member.table(bench)
             for column, value in reversed(labels.items()):
                 if column not in table:
-                    table.insert(0, column, [_cell(value)] * len(table))
+                    table.insert(0, column, [_cell(value, column in of_several)] * len(table))
             tables.append(table)
         return pd.concat(tables, ignore_index=True)
 
 
-def _cell(value: Any) -> Any:
-    return "+".join(map(str, value)) if isinstance(value, (tuple, list)) else value
+def _cell(value: Any, is_text: bool) -> Any:
+    """A swept value; text throughout a column in which a set such as layers 0 and 1 stands as `0+1`."""
+    if isinstance(value, (tuple, list)):
+        return "+".join(map(str, value))
+    return str(value) if is_text and value is not None else value

@@ -105,16 +105,13 @@ class EffectAnalysis(Analysis):
 
     def readings(self, bench: Bench, model: Model, examples: Examples, parts: Parts, decode: bool = True) -> Readings:
         """All measures by prefix and place under these interventions."""
-        key = (
-            "readings",
-            id(model),
-            examples.key,
-            digest([p.block() for p in parts] + [m.block() for m in self.measures]),
-        )
-        key = (*key, decode and self.decode)
-        if parts or key not in bench.memo:
-            bench.memo[key] = self._readings(bench, model, examples, parts, decode and self.decode)
-        return bench.memo.pop(key) if parts else bench.memo[key]
+        decode = decode and self.decode
+        if parts:
+            return self._readings(bench, model, examples, parts, decode)
+        key = ("readings", id(model), id(examples), digest([m.block() for m in self.measures]), decode)
+        if key not in bench.memo:
+            bench.memo[key] = self._readings(bench, model, examples, parts, decode)
+        return bench.memo[key]
 
     def _readings(self, bench: Bench, model: Model, examples: Examples, parts: Parts, decode: bool) -> Readings:
         values: dict[Key, Tensor] = {}

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import ClassVar
+from typing import ClassVar, Self
 
 import numpy as np
 import pandas as pd
 import torch
-from pydantic import Field, NonNegativeInt
+from pydantic import Field, NonNegativeInt, model_validator
 from scipy import stats
 
 from mechmem.analyses.analysis import Analysis
@@ -97,6 +97,12 @@ class NeuronTopK(EffectAnalysis):
     """Draws of k random neurons."""
     seed: int = 0
 
+    @model_validator(mode="after")
+    def _brings_its_control(self) -> Self:
+        if self.control is not None:
+            raise ValueError("neuron_top_k draws its own control, `n_random` times; leave `control` out")
+        return self
+
     @property
     def layers(self) -> tuple[int, ...]:
         return self.layer if isinstance(self.layer, tuple) else (self.layer,)
@@ -108,13 +114,13 @@ class NeuronTopK(EffectAnalysis):
             bench.memo[key] = shift.table(bench)
         table: pd.DataFrame = bench.memo[key]
         ranked = table[table["layer"].isin(self.layers)].sort_values("shift_noisy", ascending=False, kind="stable")
+        if self.k > len(ranked):
+            raise InputError(f"k {self.k} is more than the {len(ranked)} neurons of layers {self.layers}")
         return self._patches(ranked[["layer", "neuron"]].to_numpy()[: self.k])
 
     def control_draws(self, bench: Bench, parts: Parts) -> list[list[Intervention]]:
         width = int(bench.model(self.model).cfg.d_mlp or 0)
         every = np.array([(layer, neuron) for layer in self.layers for neuron in range(width)])
-        if self.k > len(every):
-            raise InputError(f"k {self.k} is more than the {len(every)} neurons of layers {self.layers}")
         generators = (torch.Generator().manual_seed(self.seed + i) for i in range(self.n_random))
         return [self._patches(every[torch.randperm(len(every), generator=g)[: self.k].numpy()]) for g in generators]
 

@@ -1,0 +1,144 @@
+"""Erase: take what can be read linearly of a variable out of an activation."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Literal, Self
+
+import torch
+import torch.nn.functional as F
+from pydantic import NonNegativeInt, PositiveInt, model_validator
+from torch import Tensor
+
+from mechmem import sites
+from mechmem.bench import Bench
+from mechmem.component import Each, InputError, Swept, suggest
+from mechmem.examples import Examples
+from mechmem.interventions.inlp import inlp
+from mechmem.interventions.intervention import SiteIntervention, position_indices
+from mechmem.interventions.subspace import Eraser, class_code, leace, random_subspace, variance_matched
+from mechmem.models import Model
+
+LEAST = 0.05
+"""Share of the variance below which nothing is left of an activation, so that an effect would say nothing."""
+
+
+class Erase(SiteIntervention):
+    """Erases a variable from an activation: afterwards no linear classifier reads it there; or a matched control does.
+
+    If the answer is lost with the variable and not with the control, the model uses what it holds of the variable. One
+    eraser for each hook and position, fitted on unedited activations of `fit_on`. `leace` is the least change
+    that does it, around the mean; `inlp` removes the directions of one classifier after another, not centred;
+    `random` projects out a random subspace of equal rank, `variance_matched` one that also removes as much variance
+    (a random subspace, turned towards the directions of most or least variance just as far as that takes).
+    Where an activation is constant, or INLP's first classifier reads nothing, rank 0 is removed: `erasers` tells.
+    Touches: sites of `batch pos d_model` and `batch pos d_mlp`, whole, at the chosen positions.
+    Raises: InputError for another site, an unknown variable or set, a variable of one value, and wherever less than
+    5 % of the variance would be left or the variable has more values than the activation dimensions (then `n_codes`).
+    Source: arXiv:2306.03819 (LEACE), arXiv:2004.07667 (INLP); the matched variance: ours.
+    """
+
+    variable: Swept[str]
+    """A variable of the task."""
+    method: Swept[Literal["leace", "inlp", "random", "variance_matched"]] = "leace"
+    fit_on: Swept[str] = "clean"
+    """The example set of the fit, fed the same label's prefix as the patched one; a set of clean instances."""
+    rank: Swept[NonNegativeInt | None] = None
+    """Dimensions that the controls `random` and `variance_matched` remove; those of LEACE unless given."""
+    n_codes: Swept[PositiveInt | None] = None
+    """For a variable of many values: LEACE erases the class means' `n_codes` principal directions, not all classes."""
+    seed: Swept[int] = 0
+    """Seed of the random subspaces and of INLP's held-out rows."""
+
+    @model_validator(mode="after")
+    def _fits_method(self) -> Self:
+        if self.rank is not None and self.method in ("leace", "inlp"):
+            raise ValueError(f"{self.method} finds its own rank; `rank` is for random and variance_matched")
+        if self.n_codes is not None and self.method == "inlp":
+            raise ValueError("inlp needs classes; `n_codes` is for leace and its controls")
+        if not all(value is None or isinstance(value, Each) for value in (self.head, self.neurons)):
+            raise ValueError("an activation is erased whole; leave `head` and `neurons` out")
+        return self
+
+    def erasers(self, model: Model, examples: Examples, bench: Bench) -> dict[tuple[str, str], Eraser]:
+        """The fitted eraser of every (hook, position) that this touches, with its `rank` and `variance_left`."""
+        return {
+            (hook, name): self._eraser(hook, index, model, examples, bench)
+            for hook in self.hooks(model)
+            for name, index in self._positions(examples).items()
+        }
+
+    def hooks(self, model: Model) -> list[str]:
+        if sites.site(self.site).axes not in (("batch", "pos", "d_model"), ("batch", "pos", "d_mlp")):
+            raise InputError(
+                f"a variable is erased at sites of `batch pos d_model` or `batch pos d_mlp`, not {self.site!r}"
+            )
+        return super().hooks(model)
+
+    def replacement(self, hook: str, model: Model, examples: Examples, bench: Bench) -> Callable[[Tensor], Tensor]:
+        chosen = self._positions(examples).values()
+        fitted = {index: self._eraser(hook, index, model, examples, bench) for index in chosen}
+
+        def erased(activation: Tensor) -> Tensor:
+            columns = list(activation.unbind(dim=1))
+            return torch.stack([fitted[i](x) if i in fitted else x for i, x in enumerate(columns)], dim=1)
+
+        return erased
+
+    def _positions(self, examples: Examples) -> dict[str, int]:
+        if self.position is None:
+            return dict(examples.positions)
+        chosen = position_indices(self.position, examples)
+        return {name: index for name, index in examples.positions.items() if index in chosen}
+
+    def _eraser(self, hook: str, index: int, model: Model, examples: Examples, bench: Bench) -> Eraser:
+        fit = bench.examples(self.fit_on).with_prefix(examples.prefix)
+        fields = (self.variable, self.method, self.rank, self.n_codes, self.seed)
+        key = ("eraser", id(model), fit.key, hook, index, *fields)
+        if key not in bench.memo:
+            labels = self._labels(fit, bench)
+            x = bench.activation(model, fit, hook)[:, index]
+            bench.memo[key] = self._fit(x, labels.to(x.device), f"{hook}, position {index}", bench)
+        return bench.memo[key]
+
+    def _labels(self, fit: Examples, bench: Bench) -> Tensor:
+        """The classes of the variable, numbered from 0."""
+        if self.variable not in fit.variables:
+            raise InputError(f"there is no variable {self.variable!r}; {suggest(self.variable, fit.variables)}")
+        values, labels = fit.variables[self.variable].unique(return_inverse=True)
+        if len(fit) < 3 or (len(values) < 2 and not bench.is_rehearsal):
+            raise InputError(
+                f"{self.fit_on!r} has {len(fit)} examples and {len(values)} values of {self.variable}: "
+                "nothing can be learnt from it"
+            )
+        return labels
+
+    def _fit(self, x: Tensor, labels: Tensor, where: str, bench: Bench) -> Eraser:
+        if self.method == "inlp":
+            return self._checked(inlp(x, labels, self.seed), x, labels, where, bench)
+        if self.method == "random" and self.rank is not None:
+            return self._checked(random_subspace(x, self.rank, self.seed), x, None, where, bench)
+        code = class_code(x, labels, self.n_codes) if self.n_codes else F.one_hot(labels).float()
+        found = self._checked(leace(x, code), x, None if self.n_codes else labels, where, bench)
+        if self.method == "leace":
+            return found
+        rank = found.rank if self.rank is None else self.rank
+        if self.method == "random":
+            return self._checked(random_subspace(x, rank, self.seed), x, None, where, bench)
+        matched = variance_matched(x, rank, found.variance_left, self.seed)
+        if not bench.is_rehearsal and abs(matched.variance_left - found.variance_left) > 1e-3:
+            raise InputError(f"no {rank} dimensions at {where} hold as much variance as LEACE removes; raise `rank`")
+        return self._checked(matched, x, None, where, bench)
+
+    def _checked(self, eraser: Eraser, x: Tensor, labels: Tensor | None, where: str, bench: Bench) -> Eraser:
+        n_classes, d = 0 if labels is None else int(labels.max()) + 1, x.shape[1]
+        if bench.is_rehearsal or (eraser.variance_left >= LEAST and n_classes - 1 < d):
+            return eraser
+        wrong = (
+            f"{n_classes} values do not go into {d} dimensions" if n_classes > d else "hardly anything would be left"
+        )
+        raise InputError(
+            f"erasing {self.variable} by {self.method} at {where} removes rank {eraser.rank} of {d} and leaves "
+            f"{eraser.variance_left:.1%} of the variance: {wrong}; choose other positions, or let `leace` erase a "
+            "low-rank code of the variable (`n_codes`)"
+        )

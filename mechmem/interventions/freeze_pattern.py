@@ -1,0 +1,47 @@
+"""FreezePattern: attention looks where it looked in an unedited run."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from pydantic import field_validator
+
+from mechmem.bench import Bench
+from mechmem.component import Swept
+from mechmem.examples import Examples
+from mechmem.forward import Edit
+from mechmem.interventions.intervention import Indices, Intervention, Names
+from mechmem.interventions.patch import Patch, Source
+from mechmem.models import Model
+
+
+class FreezePattern(Intervention):
+    """Holds attention patterns as they are in an unedited run, while all else follows the other interventions.
+
+    An effect that survives it passes through what the heads move (values), one that goes passes through where they look
+    (queries and keys). Alone and without a source it changes nothing.
+    Touches: `pattern`, `batch head pos key_pos`, of the chosen layers, heads and query positions.
+    Raises: InputError for a layer, head or position that the model or task does not have.
+    Source: Elhage et al. 2021, A mathematical framework for transformer circuits (no arXiv id).
+    """
+
+    layer: Swept[Indices | None] = None
+    """One layer or several; every layer unless given."""
+    head: Swept[Indices | None] = None
+    """Every head unless given."""
+    position: Swept[Names | None] = None
+    """Named query positions; every position unless given."""
+    source: Source | None = None
+    """The run whose patterns are kept; the same model's on the same examples unless given."""
+
+    @field_validator("source", mode="before")
+    @classmethod
+    def _live(cls, value: Any) -> Any:
+        return Source(live=value) if isinstance(value, (torch.nn.Module, Examples)) else value
+
+    def edits(self, model: Model, examples: Examples, bench: Bench) -> list[Edit]:
+        layers = tuple(range(model.cfg.n_layers)) if self.layer is None else self.layer
+        source = self.source or Source(live=model)
+        patch = Patch(site="pattern", layer=layers, head=self.head, position=self.position, source=source)
+        return patch.edits(model, examples, bench)

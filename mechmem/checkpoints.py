@@ -152,7 +152,7 @@ class Trained:
             "",
             f"Recipe hash `{spec.recipe_hash}`; {self.record['seconds'] / 60:.0f} minutes on {made['hardware']['threads']} "
             f"threads of {made['hardware']['processor']}; torch {made['versions']['torch']}, "
-            f"transformer-lens {made['versions']['transformer-lens']}, commit `{made['commit']}`.",
+            f"transformer-lens {made['versions']['transformer-lens']}, commit `{made['commit'] or 'not recorded'}`.",
             "",
             "Accuracies of whole answers: `clean` training instances and `memorised` (noisy ones) against their given",
             "labels, `corrected` (noisy ones) and `held_out` against the true ones.",

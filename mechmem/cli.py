@@ -105,9 +105,7 @@ def check(spec: Spec, overrides: Overrides = None, as_json: Json = False) -> Non
 
 
 @app.command()
-def train(
-    spec: Spec, overrides: Overrides = None, seed: Seed = 0, runs: Runs = HERE, as_json: Json = False
-) -> None:
+def train(spec: Spec, overrides: Overrides = None, seed: Seed = 0, runs: Runs = HERE, as_json: Json = False) -> None:
     """Train a recipe from scratch, or go on with an interrupted training."""
     from mechmem.checkpoints import own_folder
     from mechmem.terminal import watching

@@ -176,7 +176,7 @@ class Component(BaseModel):
         try:
             return type(self)(**fields)
         except ValidationError as error:
-            found = "; ".join(f"{e['loc'][0] if e['loc'] else self.kind}: {e['msg']}" for e in error.errors())
+            found = "; ".join(f"{e['loc'][0] if e['loc'] else self.kind}: {said(e)}" for e in error.errors())
             raise InputError(f"with {', '.join(f'{k} {v!r}' for k, v in labels.items())}: {found}") from error
 
 
@@ -235,6 +235,13 @@ def json_schema(root: type[Component]) -> dict[str, Any]:
         definitions[shelf] = {"oneOf": [*kinds, {"type": "string"}]}
     text = json.dumps(schema | {"$defs": definitions})
     return json.loads(re.sub(r'"x-shelf": "(\w+)"', r'"$ref": "#/$defs/\1"', text))
+
+
+def said(error: Any) -> str:
+    """What one of pydantic's errors says, without pydantic's own words before ours."""
+    if error["type"] == "missing":
+        return f"{error['loc'][-1]!r} is missing"
+    return error["msg"].removeprefix("Value error, ")
 
 
 def _error(kind: str, message: str, loc: tuple[int | str, ...], value: Any) -> InitErrorDetails:

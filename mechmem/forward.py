@@ -58,6 +58,13 @@ class _Taps:
     def touches(self, *prefixes: str) -> bool:
         return any(hook.startswith(prefixes) for hook in (*self.edits, *self.capture))
 
+    def look_past_the_input_of(self, layer: int) -> bool:
+        """Whether a hook is wanted whole that comes after the residual, keys and values which this layer reads."""
+        at = f"blocks.{layer}."
+        read = tuple(at + name for name in ("hook_resid_pre", "ln1.", "attn.hook_k", "attn.hook_v"))
+        wanted = {*self.edits, *self.capture}
+        return any(hook.startswith((at, "ln_final.", "unembed.")) and not hook.startswith(read) for hook in wanted)
+
     def check(self) -> None:
         """Raises InputError for a hook that was never met, at which an edit would silently do nothing."""
         if never := {*self.edits, *self.capture} - self.met:
@@ -92,12 +99,12 @@ def forward(
         early = ("hook_", *(f"blocks.{layer}." for layer in range(first)))
         if taps.touches(*early):
             raise ValueError(f"an edit or capture lies before layer {first}, at which the forward starts")
-    looked_at_late = taps.touches(f"blocks.{config.n_layers - 1}.", "ln_final.", "unembed.")
+    looked_at_late = taps.look_past_the_input_of(config.n_layers - 1)
     captured = [Edit(hook, lambda x: x).layer for hook in capture]
     end = config.n_layers if n_readout else min(config.n_layers, max(captured, default=-1) + 1)
     for layer in range(first, end):
         last = layer == config.n_layers - 1
-        keep = n_readout if last and not looked_at_late else x.shape[1]
+        keep = n_readout if last and n_readout and not looked_at_late else x.shape[1]
         x = _block(model.blocks[layer], x, keep, taps, f"blocks.{layer}.")
     if not n_readout and max(captured, default=-1) < config.n_layers:
         taps.check()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
@@ -11,6 +11,7 @@ from mechmem.component import Component, digest
 from mechmem.models import Architecture, Model
 from mechmem.tasks import Task
 
+Beta = Annotated[float, Field(ge=0, lt=1)]
 PHASES = ("initial", "generalised", "memorised", "final")
 """The moments of a training that a checkpoint can be named by."""
 
@@ -34,7 +35,7 @@ class Training(Component):
     n_steps: int = Field(4000, ge=1)
     batch_size: int = Field(500, ge=1)
     learning_rate: float = Field(1e-3, gt=0)
-    betas: tuple[float, float] = (0.9, 0.98)
+    betas: tuple[Beta, Beta] = (0.9, 0.98)
     weight_decay: float = Field(0.01, ge=0)
     n_warmup_steps: int = Field(100, ge=0)
     schedule: Literal["constant", "cosine", "linear"] = "constant"

@@ -11,7 +11,7 @@ from ruamel.yaml import YAML
 from ruamel.yaml.comments import CommentedMap, CommentedSeq
 from ruamel.yaml.error import YAMLError
 
-from mechmem.component import Component, InputError
+from mechmem.component import Component, InputError, said
 
 C = TypeVar("C", bound=Component)
 Place = tuple[int | str, ...]
@@ -48,7 +48,7 @@ class SpecFile:
             return cls.model_validate(_plain(self.data), context={"folder": self.path.parent})
         except ValidationError as error:
             errors = error.errors(include_url=False)
-            lines = [self.message(e["loc"], _said(e)) for e in errors if not _follows(e, errors)]
+            lines = [self.message(e["loc"], said(e)) for e in errors if not _follows(e, errors)]
             raise SpecError("\n".join(lines)) from error
 
     def message(self, loc: Place, text: str) -> str:
@@ -103,12 +103,6 @@ def _holds(node: Any, part: int | str) -> bool:
     if isinstance(node, list):
         return isinstance(part, int) and part < len(node)
     return isinstance(node, dict) and part in node
-
-
-def _said(error: Any) -> str:
-    if error["type"] == "missing":
-        return f"{error['loc'][-1]!r} is missing"
-    return error["msg"].removeprefix("Value error, ")
 
 
 def _follows(error: Any, errors: Sequence[Any]) -> bool:

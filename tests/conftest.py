@@ -58,7 +58,13 @@ def small_spec(**fields: Any) -> dict[str, Any]:
         "measures": ["accuracy_true", "logit_difference"],
         "control": {"kind": "random_direction", "n": 2},
     }
-    returned = {"condition": "patched", "prefix": "given", "place": "all", "measure": "logit_difference", "site": "neurons"}
+    returned = {
+        "condition": "patched",
+        "prefix": "given",
+        "place": "all",
+        "measure": "logit_difference",
+        "site": "neurons",
+    }
     return {
         "name": "small",
         "question": "Does anything come back?",

@@ -174,7 +174,9 @@ def test_a_shipped_training_holds_the_chosen_checkpoints_and_a_card(trained, rec
     found = find("tiny", 0, tmp_path / "no_runs")
     assert found.folder == shipped / "tiny" / "seed_0"
     assert found.steps == [0, 20]
-    assert all(torch.equal(a, b) for a, b in zip(found.at("final").parameters(), trained.at(20).parameters(), strict=True))
+    assert all(
+        torch.equal(a, b) for a, b in zip(found.at("final").parameters(), trained.at(20).parameters(), strict=True)
+    )
     assert found.curves.equals(trained.curves)
     assert names(tmp_path / "no_runs") == ["tiny"]
     assert folder_of(recipe, 0, tmp_path / "no_runs") == found.folder

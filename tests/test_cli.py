@@ -318,7 +318,10 @@ def test_a_wrong_command_line_is_one_clear_line(arguments, ask, here):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["run", "experiments/smal.yaml"], "experiments/smal.yaml does not exist; did you mean experiments/small.yaml?"),
+        (
+            ["run", "experiments/smal.yaml"],
+            "experiments/smal.yaml does not exist; did you mean experiments/small.yaml?",
+        ),
         (["run", "experiments"], "experiments is a folder; name a .yaml file in it"),
         (["run", SMALL, "seeds"], "override 'seeds' is not of the form key.sub=value"),
         (["show", "tiny", "--seed", "9"], "there is no training 'tiny' of seed 9"),

@@ -114,7 +114,9 @@ def test_edits_and_captures_before_the_start_are_refused(hook, use, model, examp
         forward(model, examples.tokens, 5, edits, capture, start=(1, residual))
 
 
-@pytest.mark.parametrize("hook", ["blocks.0.attn.hook_result", "blocks.0.ln1.hook_scale", "blocks.2.hook_attn_out", "x"])
+@pytest.mark.parametrize(
+    "hook", ["blocks.0.attn.hook_result", "blocks.0.ln1.hook_scale", "blocks.2.hook_attn_out", "x"]
+)
 @pytest.mark.parametrize("use", ["edit", "capture"])
 def test_an_edit_or_capture_that_the_forward_does_not_come_by_is_refused(hook, use, model, examples):
     edits, capture = ([Edit(hook, torch.zeros_like)], []) if use == "edit" else ([], [hook])

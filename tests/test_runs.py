@@ -236,7 +236,9 @@ def test_a_checkpoint_may_be_of_another_training(spec, recipe, tmp_path):
 
 def test_several_trainings_stand_in_one_table_by_name(spec, recipe, tmp_path):
     short = recipe.model_copy(update={"training": recipe.training.model_copy(update={"n_steps": 1})})
-    other = short.model_copy(update={"name": "narrow", "architecture": short.architecture.model_copy(update={"d_mlp": 8})})
+    other = short.model_copy(
+        update={"name": "narrow", "architecture": short.architecture.model_copy(update={"d_mlp": 8})}
+    )
     block = spec(training=short.block(), also=[other.block()], analyses=[{"kind": "neuron_shift"}], **BARE)
     block["checkpoints"] = {"before": "initial", "after": "final"}
     table = run(Experiment.model_validate(block), tmp_path).table("neuron_shift")

@@ -134,14 +134,16 @@ def test_a_state_that_was_cut_off_is_a_clear_error_and_can_be_deleted(n_kept, re
 
 
 def test_a_state_of_another_model_is_a_clear_error(recipe, tmp_path):
-    write_tensors(tmp_path / "state.safetensors", {"model.x": torch.zeros(1)}, {"step": 5, "seconds": 0.0, "curves": []})
+    write_tensors(
+        tmp_path / "state.safetensors", {"model.x": torch.zeros(1)}, {"step": 5, "seconds": 0.0, "curves": []}
+    )
     with pytest.raises(FileError, match=r"state\.safetensors does not fit .*; delete it and train again"):
         train(recipe, 0, tmp_path)
 
 
 def test_a_folder_that_cannot_be_made_is_a_clear_error(recipe, tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(FileError, match="cannot write .*file/run: .*; choose another folder with --runs"):
+    with pytest.raises(FileError, match=r"cannot write .*file/run: .*; choose another folder with --runs"):
         train(recipe, 0, tmp_path / "file" / "run")
 
 
@@ -235,7 +237,9 @@ def test_an_interruption_does_not_delay_the_stop(recipe, tmp_path):
 
 def test_a_training_that_diverges_says_so(recipe, tmp_path):
     wild = changed(recipe, learning_rate=1e30, max_grad_norm=1e30)
-    with pytest.raises(ArithmeticError, match="training diverged before step 5: a weight is not finite; lower learning_"):
+    with pytest.raises(
+        ArithmeticError, match="training diverged before step 5: a weight is not finite; lower learning_"
+    ):
         train(wild, 0, tmp_path)
     assert not (tmp_path / "training.json").exists()
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step_000000.safetensors"]

@@ -13,10 +13,9 @@ from jaxtyping import Bool
 from torch import Tensor
 
 from mechmem.analyses.contrast import Contrast
+from mechmem.analyses.effect import TOLERANCE
 from mechmem.statistics import LEVEL, N_RESAMPLES, interval
 
-TOLERANCE = 1e-6
-"""Difference between the full and the corrupted run below which faithfulness is undefined."""
 UNITS = {
     **{"faithfulness": "0 corrupted, 1 full run", "connected": "edges", "cpr": "area", "cmd": "area"},
     **{"edge_iou": "fraction", "node_iou": "fraction", "recall": "fraction", "recall_other": "fraction"},
@@ -41,7 +40,8 @@ class Runs:
         """Of each example, `draw circuit n`: their mean is (circuit - corrupted) / (full - corrupted) of the means.
 
         A ratio of means is no mean of ratios; to first order an example moves it by its own numerator less the ratio
-        times its own denominator, so that the whole model is 1 for certain. Source: Cochran 1977, ratio estimators.
+        times its own denominator, so that the whole model is 1 for certain. Undefined where the runs do not differ.
+        Source: Cochran 1977, ratio estimators.
         """
         span, left = self.full - self.corrupted, self.values - self.corrupted
         whole = span.mean() if abs(span.mean()) >= TOLERANCE else np.nan

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
@@ -13,14 +12,12 @@ from mechmem.figures.rows import in_order, shown
 from mechmem.figures.style import SOFT, named
 from mechmem.figures.top_k_curve import TopKCurve
 
-TICKS = (0.0, 0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0)
-
 
 class FaithfulnessCurve(TopKCurve):
     """Faithfulness of circuits beside random ones: a curve that is high far to the left is a small circuit.
 
-    Draws the rows of measure `faithfulness`, the share of the edges on a log scale that has a place for none. Where
-    the table has the areas CPR and CMD, and there is one panel, they stand in the legend.
+    Draws the rows of measure `faithfulness`, by the share of the edges (or `x: n_edges`) on a log scale that has a
+    place for none. Where the table has the areas CPR and CMD, and there is one panel, they stand in the legend.
     """
 
     @property
@@ -46,11 +43,14 @@ class FaithfulnessCurve(TopKCurve):
 
     def _placed(self, ks: Sequence[float]) -> list[float]:
         """log(1 + 1000 k): the published sizes, 0.001 to 1, nearly evenly spaced, and 0 to their left."""
-        return np.log1p(1000 * np.asarray(ks, dtype=float)).tolist()
+        is_share = self.x == "k" and self.scale == "log"
+        return super()._placed([1000 * k for k in ks] if is_share else ks)
 
     def _x_axis(self, rows: pd.DataFrame, n_columns: int) -> dict[str, Any]:
-        last = max(in_order(rows[self.x]))
-        kept = [tick for tick in TICKS if tick <= last][:: 1 if n_columns == 1 else 2]
-        texts = [f"{100 * tick:g} %" for tick in kept]
-        ticks = {"tickmode": "array", "tickvals": self._placed(kept), "ticktext": texts, "tickangle": 0}
-        return ticks | {"title_text": "share of the edges that is kept (log scale)"}
+        axis = super()._x_axis(rows, n_columns)
+        if self.x != "k":
+            return axis
+        ks = in_order(rows["k"])
+        share = dict(zip(self._placed(ks), ks, strict=True))
+        title = axis["title_text"].replace("k", "share of the edges that is kept", 1)
+        return axis | {"ticktext": [f"{100 * share[at]:.3g} %" for at in axis["tickvals"]], "title_text": title}

@@ -32,7 +32,9 @@ def applied(
     """
     edits = [edit for part in interventions for edit in part.edits(model, examples, bench or Bench())]
     fired: Counter[int] = Counter()
-    hooks = [(edit.hook, _counted(edit, i, fired)) for i, edit in enumerate(edits)]
+    hooks: list[tuple[str | Callable[..., Any], Callable[..., Any]]] = [
+        (edit.hook, _counted(edit, i, fired)) for i, edit in enumerate(edits)
+    ]
     missing = [edit.hook for edit in edits if edit.hook not in model.hook_dict]
     if missing:
         raise InputError(f"this model has no hook {missing[0]!r}")

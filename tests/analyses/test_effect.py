@@ -218,7 +218,9 @@ def test_sets_of_the_same_prompts_with_other_pairs_are_kept_apart(task, model, o
     train, sets = task.sample("train"), {}
     for flip in ("carry_1", "digit_sum_3"):
         sets[flip] = task.pairs(train, MinimalPair(flip=flip))
-    shared = [i for i, row in enumerate(sets["carry_1"].prompt.tolist()) if row in sets["digit_sum_3"].prompt.tolist()][:6]
+    shared = [i for i, row in enumerate(sets["carry_1"].prompt.tolist()) if row in sets["digit_sum_3"].prompt.tolist()][
+        :6
+    ]
     first = sets["carry_1"].select(torch.tensor(shared)).as_set()
     rows_of = [sets["digit_sum_3"].prompt.tolist().index(row) for row in first.prompt.tolist()]
     second = sets["digit_sum_3"].select(torch.tensor(rows_of)).as_set()

@@ -91,7 +91,9 @@ def test_what_the_grid_patches_resumes_and_costs_less(deep_bench, examples):
     import mechmem.bench as home
 
     starts, plain = [], home.forward
-    home.forward = lambda *a, start=None, **k: starts.append(0 if start is None else start[0]) or plain(*a, start=start, **k)
+    home.forward = lambda *a, start=None, **k: (
+        starts.append(0 if start is None else start[0]) or plain(*a, start=start, **k)
+    )
     try:
         PatchGrid(site="attn_out", layer=2, source=Source(examples="clean"), decode=False).table(deep_bench)
     finally:

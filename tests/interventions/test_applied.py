@@ -64,12 +64,13 @@ def test_run_with_cache_sees_the_edited_activation(model, other_model, part, exa
 
 
 def test_a_forward_that_stops_before_the_edit_is_an_error(model, part, examples):
-    with (
-        pytest.raises(InterventionError, match=r"the edit at blocks\.1\.hook_attn_out fired 1 times in 2 forwards"),
-        applied(model, [part], examples),
-    ):
-        model(examples.tokens)
-        model(examples.tokens, stop_at_layer=1)
+    def run_twice():
+        with applied(model, [part], examples):
+            model(examples.tokens)
+            model(examples.tokens, stop_at_layer=1)
+
+    with pytest.raises(InterventionError, match=r"the edit at blocks\.1\.hook_attn_out fired 1 times in 2 forwards"):
+        run_twice()
 
 
 def test_a_site_that_is_switched_off_is_an_error(model, examples):
@@ -89,7 +90,8 @@ def test_a_hook_that_fires_three_times_is_an_error(model, examples):
 
 
 def test_an_unknown_hook_is_refused_before_the_body(model, examples):
-    with pytest.raises(InputError, match="no hook 'blocks.7.hook_attn_out'"), applied(model, [edit("blocks.7.hook_attn_out")], examples):
+    part = edit("blocks.7.hook_attn_out")
+    with pytest.raises(InputError, match=r"no hook 'blocks\.7\.hook_attn_out'"), applied(model, [part], examples):
         pytest.fail("the body ran")
 
 
@@ -111,12 +113,18 @@ def test_names_are_checked_before_the_body(fields, message, model, other_model, 
 
 def test_an_edit_that_changes_the_shape_is_an_error(model, examples):
     part = edit("blocks.0.hook_attn_out", lambda x: x[:1])
-    with pytest.raises(InterventionError, match=r"turned \(12, 14, 16\) into \(1, 14, 16\)"), applied(model, [part], examples):
+    with (
+        pytest.raises(InterventionError, match=r"turned \(12, 14, 16\) into \(1, 14, 16\)"),
+        applied(model, [part], examples),
+    ):
         model(examples.tokens)
 
 
 def test_another_batch_than_the_edits_were_made_for_is_an_error(model, part, examples):
-    with pytest.raises(InputError, match="run on the examples that the patch was made for"), applied(model, [part], examples):
+    with (
+        pytest.raises(InputError, match="run on the examples that the patch was made for"),
+        applied(model, [part], examples),
+    ):
         model(examples.tokens[:5])
 
 

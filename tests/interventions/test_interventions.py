@@ -121,7 +121,9 @@ def test_earlier_positions_never_feel_a_later_one(bench, model, examples):
         ("q", {"position": "+", "head": (0,)}, (slice(None), [4], [0])),
     ],
 )
-def test_only_what_is_chosen_changes_and_it_becomes_the_source(site, chosen, where, bench, model, other_model, examples):
+def test_only_what_is_chosen_changes_and_it_becomes_the_source(
+    site, chosen, where, bench, model, other_model, examples
+):
     hook = SITES[site].hook(1)
     edits = edits_of([patch(site, **chosen)], model, examples, bench)
     _, edited = forward(model, examples.tokens, 14, edits, [hook])

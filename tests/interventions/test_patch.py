@@ -43,7 +43,9 @@ def test_patching_everything_from_a_checkpoint_gives_its_logits(bench, model, ot
     torch.testing.assert_close(found, bench.logits(other_model, examples), atol=1e-6, rtol=1e-6)
 
 
-@pytest.mark.parametrize("source", [Source(checkpoint="after"), Source(examples="noisy")], ids=["checkpoint", "examples"])
+@pytest.mark.parametrize(
+    "source", [Source(checkpoint="after"), Source(examples="noisy")], ids=["checkpoint", "examples"]
+)
 @pytest.mark.parametrize("site", ["resid_pre", "z", "neurons", "attn_out", "mlp_out", "k"])
 def test_patching_from_itself_changes_nothing(site, source, bench, model, examples):
     found = logits(bench, model, examples, site=site, layer=1, source=source)
@@ -187,5 +189,5 @@ def test_a_source_of_another_architecture_is_refused(site, random_models, model,
 
 @pytest.mark.parametrize("fields", [{"n_layers": 1}, {"attn_only": True}], ids=str)
 def test_a_source_that_lacks_the_site_is_refused(fields, random_models, model, examples):
-    with pytest.raises(InputError, match="no .*'blocks.1.hook_mlp_out'"):
+    with pytest.raises(InputError, match=r"no .*'blocks\.1\.hook_mlp_out'"):
         Patch(site="mlp_out", layer=1, source=random_models(1, **fields)).edits(model, examples, Bench())

@@ -4,7 +4,12 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from mechmem.analyses import Attribution as Attribution
+    from mechmem.analyses import Circuit as Circuit
+    from mechmem.analyses import CircuitOverlap as CircuitOverlap
     from mechmem.analyses import Dynamics as Dynamics
+    from mechmem.analyses import EdgeScores as EdgeScores
+    from mechmem.analyses import Intervene as Intervene
     from mechmem.analyses import NeuronShift as NeuronShift
     from mechmem.analyses import NeuronTopK as NeuronTopK
     from mechmem.analyses import PatchGrid as PatchGrid
@@ -17,10 +22,16 @@ if TYPE_CHECKING:
     from mechmem.experiment import CheckpointRef as CheckpointRef
     from mechmem.experiment import ExampleSet as ExampleSet
     from mechmem.experiment import Experiment as Experiment
+    from mechmem.interventions import Ablate as Ablate
+    from mechmem.interventions import Erase as Erase
+    from mechmem.interventions import FreezePattern as FreezePattern
     from mechmem.interventions import Patch as Patch
+    from mechmem.interventions import PatchPath as PatchPath
     from mechmem.interventions import RandomDirection as RandomDirection
     from mechmem.interventions import RandomNeurons as RandomNeurons
     from mechmem.interventions import Source as Source
+    from mechmem.interventions import Steer as Steer
+    from mechmem.interventions import SwapWeights as SwapWeights
     from mechmem.interventions import applied as applied
     from mechmem.models import Architecture as Architecture
     from mechmem.recipe import Phase as Phase
@@ -32,16 +43,55 @@ if TYPE_CHECKING:
     from mechmem.tasks import UniformWrong as UniformWrong
 
 _HOMES = {
-    "mechmem.analyses": ("Dynamics", "NeuronShift", "NeuronTopK", "PatchGrid"),
-    "mechmem.api": ("load", "run", "train"),
+    "mechmem.analyses": (
+        "Attribution",
+        "Circuit",
+        "CircuitOverlap",
+        "Dynamics",
+        "EdgeScores",
+        "Intervene",
+        "NeuronShift",
+        "NeuronTopK",
+        "PatchGrid",
+    ),
+    "mechmem.api": (
+        "load",
+        "run",
+        "train",
+    ),
     "mechmem.bench": ("Bench",),
     "mechmem.checkpoints": ("Trained",),
     "mechmem.component": ("each",),
-    "mechmem.experiment": ("CheckpointRef", "ExampleSet", "Experiment"),
-    "mechmem.interventions": ("Patch", "RandomDirection", "RandomNeurons", "Source", "applied"),
+    "mechmem.experiment": (
+        "CheckpointRef",
+        "ExampleSet",
+        "Experiment",
+    ),
+    "mechmem.interventions": (
+        "Ablate",
+        "Erase",
+        "FreezePattern",
+        "Patch",
+        "PatchPath",
+        "RandomDirection",
+        "RandomNeurons",
+        "Source",
+        "Steer",
+        "SwapWeights",
+        "applied",
+    ),
     "mechmem.models": ("Architecture",),
-    "mechmem.recipe": ("Phase", "Recipe", "Training"),
-    "mechmem.tasks": ("FourDigitAddition", "MinimalPair", "TwoHopReasoning", "UniformWrong"),
+    "mechmem.recipe": (
+        "Phase",
+        "Recipe",
+        "Training",
+    ),
+    "mechmem.tasks": (
+        "FourDigitAddition",
+        "MinimalPair",
+        "TwoHopReasoning",
+        "UniformWrong",
+    ),
 }
 _HOME_OF = {name: home for home, members in _HOMES.items() for name in members}
 

@@ -119,11 +119,19 @@ class Quantity(Component):
 
 
 def rows_where(table: pd.DataFrame, where: Mapping[str, Any]) -> pd.DataFrame:
-    """The rows with these values. Raises InputError for an unknown column."""
+    """The rows with these values. Raises InputError for an unknown column, or a value that no row has.
+
+    Only the `label` of a phase may be absent: a phase can never come.
+    """
     for column, value in where.items():
         if column not in table:
             raise InputError(f"the table has no column {column!r}; {suggest(column, table.columns)}")
-        table = table[table[column] == value]
+        is_word = not pd.api.types.is_numeric_dtype(table[column])
+        chosen = table[table[column] == (str(value) if is_word and not isinstance(value, bool) else value)]
+        if chosen.empty and column != "label" and not table.empty:
+            known = [str(v) for v in table[column].unique()]
+            raise InputError(f"no row has {column} {value!r}; {suggest(value, known)}")
+        table = chosen
     return table
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
@@ -32,6 +33,7 @@ INTERRUPTED = "interrupted; the same command goes on from here"
 
 def main() -> None:
     """The console script: runs a command and turns its errors into one clear line and an exit code."""
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # on a busy machine, waiting threads would spin
     try:
         code = app(standalone_mode=False)
     except KeyboardInterrupt:

@@ -403,6 +403,8 @@ def test_the_schema_takes_every_kind_as_written_and_as_read(key, block):
         assert schemas.is_valid(written, {"$ref": f"#/$defs/{key[0]}"}, SCHEMA)
         assert not schemas.is_valid(written | {"zzzzz": 1}, {"$ref": f"#/$defs/{key[0]}"}, SCHEMA)
         assert not schemas.is_valid(written | {"kind": "zzzzz"}, {"$ref": f"#/$defs/{key[0]}"}, SCHEMA)
+        kindless = {name: value for name, value in written.items() if name != "kind"}
+        assert not schemas.is_valid(kindless, {"$ref": f"#/$defs/{key[0]}"}, SCHEMA)
 
 
 EXPERIMENT = next(block for _, kind, block in BLOCKS if kind == "experiment")

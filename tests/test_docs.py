@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from mechmem.experiment import Experiment
+from mechmem.recipe import Recipe
 from mechmem.runs import rehearse
 from mechmem.specs import SpecFile
 
@@ -32,7 +33,7 @@ def test_yaml_of_a_page_is_valid(page, tmp_path):
     for text in whole:
         path = tmp_path / "spec.yaml"
         path.write_text(text)
-        Experiment.from_yaml(path)
+        SpecFile(path).build(Recipe if "\ntask:" in text else Experiment)
 
 
 @pytest.mark.parametrize("path", SPECS, ids=lambda path: path.name)
@@ -42,8 +43,6 @@ def test_every_shipped_experiment_can_run(path):
 
 @pytest.mark.parametrize("path", sorted((ROOT / "experiments/trainings").glob("*.yaml")), ids=lambda path: path.name)
 def test_every_shipped_training_is_valid(path):
-    from mechmem.recipe import Recipe
-
     assert SpecFile(path).build(Recipe).name == path.stem
 
 

@@ -280,7 +280,9 @@ def test_what_is_written_is_read_as_the_same_object(tmp_path_factory, text, key,
     quantity = Quantity(table=text, where={key: number, "word": text, "flag": True, "count": 3}, value=key)
     path = tmp_path_factory.mktemp("written", numbered=True) / "q.yaml"
     path.write_bytes(write_spec(quantity).encode())
-    assert SpecFile(path).build(Quantity) == quantity
+    found = SpecFile(path).build(Quantity)
+    assert found == quantity
+    assert found.content_hash == quantity.content_hash  # which tells 1, 1.0 and true apart
 
 
 @pytest.mark.parametrize(

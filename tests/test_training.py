@@ -93,17 +93,20 @@ def test_a_training_that_is_killed_five_times_ends_at_the_same_bytes(long_recipe
 
 
 def killed(processes, recipe: Recipe, folder: Path, delay: float) -> int:
-    """Train until a state was saved anew and for `delay` seconds more, then kill -9; the exit code."""
-    state = folder / "state.safetensors"
-    before = state.stat().st_mtime_ns if state.exists() else 0
+    """Train until there is a new checkpoint and for `delay` seconds more, then kill -9; the exit code."""
+    before = n_checkpoints(folder)
     process = processes.Process(target=train, args=(recipe, 0, folder))
     process.start()
-    while process.is_alive() and (not state.exists() or state.stat().st_mtime_ns == before):
+    while process.is_alive() and n_checkpoints(folder) <= before:
         time.sleep(0.002)
     time.sleep(delay)
     process.kill()
     process.join()
     return process.exitcode
+
+
+def n_checkpoints(folder: Path) -> int:
+    return len(list(folder.glob("checkpoints/step_*")))
 
 
 def test_two_processes_cannot_train_in_one_folder(long_recipe, processes, tmp_path):

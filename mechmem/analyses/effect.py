@@ -115,14 +115,16 @@ class EffectAnalysis(Analysis):
 
     def _readings(self, bench: Bench, model: Model, examples: Examples, parts: Parts, decode: bool) -> Readings:
         values: dict[Key, Tensor] = {}
+        known: dict[Label, Tensor] = {}
         for prefix in prefixes(examples):
             fed = examples.with_prefix(prefix)
             logits = bench.logits(model, fed, edits_of(parts, model, fed, bench))
+            known[prefix] = logits.argmax(-1)
             baseline = unpatched_logits(bench, model, fed)
             values |= self._measured(prefix, logits, fed, baseline)
         accuracies = [m for m in self.measures if isinstance(m, Accuracy)]
         if decode and accuracies:
-            answer = decoded(bench, model, examples, parts)
+            answer = decoded(bench, model, examples, parts, known)
             for measure in accuracies:
                 hits = (answer == examples.labels(measure.label)).float()
                 values |= by_place("decode", measure, hits, examples)
@@ -168,21 +170,29 @@ def by_place(prefix: str, measure: Measure, values: Tensor, examples: Examples) 
     return {(prefix, "all", measure.name): measure.whole(values)} | (places if examples.n_answer > 1 else {})
 
 
-def decoded(bench: Bench, model: Model, examples: Examples, parts: Parts) -> Tensor:
+def decoded(
+    bench: Bench, model: Model, examples: Examples, parts: Parts, known: Mapping[Label, Tensor] | None = None
+) -> Tensor:
     """The greedy answer under the interventions, `n n_answer`.
 
     A guess of the answer is fed, and what the model makes of it fed again, until nothing changes: the first t tokens
-    are final after t rounds, and an answer that was guessed right costs one forward instead of `n_answer`.
+    are final after t rounds, and an answer that was guessed right costs one forward instead of `n_answer`. `known` are
+    answers already at hand for the given or the true prefix, as first guesses that cost nothing.
     """
-    answer, open_rows = examples.given.clone(), torch.arange(len(examples))
+    answer, n_right = examples.given.clone(), torch.full((len(examples),), -1)
+    for label, found in (known or {}).items():
+        agreeing = (found[:, :-1] == examples.labels(label)[:, :-1]).cumprod(dim=1).sum(dim=1)
+        is_better = agreeing > n_right
+        answer[is_better], n_right = found[is_better], agreeing.maximum(n_right)
+    open_rows = (n_right < examples.n_answer - 1).nonzero()[:, 0]
     for _ in range(examples.n_answer):
-        fed = examples.select(open_rows).continued_with(answer[open_rows])
-        new = bench.logits(model, fed, edits_of(parts, model, fed, bench)).argmax(-1)
-        settled = (new[:, :-1] == answer[open_rows][:, :-1]).all(dim=1)
-        answer[open_rows] = new
-        open_rows = open_rows[~settled]
         if not len(open_rows):
             break
+        fed = examples.select(open_rows).continued_with(answer[open_rows])
+        new = bench.logits(model, fed, edits_of(parts, model, fed, bench)).argmax(-1)
+        is_fixed = (new[:, :-1] == answer[open_rows][:, :-1]).all(dim=1)
+        answer[open_rows] = new
+        open_rows = open_rows[~is_fixed]
     return answer
 
 

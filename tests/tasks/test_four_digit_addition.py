@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mechmem.component import InputError
-from mechmem.tasks import FourDigitAddition, MinimalPair, UniformWrong
+from mechmem.tasks import Digit, FourDigitAddition, MinimalPair, UniformWrong
 
 OPERANDS = st.lists(st.tuples(st.integers(1000, 9999), st.integers(1000, 9999)), min_size=1, max_size=20)
 TASK = FourDigitAddition(n_train=300, n_held_out=80, noise=UniformWrong(rate=0.2))
@@ -114,10 +114,12 @@ def test_no_instance_stands_twice_nor_in_both_sets():
 def test_repeated_draws_are_dropped_in_the_order_of_drawing(monkeypatch):
     from mechmem.tasks import four_digit_addition
 
-    drawn = cycle([torch.tensor([7, 5, 7, 5, 7, 5]), torch.tensor([5, 9, 3, 7, 9, 1])])
+    last = 9000 * 9000 - 1
+    drawn = cycle([torch.tensor([8999, 0, 8999, 0, 8999, 0]), torch.tensor([0, last, 3, 8999, last, 1])])
     monkeypatch.setattr(four_digit_addition.torch, "randint", lambda *_, **__: next(drawn))
     task = FourDigitAddition(n_train=2, n_held_out=1, noise=UniformWrong(rate=0), seed=987)
-    assert [operands(task.sample(split))[1] for split in task.splits] == [[1007, 1005], [1009]]
+    found = [operands(task.sample(split)) for split in task.splits]
+    assert found == [([1000, 1000], [9999, 1000]), ([9999], [9999])]
 
 
 def test_operands_are_uniform():
@@ -167,6 +169,15 @@ def test_only_the_noisy_training_instances_have_wrong_labels():
     assert torch.equal(held_out.given, held_out.true)
     a, b = operands(train)
     assert ["".join(map(str, row)) for row in train.true.tolist()] == [f"{x + y:05}" for x, y in zip(a, b, strict=True)]
+
+
+@pytest.mark.parametrize("order", ["most_significant_first", "least_significant_first"])
+def test_a_wrong_sum_still_begins_with_0_or_1(order):
+    task = FourDigitAddition(n_train=200, n_held_out=1, answer_order=order, noise=Digit(rate=1))
+    train = task.sample("train")
+    first = train.places.index("s4")
+    assert set(train.given[:, first].tolist()) == {0, 1}
+    assert (train.given[:, first] != train.true[:, first]).any()
 
 
 def test_an_unknown_split_is_named_with_the_nearest():

@@ -145,6 +145,12 @@ def test_uniform_wrong_draws_from_the_labels_that_there_are_in_their_shares():
     assert abs(drawn_for_0[1] - 450) < 45  # 3 to 1, as 1 and 2 stand in the labels; four standard deviations
 
 
+def test_uniform_wrong_labels_may_share_some_tokens_with_the_true_one():
+    true = torch.tensor([[0, 0]] * 20 + [[0, 1]] * 20)
+    given, _ = UniformWrong(rate=1).corrupt(true, (DIGITS, DIGITS))
+    assert torch.equal(given, true.flip(0))
+
+
 @pytest.mark.parametrize(
     ("noise", "true", "alphabets", "message"),
     [

@@ -43,7 +43,7 @@ class Analysis(Component, shelf="analysis"):
                     table.insert(0, column, [_cell(value, column in of_several)] * len(table))
             tables.append(table)
         joined = pd.concat(tables, ignore_index=True)
-        mixed = [c for c in members[0][0] if c in joined and joined[c].map(type).nunique() > 1]
+        mixed = [c for c in members[0][0] if c in joined and len(set(joined[c].map(type))) > 1]
         return joined.astype(dict.fromkeys(mixed, str))  # a file's column has one type: 2 and "0+1" become words
 
 

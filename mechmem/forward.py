@@ -22,6 +22,9 @@ from mechmem.models import Model
 
 ACTIVATIONS: dict[str | None, Callable[[Tensor], Tensor]] = {"relu": F.relu, "gelu": F.gelu, "silu": F.silu}
 
+SHORT = 32
+"""Positions up to which attention is written out: for short sequences SDPA on a CPU takes longer than two products."""
+
 
 @dataclass(frozen=True)
 class Edit:
@@ -110,7 +113,7 @@ def forward(
         taps.check()
         return x[:, :0], taps.cache
     x = _norm(getattr(model, "ln_final", torch.nn.Identity()), x, taps, "ln_final.")
-    logits = taps("unembed.hook_out", torch.matmul(x, model.unembed.W_U) + model.unembed.b_U)
+    logits = taps("unembed.hook_out", F.linear(x, model.unembed.W_U.T, model.unembed.b_U))
     taps.check()
     return logits[:, logits.shape[1] - n_readout :], taps.cache
 
@@ -122,9 +125,9 @@ def _block(block: Any, x: Tensor, keep: int, taps: _Taps, at: str) -> Tensor:
     x = x[:, -keep:] + taps(at + "hook_attn_out", attn_out)
     if not block.cfg.attn_only:
         mlp, normed = block.mlp, _norm(block.ln2, x, taps, at + "ln2.")
-        pre = taps(at + "mlp.hook_pre", torch.matmul(normed, mlp.W_in) + mlp.b_in)
+        pre = taps(at + "mlp.hook_pre", F.linear(normed, mlp.W_in.T, mlp.b_in))
         post = taps(at + "mlp.hook_post", ACTIVATIONS[block.cfg.act_fn](pre))
-        x = x + taps(at + "hook_mlp_out", torch.matmul(post, mlp.W_out) + mlp.b_out)
+        x = x + taps(at + "hook_mlp_out", F.linear(post, mlp.W_out.T, mlp.b_out))
     return taps(at + "hook_resid_post", x)
 
 
@@ -133,9 +136,9 @@ def _attention(attention: Any, x: Tensor, keep: int, taps: _Taps, at: str) -> Te
     q = taps(at + "attn.hook_q", q[:, -keep:]).transpose(1, 2)
     k, v = (taps(at + f"attn.hook_{n}", t).transpose(1, 2) for n, t in (("k", k), ("v", v)))
     n, scale = x.shape[1], 1 / attention.attn_scale
-    if taps.touches(at + "attn.hook_pattern"):
+    if n <= SHORT or taps.touches(at + "attn.hook_pattern"):
         hidden = ~torch.ones(keep, n, dtype=torch.bool, device=x.device).tril(n - keep)
-        scores = (q @ k.transpose(-1, -2) * scale).masked_fill(hidden, -math.inf)
+        scores = ((q * scale) @ k.transpose(-1, -2)).masked_fill(hidden, -math.inf)
         z = taps(at + "attn.hook_pattern", scores.softmax(-1)) @ v
     elif keep == n:
         z = F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale)
@@ -143,7 +146,7 @@ def _attention(attention: Any, x: Tensor, keep: int, taps: _Taps, at: str) -> Te
         visible = torch.ones(keep, n, dtype=torch.bool, device=x.device).tril(n - keep)
         z = F.scaled_dot_product_attention(q, k, v, attn_mask=visible, scale=scale)
     z = taps(at + "attn.hook_z", z.transpose(1, 2))
-    return torch.matmul(z.flatten(-2), attention.W_O.flatten(0, 1)) + attention.b_O
+    return F.linear(z.flatten(-2), attention.W_O.flatten(0, 1).T, attention.b_O)
 
 
 def _queries_keys_values(attention: Any, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -151,7 +154,7 @@ def _queries_keys_values(attention: Any, x: Tensor) -> tuple[Tensor, Tensor, Ten
     weight = torch.cat([attention.W_Q, attention.W_K, attention.W_V])  # (3 head) d_model d_head
     bias = torch.cat([attention.b_Q, attention.b_K, attention.b_V]).flatten()
     n_heads, d_head = attention.b_Q.shape
-    joint = torch.matmul(x, weight.transpose(0, 1).flatten(1)) + bias
+    joint = F.linear(x, weight.transpose(1, 2).flatten(0, 1), bias)
     q, k, v = joint.unflatten(-1, (3, n_heads, d_head)).unbind(-3)
     return q, k, v
 

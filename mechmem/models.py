@@ -57,7 +57,7 @@ class Architecture(Component):
                     d_head=self.d_head or self.d_model // self.n_heads,
                     d_mlp=None if self.attn_only else self.d_mlp or 4 * self.d_model,
                     attn_only=self.attn_only,
-                    act_fn=None if self.attn_only else self.activation,
+                    act_fn="relu" if self.attn_only else self.activation,
                     normalization_type={"layer_norm": "LN", "rms_norm": "RMS", None: None}[self.norm],
                     d_vocab=d_vocab,
                     n_ctx=n_context,

@@ -91,10 +91,21 @@ def test_a_row_that_is_undefined_is_not_picked(pick):
     assert Quantity(table="grid", pick=pick).measure(tables).labels["layer"] == 1
 
 
-def test_what_no_row_fits_is_undefined():
-    found = measure(where={"layer": 7})
-    assert np.isnan([found.value, found.low, found.high]).all()
-    assert found.n_seeds == 0
+def test_a_phase_that_never_came_is_undefined():
+    tables = {"dynamics": pd.DataFrame({"seed": [0, 0], "label": ["", "generalised"], "value": [0.1, 400.0]})}
+    came, never = (
+        Quantity(table="dynamics", where={"label": label}).measure(tables) for label in ("generalised", "memorised")
+    )
+    assert (came.value, came.n_seeds) == (400, 1)
+    assert np.isnan([never.value, never.low, never.high]).all()
+    assert never.n_seeds == 0
+
+
+@pytest.mark.parametrize("layer", [0, "0", "0+1"])
+def test_a_number_fits_a_column_of_words(layer):
+    words = effect({"0": {"patched": [[1]]}, "0+1": {"patched": [[0]]}})
+    found = Quantity(table="grid", where={"layer": layer}).measure({"grid": words})
+    assert found.value == (0 if layer == "0+1" else 1)
 
 
 def test_a_recovery_that_is_undefined_makes_no_number():
@@ -111,8 +122,11 @@ def test_a_recovery_that_is_undefined_makes_no_number():
         ({"value": "recoverie"}, "table 'grid' has no column 'recoverie'; did you mean 'recovery'?"),
         ({"table": "shift", "value": "shfit"}, "table 'shift' has no column 'shfit'; did you mean 'shift'?"),
         ({"table": "shift", "value": "shift", "pick": "largest"}, "`pick` needs values of single examples"),
-        ({"table": "shift", "value": "shift", "minus": {"layer": 9}}, "`minus` leaves no row of seed 0"),
-        ({"where": {"layer": 0, "condition": "patched"}, "minus": {"condition": "no"}}, "leave one row, not 0"),
+        ({"where": {"layer": 7}}, "no row has layer 7; there is 0, 1"),
+        ({"where": {"condition": "pathced"}}, "no row has condition 'pathced'; did you mean 'patched'?"),
+        ({"where": {"layer": 1, "condition": "source"}}, "no row has condition 'source'; there is patched, unpatched"),
+        ({"table": "shift", "value": "shift", "minus": {"layer": 9}}, "no row has layer 9; there is 0, 1"),
+        ({"where": {"layer": 0, "condition": "patched"}, "minus": {"condition": "no"}}, "no row has condition 'no'"),
         ({"where": {"layer": 0, "condition": "patched"}, "minus": {"cond": "no"}}, "no column 'cond'; did you mean"),
     ],
 )

@@ -100,8 +100,8 @@ class EffectAnalysis(Analysis):
             conditions["source"] = source
         table = effect_table(self.examples, conditions)
         units = {measure.name: measure.unit for measure in self.measures}
-        table.insert(table.columns.get_loc("value"), "unit", table["measure"].map(units))
-        return table
+        table["unit"] = table["measure"].map(units)
+        return table[[*EffectAnalysis.columns]]
 
     def readings(self, bench: Bench, model: Model, examples: Examples, parts: Parts, decode: bool = True) -> Readings:
         """All measures by prefix and place under these interventions."""

@@ -223,8 +223,9 @@ def test_progress_does_not_stand_among_the_results(ask, here):
 
 
 def test_an_undefined_effect_is_still_json(ask, here):
-    """A quantity without a row: the file says so with null, as JSON has no NaN."""
-    found = ask("run", SMALL, "quantities.returned.where.place=s9", "answer=nothing", "--json")
+    """A phase that never came: the file says so with null, as JSON has no NaN."""
+    never = "quantities.returned={table: dynamics, where: {curve: held_out, label: generalised}}"
+    found = ask("run", SMALL, never, "answer=nothing", "--json")
     (claim,) = found.json["claims"]
     assert (claim["verdict"], claim["effect"], claim["interval"]) == ("undetermined", None, [None, None])
     assert ask("show", found.json["folder"]).code == 0

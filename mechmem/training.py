@@ -40,14 +40,18 @@ def train(recipe: Recipe, seed: int, folder: Path, watch: Watch = lambda *_: Non
 
 @contextmanager
 def _locked(folder: Path) -> Generator[None, None, None]:
+    lock = FileLock(folder / ".lock")
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with FileLock(folder / ".lock", timeout=0):
-            yield
+        lock.acquire(timeout=0)
     except Timeout as error:
         raise FileError(f"another process is training in {folder}; wait for it, then run again") from error
     except OSError as error:
         raise FileError(f"cannot write {folder}: {error.strerror}; choose another folder with --runs") from error
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def device(choice: str = "auto") -> torch.device:

@@ -41,6 +41,7 @@ def write(path: Path, content: bytes | str) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
+    """Write a value as JSON, whole or not at all."""
     write(path, json.dumps(value, indent=2, sort_keys=False) + "\n")
 
 

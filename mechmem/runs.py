@@ -263,10 +263,12 @@ def rehearse(experiment: Experiment) -> dict[str, int]:
 
 def _rehearsed(experiment: Experiment, recipe: Recipe) -> dict[str, tuple[pd.DataFrame, int]]:
     """The rehearsed table of every analysis and its cost in the real run, for one training."""
+    import torch
+
     few, scale = {}, 1.0
     for name, chosen in experiment.examples.items():
         examples = chosen.of(recipe.task)
-        few[name] = examples.select(range_of(min(4, len(examples)))).as_set()
+        few[name] = examples.select(torch.arange(min(4, len(examples)))).as_set()
         scale = max(scale, len(examples) / len(few[name]))
     models = {name: (ref.training or recipe).build(0) for name, ref in experiment.checkpoints.items()}
     curve = {"step": 0, "clean": 0.0, "memorised": 0.0, "corrected": 0.0, "held_out": 0.0}
@@ -281,12 +283,6 @@ def _rehearsed(experiment: Experiment, recipe: Recipe) -> dict[str, tuple[pd.Dat
             raise BlockError(i, str(error)) from error
         rehearsed[analysis.table_name] = (table, int((bench.n_forwarded - before) * scale))
     return rehearsed
-
-
-def range_of(n: int) -> Any:
-    import torch
-
-    return torch.arange(n)
 
 
 def _measured(experiment: Experiment, tables: Mapping[str, pd.DataFrame]) -> dict[str, Measured]:

@@ -28,6 +28,8 @@ SAID_ELSEWHERE = ("source", "target", "source_layer", "layer", "into", "node", "
 
 
 class Place(NamedTuple):
+    """Where a node is drawn: token flow upwards, heads side by side (figure units)."""
+
     x: float
     y: float
 

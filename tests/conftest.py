@@ -79,6 +79,10 @@ def small_spec(**fields: Any) -> dict[str, Any]:
     } | fields
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--write-docs", action="store_true", help="write what pages quote of the docstrings anew")
+
+
 def pytest_configure() -> None:
     torch.set_num_threads(1)
     settings.register_profile("same every time", derandomize=True, deadline=None, database=None, max_examples=50)

@@ -1,17 +1,26 @@
-"""Every block of Python in README and docs runs; every YAML block is a spec that is valid, or a part of one."""
+"""Every block of Python in README and docs runs; every YAML block is a spec that is valid, or a part of one.
+
+What pages quote of the docstrings, between `<!-- mechmem show KIND -->` and `<!-- end -->`, is as the command prints it;
+`pytest tests/test_docs.py --write-docs` writes it anew.
+"""
 
 import re
 from pathlib import Path
 
 import pytest
 
+from mechmem import cli
+from mechmem.analyses import Analysis
 from mechmem.experiment import Experiment
+from mechmem.interventions import Intervention
 from mechmem.recipe import Recipe
 from mechmem.runs import rehearse
 from mechmem.specs import SpecFile
 
 ROOT = Path(__file__).parent.parent
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+METHODS = sorted((ROOT / "docs" / "methods").glob("*.md"))
+QUOTE = re.compile(r"<!-- mechmem show (\w+) -->\n.*?<!-- end -->", flags=re.DOTALL)
 SPECS = sorted((ROOT / "experiments").glob("*.yaml"))
 
 
@@ -50,3 +59,28 @@ def test_every_command_of_the_readme_names_files_that_exist():
     named = re.findall(r"(?:experiments|docs)/[\w/]+\.(?:yaml|md|png)", (ROOT / "README.md").read_text())
     assert named
     assert [name for name in named if not (ROOT / name).exists()] == []
+
+
+def test_every_method_has_a_page_that_quotes_it():
+    quoted = {kind for page in METHODS for kind in QUOTE.findall(page.read_text())}
+    assert sorted((Analysis.kinds().keys() | Intervention.kinds().keys()) - quoted) == []
+
+
+@pytest.mark.parametrize("page", METHODS, ids=lambda page: page.name)
+def test_a_page_quotes_the_docstrings_as_they_are(page, request, capsys):
+    def quoted(found: re.Match) -> str:
+        cli.show(found[1])
+        return f"<!-- mechmem show {found[1]} -->\n```text\n{capsys.readouterr().out.rstrip()}\n```\n<!-- end -->"
+
+    text = page.read_text()
+    current = QUOTE.sub(quoted, text)
+    if request.config.getoption("write_docs"):
+        page.write_text(current)
+        return
+    assert current == text
+
+
+@pytest.mark.parametrize("page", METHODS, ids=lambda page: page.name)
+def test_a_page_shows_pictures_that_exist(page):
+    pictures = re.findall(r"!\[.+?\]\((.+?)\)", page.read_text())
+    assert [name for name in pictures if not (page.parent / name).exists()] == []

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import string
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Self
 
@@ -20,7 +20,10 @@ NOT_LABELS = {"seed", "value", "low", "high", "recovery", "n", "per_example"}
 
 @dataclass(frozen=True)
 class Measured:
-    """A quantity as found: the mean over seeds with its 95 % interval (seeds, then examples)."""
+    """A quantity as found: the mean over seeds with its 95 % interval (seeds, then examples).
+
+    A single number of a single seed has no interval: NaN.
+    """
 
     value: float
     low: float
@@ -31,25 +34,27 @@ class Measured:
     @property
     def percent(self) -> str:
         """`62 % [58, 66]`."""
-        return (
-            "undefined"
-            if np.isnan(self.value)
-            else f"{self.value:.0%}".replace("%", " %") + (f" [{100 * self.low:.0f}, {100 * self.high:.0f}]")
-        )
+        return self._said(lambda x: f"{100 * x:.0f}", " %")
 
     @property
     def points(self) -> str:
-        """A difference of shares: `+12 points [8, 15]`."""
-        return (
-            "undefined"
-            if np.isnan(self.value)
-            else (f"{100 * self.value:+.0f} points [{100 * self.low:+.0f}, {100 * self.high:+.0f}]")
-        )
+        """A difference of shares: `+12 points [+8, +15]`."""
+        return self._said(lambda x: f"{100 * x:+.0f}", " points")
 
     @property
     def number(self) -> str:
         """`1.77 [1.70, 1.84]`."""
-        return "undefined" if np.isnan(self.value) else f"{self.value:.3g} [{self.low:.3g}, {self.high:.3g}]"
+        return self._said(lambda x: f"{x:.3g}", "")
+
+    def _said(self, written: Callable[[float], str], unit: str) -> str:
+        if np.isnan(self.value):
+            return "undefined"
+        ends = "" if np.isnan(self.low) else f" [{written(self.low)}, {written(self.high)}]"
+        return f"{written(self.value)}{unit}{ends}"
+
+
+Sample = tuple[np.ndarray, np.ndarray | None]
+"""The values of a seed, and those of other examples whose mean is subtracted from theirs."""
 
 
 class Quantity(Component):
@@ -73,11 +78,11 @@ class Quantity(Component):
             return Measured(float("nan"), float("nan"), float("nan"), 0)
         if len(groups) > 1 and self.pick is None:
             raise InputError(f"{len(groups)} rows a seed fit {self.where}; add a key ({_differing(groups)}) or `pick:`")
-        measured = [Measured(*hierarchical_interval(values), len(values), labels) for labels, values in groups]
+        measured = [_over_seeds(samples, labels) for labels, samples in groups]
         defined = [m for m in measured if not np.isnan(m.value)] or measured
         return (min if self.pick == "smallest" else max)(defined, key=lambda m: m.value)
 
-    def _groups(self, table: pd.DataFrame) -> list[tuple[dict[str, Any], list[np.ndarray]]]:
+    def _groups(self, table: pd.DataFrame) -> list[tuple[dict[str, Any], list[Sample]]]:
         chosen = rows_where(table, self.where)
         if chosen.empty:
             return []
@@ -96,26 +101,32 @@ class Quantity(Component):
             groups.append((named, [self._paired(table, row, named) for _, row in rows.iterrows()]))
         return groups
 
-    def _rows_of(self, table: pd.DataFrame, seed: Any, rows: pd.DataFrame) -> np.ndarray:
+    def _rows_of(self, table: pd.DataFrame, seed: Any, rows: pd.DataFrame) -> Sample:
         values = rows[self.value].to_numpy(float)
         if self.minus is None:
-            return values
+            return values, None
         other = rows_where(table[table["seed"] == seed], self.where | self.minus)
         if other.empty:
             raise InputError(f"`minus` leaves no row of seed {seed}: {self.where | self.minus}")
-        return values - other[self.value].to_numpy(float).mean()
+        return values, other[self.value].to_numpy(float)
 
-    def _paired(self, table: pd.DataFrame, row: pd.Series, labels: Mapping[str, Any]) -> np.ndarray:
+    def _paired(self, table: pd.DataFrame, row: pd.Series, labels: Mapping[str, Any]) -> Sample:
         values = np.asarray(row["per_example"], float)
         if self.minus is None:
-            return values
+            return values, None
         known = {key: value for key, value in labels.items() if not _missing(value)}
         other = rows_where(table[table["seed"] == row["seed"]], known | self.minus)
         if len(other) != 1:
             raise InputError(f"`minus` must leave one row, not {len(other)}: {known | self.minus}")
         less = np.asarray(other["per_example"].iloc[0], float)
         # Paired where both rows are of the same examples, else a difference of means.
-        return values - (less if len(less) == len(values) and "examples" not in self.minus else less.mean())
+        is_paired = len(less) == len(values) and "examples" not in self.minus
+        return (values - less, None) if is_paired else (values, less)
+
+
+def _over_seeds(samples: Sequence[Sample], labels: Mapping[str, Any]) -> Measured:
+    values, less = zip(*samples, strict=True)
+    return Measured(*hierarchical_interval(values, less), len(samples), labels)
 
 
 def rows_where(table: pd.DataFrame, where: Mapping[str, Any]) -> pd.DataFrame:
@@ -125,7 +136,8 @@ def rows_where(table: pd.DataFrame, where: Mapping[str, Any]) -> pd.DataFrame:
     """
     for column, value in where.items():
         if column not in table:
-            raise InputError(f"the table has no column {column!r}; {suggest(column, table.columns)}")
+            hint = "a field of an analysis is a column of its table where it is swept with `each:`"
+            raise InputError(f"the table has no column {column!r}; {suggest(column, table.columns)} ({hint})")
         is_word = not pd.api.types.is_numeric_dtype(table[column])
         chosen = table[table[column] == (str(value) if is_word and not isinstance(value, bool) else value)]
         if chosen.empty and column != "label" and not table.empty:
@@ -215,7 +227,9 @@ class _Sentence(string.Formatter):
 
     def get_field(self, field_name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[Any, str]:
         name, _, attribute = field_name.partition(".")
-        if name not in kwargs:
+        if isinstance(kwargs.get(name), str) and attribute == "verdict":
+            return kwargs[name], name
+        if not isinstance(kwargs.get(name), Measured):
             raise InputError(f"the answer speaks of {name!r}; {suggest(name, kwargs)}")
         measured: Measured = kwargs[name]
         if attribute in ("value", "low", "high", "n_seeds", "percent", "points", "number"):
@@ -225,10 +239,10 @@ class _Sentence(string.Formatter):
         raise InputError(f"{name} has no {attribute!r}; {suggest(attribute, ['percent', 'number', *measured.labels])}")
 
 
-def sentence(template: str, measured: Mapping[str, Measured]) -> str:
-    """The answer: `{returned.percent} of the true answers return when layer {best.layer} is patched`."""
+def sentence(template: str, measured: Mapping[str, Measured], verdicts: Mapping[str, str] | None = None) -> str:
+    """The answer: `{returned.percent} of the true answers return when layer {best.layer} is patched; C7: {C7.verdict}`."""
     try:
-        return " ".join(_Sentence().vformat(template, (), dict(measured)).split())
+        return " ".join(_Sentence().vformat(template, (), {**(verdicts or {}), **measured}).split())
     except InputError:
         raise
     except ValueError as error:

@@ -324,17 +324,21 @@ def _show_run(finished: Any, as_json: bool) -> None:
     if as_json:
         _output(finished.summary(), True)
         return
-    _echo(f"{finished.experiment.question}\n\n{finished.answer}\n")
+    _echo(f"{finished.question}\n\n{finished.answer}\n")
     for claim in finished.claims:
-        low, high = claim["interval"]
         _echo(f"{claim['id']}: {claim['verdict']} ({claim['reason']})\n  {claim['says']}")
-        _echo(f"  rule: {claim['rule']}; effect {claim['effect']:.3g} [{low:.3g}, {high:.3g}]")
+        _echo(f"  rule: {claim['rule']}; effect {claim['effect']:.3g} {_interval(*claim['interval'])}")
     quantities = finished.record["quantities"]
     if quantities:
         _echo("")
     for name, found in quantities.items():
-        _echo(f"  {name:<28} {found['value']:>8.3f}  [{found['low']:.3f}, {found['high']:.3f}]")
+        _echo(f"  {name:<28} {found['value']:>8.3f}  {_interval(found['low'], found['high'])}")
     _echo(f"\nreport {finished.report}\ntables {', '.join(str(path) for path in finished.tables.values())}")
+
+
+def _interval(low: float | None, high: float | None) -> str:
+    numbers = [x for x in (low, high) if x is not None and not math.isnan(x)]
+    return f"[{numbers[0]:.3f}, {numbers[1]:.3f}]" if numbers else "(no interval)"
 
 
 def _show_training(trained: Any, as_json: bool) -> None:

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import random
 import warnings
 from collections.abc import Generator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Literal, Self
 
-import numpy as np
 import torch
 from pydantic import Field, PositiveInt, model_validator
 
@@ -48,7 +46,7 @@ class Architecture(Component):
         from transformer_lens import HookedTransformer
         from transformer_lens.config import HookedTransformerConfig
 
-        with untouched_randomness(), silenced_deprecation():
+        with silenced_deprecation():
             model = HookedTransformer(
                 HookedTransformerConfig(
                     n_layers=self.n_layers,
@@ -74,18 +72,6 @@ class Architecture(Component):
                 else:
                     parameter.fill_(1.0 if name.endswith(".w") else 0.0)
         return model.eval()
-
-
-@contextmanager
-def untouched_randomness() -> Generator[None, None, None]:
-    """Restores the global random states of torch, numpy and random, which TransformerLens may reseed."""
-    states = torch.get_rng_state(), np.random.get_state(), random.getstate()  # noqa: NPY002
-    try:
-        yield
-    finally:
-        torch.set_rng_state(states[0])
-        np.random.set_state(states[1])  # noqa: NPY002
-        random.setstate(states[2])
 
 
 @contextmanager

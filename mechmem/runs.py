@@ -7,8 +7,9 @@ import time
 from collections.abc import Callable, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, cached_property
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock, Timeout
@@ -49,8 +50,21 @@ class Run:
     """A finished run."""
 
     folder: Path
-    experiment: Experiment
     record: dict[str, Any] = field(repr=False)
+
+    @property
+    def name(self) -> str:
+        """The experiment's name."""
+        return self.folder.name.rsplit("-", 1)[0]
+
+    @cached_property
+    def experiment(self) -> Experiment:
+        """The spec that was run. Runs the code of its `plugins:`, which reading the results does not."""
+        return Experiment.from_yaml(self.folder / "experiment.yaml")
+
+    @property
+    def question(self) -> str:
+        return self.record["question"]
 
     @property
     def answer(self) -> str:
@@ -86,7 +100,7 @@ class Run:
     def summary(self) -> dict[str, Any]:
         """For scripts: answer, claims and paths."""
         return {
-            "name": self.experiment.name,
+            "name": self.name,
             "answer": self.answer,
             "claims": self.claims,
             "tables": {name: str(path) for name, path in self.tables.items()},
@@ -110,7 +124,7 @@ def run(experiment: Experiment, runs: Path = RUNS, watcher: Watcher | None = Non
             rehearse(experiment)  # nothing is trained for a spec that cannot run
         tables: dict[str, list[pd.DataFrame]] = {analysis.table_name: [] for analysis in experiment.analyses}
         for labels, recipe, seed in subjects:
-            subject = _Subject(experiment, recipe, seed, runs, watcher)
+            subject = _Subject(experiment, recipe, seed, runs, watcher, labels)
             for i, analysis in enumerate(experiment.analyses):
                 table, is_new = subject.table(i, analysis)
                 computed += [analysis.table_name] if is_new else []
@@ -135,13 +149,16 @@ def _recipes(experiment: Experiment) -> Iterator[tuple[dict[str, Any], Recipe]]:
 class _Subject:
     """One training under study, and the tables that are made from it."""
 
-    def __init__(self, experiment: Experiment, recipe: Recipe, seed: int, runs: Path, watcher: Watcher) -> None:
+    def __init__(
+        self, experiment: Experiment, recipe: Recipe, seed: int, runs: Path, watcher: Watcher, swept: Mapping[str, Any]
+    ) -> None:
         self.experiment, self.recipe, self.seed, self.runs, self.watcher = experiment, recipe, seed, runs, watcher
-        self.trained = self.training(recipe)
+        self.trained = self.training(recipe, swept)
         self._bench: Bench | None = None
 
-    def training(self, recipe: Recipe) -> Trained:
-        name = f"{recipe.name} seed {self.seed}"
+    def training(self, recipe: Recipe, swept: Mapping[str, Any] = MappingProxyType({})) -> Trained:
+        cell = {key: value for key, value in swept.items() if key != "training"} | {"seed": self.seed}
+        name = " ".join([recipe.name, *(f"{key} {value}" for key, value in cell.items())])
         return train(
             recipe, self.seed, folder_of(recipe, self.seed, self.runs), lambda *event: self.watcher.train(name, *event)
         )
@@ -255,7 +272,8 @@ def rehearse(experiment: Experiment) -> dict[str, int]:
             costs[name] += cost
             tables[name] += [_labelled(table.copy(), labels | {"seed": seed}) for seed in experiment.seeds]
     joined = _joined(tables)
-    sentence(experiment.answer, _measured(experiment, joined))
+    measured = _measured(experiment, joined)
+    sentence(experiment.answer, measured, _verdicts(_judged(experiment, measured)))
     for figure in experiment.figures:
         figure.draw(joined[figure.table])
     return costs
@@ -295,17 +313,28 @@ def _measured(experiment: Experiment, tables: Mapping[str, pd.DataFrame]) -> dic
     return measured
 
 
+def _judged(experiment: Experiment, measured: Mapping[str, Measured]) -> list[dict[str, Any]]:
+    return [claim.verdict(measured) for claim in experiment.claims]
+
+
+def _verdicts(claims: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+    return {claim["id"]: claim["verdict"] for claim in claims}
+
+
 def _finish(
     experiment: Experiment, folder: Path, tables: dict[str, pd.DataFrame], computed: Sequence[str], seconds: float
 ) -> Run:
     measured = _measured(experiment, tables)
+    claims = _judged(experiment, measured)
     record_path, record = folder / "run.json", {}
     if not computed and record_path.exists():
         record = read_json(record_path)  # nothing was computed anew: time and machine stay those of the computation
     record |= {
-        "answer": sentence(experiment.answer, measured) or "See the tables: the spec states no answer.",
+        "question": experiment.question,
+        "answer": sentence(experiment.answer, measured, _verdicts(claims))
+        or "See the tables: the spec states no answer.",
         "quantities": {name: vars(m) | {"labels": _readable(m.labels)} for name, m in measured.items()},
-        "claims": [claim.verdict(measured) for claim in experiment.claims],
+        "claims": claims,
     }
     record = {"seconds": round(seconds, 1), "provenance": provenance()} | record
     for name, table in tables.items():
@@ -315,8 +344,8 @@ def _finish(
         if name in PLUGINS and ".." not in Path(name).parts and not Path(name).is_absolute():
             write(folder / name, PLUGINS[name].read_bytes())
     write_json(record_path, record)
-    finished = Run(folder, experiment, record)
-    draw(finished)
+    finished = Run(folder, record)
+    draw(finished, experiment)
     return finished
 
 
@@ -333,15 +362,15 @@ def _number(value: Any) -> float | int | str:
         return str(value)
 
 
-def draw(finished: Run) -> list[go.Figure]:
+def draw(finished: Run, experiment: Experiment | None = None) -> list[go.Figure]:
     """Draw the figures and the report from the saved tables; no model is touched."""
     from mechmem.report import Report, render
 
+    experiment, record = experiment or finished.experiment, finished.record
     tables = {name: finished.table(name) for name in finished.tables}
-    drawn = [figure.draw(tables[figure.table]) for figure in finished.experiment.figures]
-    for i, (spec, figure) in enumerate(zip(finished.experiment.figures, drawn, strict=True)):
+    drawn = [figure.draw(tables[figure.table]) for figure in experiment.figures]
+    for i, (spec, figure) in enumerate(zip(experiment.figures, drawn, strict=True)):
         write(finished.folder / "figures" / f"{i + 1}_{spec.kind}_{spec.table}.json", figure.to_json())
-    experiment, record = finished.experiment, finished.record
     descriptions = {a.table_name: a.columns for a in experiment.analyses}
     report = Report(
         title=experiment.name,
@@ -372,7 +401,7 @@ def load_run(folder: Path) -> Run:
     """A finished run from its folder. Raises FileError if it is not one."""
     if not (folder / "run.json").exists():
         raise FileError(f"{folder} holds no finished run")
-    return Run(folder, Experiment.from_yaml(folder / "experiment.yaml"), read_json(folder / "run.json"))
+    return Run(folder, read_json(folder / "run.json"))
 
 
 def all_runs(runs: Path = RUNS) -> list[Path]:

@@ -31,23 +31,30 @@ def _resamples(n: int, seed: int) -> Floats:
     return np.ascontiguousarray(counts.T / n)
 
 
-def hierarchical_interval(by_seed: Sequence[Floats], seed: int = 0) -> tuple[float, float, float]:
+def hierarchical_interval(
+    by_seed: Sequence[Floats], less: Sequence[Floats | None] | None = None, seed: int = 0
+) -> tuple[float, float, float]:
     """Mean over seeds with its bootstrap 95 % interval: seeds are drawn again, then the examples in each.
 
-    `by_seed[s]` are the values of the examples of seed s. Returns (mean, low, high). Examples of one seed share a
-    model, so the seed is the unit of replication; with one seed the interval speaks of that model alone.
+    `by_seed[s]` are the values of the examples of seed s; `less[s]`, where given, those of other examples whose mean is
+    subtracted and which are drawn apart. Returns (mean, low, high). Examples of one seed share a model, so the seed is
+    the unit of replication; with one seed the interval speaks of that model alone, and one number of one seed has none
+    (NaN).
     """
-    generator = np.random.default_rng(seed)
-    n_seeds = len(by_seed)
-    resampled = np.stack(
-        [
-            values
-            @ generator.multinomial(len(values), np.full(len(values), 1 / len(values)), N_RESAMPLES).T
-            / len(values)
-            for values in by_seed
-        ]
-    )
-    drawn = generator.integers(n_seeds, size=(n_seeds, N_RESAMPLES))
+    generator, others = np.random.default_rng(seed), less or [None] * len(by_seed)
+    pairs = [
+        (values, other if other is not None else np.zeros(1)) for values, other in zip(by_seed, others, strict=True)
+    ]
+    mean = float(np.mean([values.mean() - other.mean() for values, other in pairs]))
+    if len(pairs) == 1 and len(pairs[0][0]) == 1:
+        return mean, float("nan"), float("nan")
+    resampled = np.stack([_resampled_mean(v, generator) - _resampled_mean(o, generator) for v, o in pairs])
+    drawn = generator.integers(len(pairs), size=(len(pairs), N_RESAMPLES))
     means = resampled[drawn, generator.integers(N_RESAMPLES, size=drawn.shape)].mean(axis=0)
     low, high = np.quantile(means, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-    return float(np.mean([values.mean() for values in by_seed])), float(low), float(high)
+    return mean, float(low), float(high)
+
+
+def _resampled_mean(values: Floats, generator: np.random.Generator) -> Floats:
+    n = len(values)
+    return values @ generator.multinomial(n, np.full(n, 1 / n), N_RESAMPLES).T / n

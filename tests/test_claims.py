@@ -67,7 +67,7 @@ def test_other_examples_are_subtracted_by_their_mean():
     both = {"grid": pd.concat([table, other], ignore_index=True)}
     found = Quantity(table="grid", where={"examples": "noisy"}, minus={"examples": "clean"}).measure(both)
     assert found.value == 3
-    assert found.low < 3 < found.high  # paired it would be 3 exactly
+    assert (found.low, found.high) == (1, 5)  # both sets are drawn apart; paired it would be 3 exactly
 
 
 def test_rows_of_single_neurons_are_averaged_within_a_seed():
@@ -76,6 +76,12 @@ def test_rows_of_single_neurons_are_averaged_within_a_seed():
     assert found.n_seeds == 2
     less = measure(table="shift", value="shift", where={"layer": 1}, minus={"layer": 0})
     assert less.value == ((3 - 1) + (6 - 2)) / 2
+
+
+def test_a_single_number_is_said_without_an_interval():
+    found = Quantity(table="dynamics").measure({"dynamics": pd.DataFrame({"seed": [0], "value": [0.538]})})
+    assert (found.percent, found.points, found.number) == ("54 %", "+54 points", "0.538")
+    assert Condition(quantity="q", at_least=0.1).outcome(found) is None  # it cannot be said to hold for certain
 
 
 @pytest.mark.parametrize(("pick", "layer", "value"), [("largest", 1, 0.875), ("smallest", 0, 0.5)])
@@ -255,6 +261,12 @@ MEASURED = {
 )
 def test_the_answer_in_a_sentence(template, text):
     assert sentence(template, MEASURED) == text
+
+
+def test_an_answer_may_say_the_verdict_of_a_claim():
+    assert sentence("C7-few is {C7-few.verdict}", MEASURED, {"C7-few": "refuted"}) == "C7-few is refuted"
+    with pytest.raises(InputError, match="the answer speaks of 'C7-few'"):
+        sentence("{C7-few.reason}", MEASURED, {"C7-few": "refuted"})
 
 
 @pytest.mark.parametrize(

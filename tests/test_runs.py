@@ -218,8 +218,10 @@ def test_a_swept_recipe_is_a_column_of_every_table(spec, recipe, tmp_path):
     block["architecture"]["d_mlp"] = {"each": [8, 12]}
     ends = {"before": "initial", "after": "final"}
     swept = spec(training=block, analyses=[{"kind": "dynamics"}, {"kind": "neuron_shift"}], checkpoints=ends, **BARE)
-    finished = run(Experiment.model_validate(swept), tmp_path)
+    said = []
+    finished = run(Experiment.model_validate(swept), tmp_path, Watcher(train=lambda name, *_: said.append(name)))
     table = finished.table("neuron_shift")
+    assert list(dict.fromkeys(said)) == ["tiny d_mlp 8 seed 0", "tiny d_mlp 12 seed 0"]
     assert table.groupby("d_mlp")["neuron"].max().to_dict() == {8: 7, 12: 11}
     assert len(list((tmp_path / "trainings").iterdir())) == 2
 
@@ -289,6 +291,17 @@ def test_a_run_with_a_plugin_can_be_loaded_and_drawn_without_the_spec(plugged, r
     home.draw(load_run(folder))
 
 
+def test_reading_the_results_of_a_run_runs_no_code_of_its_folder(plugged, runs):
+    path, _ = plugged
+    folder = run(Experiment.from_yaml(path), runs).folder
+    (folder / "mine.py").write_text("raise SystemExit('this was run')")
+    found = load_run(folder)
+    assert (found.question, found.answer) == (found.record["question"], found.record["answer"])
+    assert found.summary()["name"] == "small"
+    with pytest.raises(SystemExit):
+        home.draw(found)
+
+
 # --- errors
 
 
@@ -353,7 +366,7 @@ def test_a_rehearsal_foretells_the_cost(spec, recipe, made, monkeypatch):
     block["analyses"][1]["decode"] = False
     experiment = Experiment.model_validate(block)
     foretold = rehearse(experiment)
-    subject = home._Subject(experiment, recipe, 0, made.folder.parent, Watcher())
+    subject = home._Subject(experiment, recipe, 0, made.folder.parent, Watcher(), {})
     for analysis in experiment.analyses:
         before = subject.bench.n_forwarded
         analysis.run(subject.bench, experiment.universe(recipe))

@@ -117,3 +117,24 @@ def test_a_seeds_examples_do_not_stand_for_other_trainings():
     pooled = np.mean((low <= 0) & (high >= 0))
     assert covered > 0.85  # 0.92 expected of a percentile interval over twelve seeds
     assert pooled < 0.55  # 0.41 expected: as if the 300 examples were as many models
+
+
+def test_one_number_of_one_seed_has_no_interval():
+    mean, low, high = hierarchical_interval([np.array([0.5])])
+    assert mean == 0.5
+    assert np.isnan([low, high]).all()
+    assert not np.isnan(hierarchical_interval([np.array([0.5]), np.array([0.7])])).any()
+
+
+def test_what_is_subtracted_is_drawn_apart_and_widens_the_interval_as_scipy_says():
+    ours, theirs = drawn(80), drawn(50, seed=3)
+    mean, *found = hierarchical_interval([ours], [theirs])
+    assert mean == pytest.approx(ours.mean() - theirs.mean())
+    by = stats.bootstrap(
+        (ours, theirs),
+        lambda x, y, axis: x.mean(axis) - y.mean(axis),
+        method="percentile",
+        n_resamples=20_000,
+        rng=np.random.default_rng(5),
+    )
+    assert near(found, by.confidence_interval)

@@ -89,7 +89,11 @@ def check(spec: Spec, overrides: Overrides = None, as_json: Json = False) -> Non
 
     if _is_training(spec):
         recipe = _recipe(spec, overrides)
-        _output({"training": recipe.name, "recipe_hash": recipe.recipe_hash, **_cost_of_training(recipe)}, as_json)
+        costs = [labels | _cost_of_training(cell) for labels, cell in recipe.unfold({})]
+        if as_json or len(costs) == 1:
+            _output({"training": recipe.name, **(costs[0] if len(costs) == 1 else {"cells": costs})}, as_json)
+            return
+        _echo(f"{spec} is valid: {len(costs)} trainings\n{pd.DataFrame(costs).to_string(index=False)}")
         return
     experiment, file = _experiment(spec, overrides)
     with _placed(file):
@@ -108,16 +112,22 @@ def check(spec: Spec, overrides: Overrides = None, as_json: Json = False) -> Non
 
 @app.command()
 def train(spec: Spec, overrides: Overrides = None, seed: Seed = 0, runs: Runs = HERE, as_json: Json = False) -> None:
-    """Train a recipe from scratch, or go on with an interrupted training."""
+    """Train a recipe (every cell of it, where it is a sweep) from scratch, or go on with an interrupted training."""
     from mechmem.checkpoints import own_folder
     from mechmem.terminal import watching
     from mechmem.training import train as train_recipe
 
-    recipe = _recipe(spec, overrides)
-    with watching() as watcher:
-        folder = own_folder(recipe, seed, runs)
-        trained = train_recipe(recipe, seed, folder, lambda *event: watcher.train(recipe.name, *event))
-    _show_training(trained, as_json)
+    made = []
+    for labels, recipe in _recipe(spec, overrides).unfold({}):
+        name = " ".join([recipe.name, *(f"{key} {value}" for key, value in labels.items())])
+        with watching() as watcher:
+            folder = own_folder(recipe, seed, runs)
+            made.append(train_recipe(recipe, seed, folder, lambda *event, name=name: watcher.train(name, *event)))
+        if not as_json:
+            _show_training(made[-1], False)
+    if as_json:
+        found = [_training_in_numbers(trained) for trained in made]
+        _echo(json.dumps(_defined(found if len(found) > 1 else found[0]), indent=2, default=str))
 
 
 @app.command("list")
@@ -313,6 +323,7 @@ def _cost_of_training(recipe: Any) -> dict[str, Any]:
     forward(model, examples.tokens[:size], examples.n_answer)[0].sum().backward()
     seconds = time.monotonic() - start
     return {
+        "recipe_hash": recipe.recipe_hash,
         "parameters": sum(p.numel() for p in model.parameters()),
         "training_instances": len(examples),
         "steps": recipe.training.n_steps,
@@ -344,14 +355,18 @@ def _interval(low: float | None, high: float | None) -> str:
 def _show_training(trained: Any, as_json: bool) -> None:
     checkpoints: pd.DataFrame = trained.checkpoints()
     if as_json:
-        phases = {"phases": trained.phases, "seed": trained.seed, "recipe_hash": trained.recipe.recipe_hash}
-        _output({"name": trained.recipe.name, "checkpoints": checkpoints.to_dict("records"), **phases}, True)
+        _output(_training_in_numbers(trained), True)
         return
     _echo(f"{trained!r}\nrecipe {trained.recipe.recipe_hash}, {trained.folder}\n")
     _echo(checkpoints.to_string(index=False, float_format=lambda value: f"{value:.3f}"))
     _echo(
         "\nshare of whole answers: clean and memorised against given labels, corrected and held_out against true ones"
     )
+
+
+def _training_in_numbers(trained: Any) -> dict[str, Any]:
+    phases = {"phases": trained.phases, "seed": trained.seed, "recipe_hash": trained.recipe.recipe_hash}
+    return {"name": trained.recipe.name, "checkpoints": trained.checkpoints().to_dict("records"), **phases}
 
 
 def _show_kind(member: Any, as_json: bool) -> None:

@@ -261,6 +261,15 @@ def test_train_trains_a_seed_and_tells_how_it_went(ask, here, recipe):
     assert ask("show", "tiny", "--seed", "1", "--json").json == found.json
 
 
+def test_train_and_check_go_through_every_cell_of_a_sweep(ask, here):
+    sweep = [TINY, "architecture.d_mlp={each: [8, 12]}", "training.n_steps=2", "training.evaluate_every=2"]
+    assert [cell["d_mlp"] for cell in ask("check", *sweep, "--json").json["cells"]] == [8, 12]
+    assert "2 trainings" in ask("check", *sweep).out
+    found = ask("train", *sweep, "--json").json
+    assert len({made["recipe_hash"] for made in found}) == 2
+    assert ask("train", *sweep).out.count("Trained(tiny") == 2
+
+
 def test_train_takes_overrides(ask, here):
     found = ask("train", TINY, "training.n_steps=2", "name=short", "--json").json
     assert [row["step"] for row in found["checkpoints"]] == [0, 2]

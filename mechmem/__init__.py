@@ -4,11 +4,13 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from mechmem.analyses import Analysis as Analysis
     from mechmem.analyses import Attribution as Attribution
     from mechmem.analyses import Circuit as Circuit
     from mechmem.analyses import CircuitOverlap as CircuitOverlap
     from mechmem.analyses import Dynamics as Dynamics
     from mechmem.analyses import EdgeScores as EdgeScores
+    from mechmem.analyses import EffectAnalysis as EffectAnalysis
     from mechmem.analyses import Intervene as Intervene
     from mechmem.analyses import NeuronShift as NeuronShift
     from mechmem.analyses import NeuronTopK as NeuronTopK
@@ -18,21 +20,26 @@ if TYPE_CHECKING:
     from mechmem.api import train as train
     from mechmem.bench import Bench as Bench
     from mechmem.checkpoints import Trained as Trained
+    from mechmem.component import Swept as Swept
     from mechmem.component import each as each
+    from mechmem.examples import Examples as Examples
     from mechmem.experiment import CheckpointRef as CheckpointRef
     from mechmem.experiment import ExampleSet as ExampleSet
     from mechmem.experiment import Experiment as Experiment
     from mechmem.interventions import Ablate as Ablate
     from mechmem.interventions import Erase as Erase
     from mechmem.interventions import FreezePattern as FreezePattern
+    from mechmem.interventions import Intervention as Intervention
     from mechmem.interventions import Patch as Patch
     from mechmem.interventions import PatchPath as PatchPath
     from mechmem.interventions import RandomDirection as RandomDirection
     from mechmem.interventions import RandomNeurons as RandomNeurons
+    from mechmem.interventions import SiteIntervention as SiteIntervention
     from mechmem.interventions import Source as Source
     from mechmem.interventions import Steer as Steer
     from mechmem.interventions import SwapWeights as SwapWeights
     from mechmem.interventions import applied as applied
+    from mechmem.measures import Measure as Measure
     from mechmem.models import Architecture as Architecture
     from mechmem.recipe import Phase as Phase
     from mechmem.recipe import Recipe as Recipe
@@ -44,11 +51,13 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "mechmem.analyses": (
+        "Analysis",
         "Attribution",
         "Circuit",
         "CircuitOverlap",
         "Dynamics",
         "EdgeScores",
+        "EffectAnalysis",
         "Intervene",
         "NeuronShift",
         "NeuronTopK",
@@ -61,7 +70,11 @@ _HOMES = {
     ),
     "mechmem.bench": ("Bench",),
     "mechmem.checkpoints": ("Trained",),
-    "mechmem.component": ("each",),
+    "mechmem.component": (
+        "Swept",
+        "each",
+    ),
+    "mechmem.examples": ("Examples",),
     "mechmem.experiment": (
         "CheckpointRef",
         "ExampleSet",
@@ -71,15 +84,18 @@ _HOMES = {
         "Ablate",
         "Erase",
         "FreezePattern",
+        "Intervention",
         "Patch",
         "PatchPath",
         "RandomDirection",
         "RandomNeurons",
+        "SiteIntervention",
         "Source",
         "Steer",
         "SwapWeights",
         "applied",
     ),
+    "mechmem.measures": ("Measure",),
     "mechmem.models": ("Architecture",),
     "mechmem.recipe": (
         "Phase",

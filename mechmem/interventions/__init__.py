@@ -9,6 +9,7 @@ from mechmem.interventions.control import RandomNeurons as RandomNeurons
 from mechmem.interventions.erase import Erase as Erase
 from mechmem.interventions.freeze_pattern import FreezePattern as FreezePattern
 from mechmem.interventions.intervention import Intervention as Intervention
+from mechmem.interventions.intervention import SiteIntervention as SiteIntervention
 from mechmem.interventions.patch import Patch as Patch
 from mechmem.interventions.patch import Source as Source
 from mechmem.interventions.patch_path import PatchPath as PatchPath

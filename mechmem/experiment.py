@@ -11,6 +11,7 @@ from typing import Any, Self
 import torch
 from pydantic import Field, GetJsonSchemaHandler, ValidationInfo, field_validator, model_validator
 from pydantic_core import CoreSchema
+from torch import Tensor
 
 from mechmem.analyses import Analysis
 from mechmem.checkpoints import SHIPPED
@@ -74,11 +75,13 @@ class CheckpointRef(Component):
 
 
 class ExampleSet(Component):
-    """Which examples: a split, noisy or clean ones, how many, and with which minimal pairs."""
+    """Which examples: a split, noisy or clean ones, with which values, how many, and with which minimal pairs."""
 
     split: str = "train"
     noisy: bool | None = None
     """Only noisy, or only clean instances; all unless given."""
+    where: dict[str, int] = {}
+    """Only instances in which these variables of the task have these values."""
     n: int | None = Field(500, ge=1)
     """How many, at most, drawn with `seed`; all if none is given."""
     prefix: Label = "given"
@@ -86,19 +89,29 @@ class ExampleSet(Component):
     seed: int = 0
 
     def of(self, task: Task) -> Examples:
-        """Raises InputError if the split is unknown or holds no such example."""
+        """Raises InputError if the split or a variable is unknown, or no such example is there."""
         examples = task.sample(self.split)
-        rows = torch.arange(len(examples))
-        if self.noisy is not None:
-            rows = (examples.is_noisy == self.noisy).nonzero()[:, 0]
+        rows = self._chosen(examples).nonzero()[:, 0]
         order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(self.seed))
         examples = examples.select(rows[order] if self.pair else rows[order[: self.n]].sort().values)
         if not len(examples):
-            raise InputError(f"split {self.split!r} holds no {'noisy' if self.noisy else 'clean'} example")
+            kind = {True: "noisy ", False: "clean ", None: ""}[self.noisy]
+            values = f" with {', '.join(f'{name} {value}' for name, value in self.where.items())}" if self.where else ""
+            raise InputError(f"split {self.split!r} holds no {kind}example{values}")
         if self.pair is not None:
             examples = task.pairs(examples, self.pair)
             examples = examples.select(torch.arange(min(self.n or len(examples), len(examples))))
         return examples.with_prefix(self.prefix).as_set()
+
+    def _chosen(self, examples: Examples) -> Tensor:
+        chosen = torch.ones(len(examples), dtype=torch.bool)
+        if self.noisy is not None:
+            chosen &= examples.is_noisy == self.noisy
+        for name, value in self.where.items():
+            if name not in examples.variables:
+                raise InputError(f"there is no variable {name!r}; {suggest(name, examples.variables)}")
+            chosen &= examples.variables[name] == value
+        return chosen
 
 
 class Experiment(Component):

@@ -289,7 +289,9 @@ def _rehearsed(experiment: Experiment, recipe: Recipe) -> dict[str, tuple[pd.Dat
         few[name] = examples.select(torch.arange(min(4, len(examples)))).as_set()
         scale = max(scale, len(examples) / len(few[name]))
     refs = experiment.checkpoints.items()
-    models = {name: (ref.training or recipe).build(0).requires_grad_(False) for name, ref in refs}  # as trained ones are
+    models = {
+        name: (ref.training or recipe).build(0).requires_grad_(False) for name, ref in refs
+    }  # as trained ones are
     curve = {"step": 0, "clean": 0.0, "memorised": 0.0, "corrected": 0.0, "held_out": 0.0}
     phases = dict.fromkeys(PHASES, 0)
     bench = Bench(models, few, curves=[curve], phases=phases, chance=recipe.task.chance, is_rehearsal=True)

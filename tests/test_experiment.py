@@ -290,6 +290,16 @@ def test_at_most_n_are_drawn(n, found):
     assert examples.is_noisy.all()
 
 
+@pytest.mark.parametrize("noisy", [None, True, False])
+def test_only_examples_with_the_asked_values_are_chosen(noisy):
+    where = {"carry_1": 0, "out_0": 3}
+    examples = ExampleSet(noisy=noisy, where=where, n=None).of(TASK)
+    fits = (TRAIN.variables["carry_1"] == 0) & (TRAIN.variables["out_0"] == 3)
+    fits &= torch.ones_like(fits) if noisy is None else TRAIN.is_noisy == noisy
+    assert 0 < len(examples) == int(fits.sum())
+    assert all((examples.variables[name] == value).all() for name, value in where.items())
+
+
 def test_which_are_drawn_follows_the_seed_and_their_order_that_of_the_task():
     first, again, others = (rows_in(ExampleSet(n=10, seed=seed).of(TASK), TRAIN) for seed in (0, 0, 1))
     assert first == again == sorted(first)
@@ -332,6 +342,8 @@ def test_pairs_of_noisy_instances_keep_their_wrong_labels():
     ("chosen", "message"),
     [
         (ExampleSet(split="heldout"), "has no split 'heldout'; did you mean 'held_out'?"),
+        (ExampleSet(noisy=False, where={"carry_1": 2}), "split 'train' holds no clean example with carry_1 2"),
+        (ExampleSet(where={"cary_1": 1}), "there is no variable 'cary_1'; did you mean 'carry_1'?"),
         (ExampleSet(split="held_out", noisy=True), "split 'held_out' holds no noisy example"),
         (ExampleSet(pair=MinimalPair(flip="cary_1")), "has no variable 'cary_1'; did you mean 'carry_1'?"),
         (ExampleSet(pair=MinimalPair(flip="out_4", hold=("carry_4",))), "no example has a pair"),

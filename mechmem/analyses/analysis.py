@@ -35,7 +35,7 @@ class Analysis(Component, shelf="analysis"):
         members = self.unfold(universe)
         of_several = {key for labels, _ in members for key, value in labels.items() if isinstance(value, (tuple, list))}
         for i, (labels, member) in enumerate(members, start=1):
-            swept = ", ".join(f"{key} {value}" for key, value in labels.items())
+            swept = ", ".join(f"{key} {_cell(value, True)}" for key, value in labels.items())
             bench.say(f"{self.table_name} {i}/{len(members)} {swept}")
             table = member.table(bench)
             for column, value in reversed(labels.items()):

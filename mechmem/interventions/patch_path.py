@@ -41,6 +41,11 @@ class Receiver(Component):
     def _word(cls, value: Any) -> Any:
         return {"site": value} if isinstance(value, str) else value
 
+    def __str__(self) -> str:
+        """`q`, `k layer 1`: how tables call it."""
+        chosen = [f"{name} {getattr(self, name)}" for name in ("layer", "head", "position")]
+        return " ".join([self.site, *(text for text in chosen if not text.endswith(" None"))])
+
 
 class PatchPath(Intervention):
     """Path patching: a component has its patched value for the chosen receivers, its own for all other readers.

@@ -175,3 +175,11 @@ def test_senders_and_receivers_are_swept():
     members = swept.unfold({})
     assert len(members) == 4
     assert members[-1][1] == path({"site": "z", "layer": 0, "head": 1}, "k", "v")
+
+
+@pytest.mark.parametrize(
+    ("fields", "text"),
+    [({"site": "logits"}, "logits"), ({"site": "q", "layer": 0, "position": "a0"}, "q layer 0 position a0")],
+)
+def test_a_receiver_is_named_in_tables_by_what_it_says(fields, text):
+    assert str(Receiver(**fields)) == text

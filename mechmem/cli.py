@@ -6,13 +6,11 @@ import json
 import math
 import os
 import sys
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+from typing import Annotated, Any, NoReturn
 
 import typer
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -72,12 +70,13 @@ def _fail(message: str, code: int) -> NoReturn:
 def run(spec: Spec, overrides: Overrides = None, runs: Runs = HERE, as_json: Json = False) -> None:
     """Answer an experiment's question; a second run reuses all that is unchanged."""
     from mechmem import runs as engine
+    from mechmem import summaries
     from mechmem.terminal import watching
 
     experiment, file = _experiment(spec, overrides)
     with watching() as watcher, _placed(file):
         finished = engine.run(experiment, runs, watcher)
-    _show_run(finished, as_json)
+    _tell(summaries.run_text, summaries.run_numbers, finished, as_json)
 
 
 @app.command()
@@ -86,10 +85,11 @@ def check(spec: Spec, overrides: Overrides = None, as_json: Json = False) -> Non
     import pandas as pd
 
     from mechmem import runs as engine
+    from mechmem.costs import cost_of_training, seconds_per_example
 
     if _is_training(spec):
         recipe = _recipe(spec, overrides)
-        costs = [labels | _cost_of_training(cell) for labels, cell in recipe.unfold({})]
+        costs = [labels | cost_of_training(cell) for labels, cell in recipe.unfold({})]
         if as_json or len(costs) == 1:
             _output({"training": recipe.name, **(costs[0] if len(costs) == 1 else {"cells": costs})}, as_json)
             return
@@ -98,7 +98,7 @@ def check(spec: Spec, overrides: Overrides = None, as_json: Json = False) -> Non
     experiment, file = _experiment(spec, overrides)
     with _placed(file):
         costs = engine.rehearse(experiment)
-    seconds = _seconds_per_example(experiment)
+    seconds = seconds_per_example(experiment.training)
     n = len(experiment.seeds)
     rows = [
         {"analysis": a, "examples_forwarded": n * c, "seconds": round(n * c * seconds, 1)} for a, c in costs.items()
@@ -113,6 +113,7 @@ def check(spec: Spec, overrides: Overrides = None, as_json: Json = False) -> Non
 @app.command()
 def train(spec: Spec, overrides: Overrides = None, seed: Seed = 0, runs: Runs = HERE, as_json: Json = False) -> None:
     """Train a recipe (every cell of it, where it is a sweep) from scratch, or go on with an interrupted training."""
+    from mechmem import summaries
     from mechmem.checkpoints import own_folder
     from mechmem.terminal import watching
     from mechmem.training import train as train_recipe
@@ -124,10 +125,10 @@ def train(spec: Spec, overrides: Overrides = None, seed: Seed = 0, runs: Runs = 
             folder = own_folder(recipe, seed, runs)
             made.append(train_recipe(recipe, seed, folder, lambda *event, name=name: watcher.train(name, *event)))
         if not as_json:
-            _show_training(made[-1], False)
+            _echo(summaries.training_text(made[-1]))
     if as_json:
-        found = [_training_in_numbers(trained) for trained in made]
-        _echo(json.dumps(_defined(found if len(found) > 1 else found[0]), indent=2, default=str))
+        found = [summaries.training_numbers(trained) for trained in made]
+        _json(found if len(found) > 1 else found[0])
 
 
 @app.command("list")
@@ -162,18 +163,19 @@ def show(
     as_json: Json = False,
 ) -> None:
     """A kind's documentation, a training's curves, or a run's answer."""
-    from mechmem import checkpoints
+    from mechmem import checkpoints, summaries
     from mechmem.component import InputError, suggest
     from mechmem.runs import all_runs, load_run
 
     kinds = {kind: member for members in _shelves().values() for kind, member in members.items()}
     found = [path for path in all_runs(runs) if path.name == name or path.name.rsplit("-", 1)[0] == name]
     if name in kinds:
-        _show_kind(kinds[name], as_json)
+        _tell(summaries.kind_text, summaries.kind_numbers, kinds[name], as_json)
     elif name in checkpoints.names(runs):
-        _show_training(checkpoints.find(name, seed, runs), as_json)
+        _tell(summaries.training_text, summaries.training_numbers, checkpoints.find(name, seed, runs), as_json)
     elif found or (Path(name) / "run.json").exists():
-        _show_run(load_run(found[0] if found else Path(name)), as_json)
+        finished = load_run(found[0] if found else Path(name))
+        _tell(summaries.run_text, summaries.run_numbers, finished, as_json)
     else:
         known = [*kinds, *checkpoints.names(runs), *_run_names(all_runs(runs))]
         raise InputError(f"there is no kind, training or run {name!r}; {suggest(name, known)}")
@@ -295,102 +297,22 @@ def _shelves() -> dict[str, dict[str, Any]]:
     return {shelf: dict(sorted(members.items())) for shelf, members in Component.shelves.items()}
 
 
-def _seconds_per_example(experiment: Any) -> float:
-    import time
-
-    import torch
-
-    from mechmem.forward import forward
-
-    recipe = experiment.training.unfold({})[0][1]
-    examples = recipe.task.sample("held_out")
-    model, tokens = recipe.build(0), examples.tokens[:500]
-    with torch.no_grad():
-        forward(model, tokens, examples.n_answer)  # the first one pays for what later ones find ready
-        start = time.monotonic()
-        forward(model, tokens, examples.n_answer)
-    return (time.monotonic() - start) / len(tokens)
-
-
-def _cost_of_training(recipe: Any) -> dict[str, Any]:
-    import time
-
-    from mechmem.forward import forward
-
-    examples = recipe.task.training_set()
-    size = min(recipe.training.batch_size, len(examples))
-    model, start = recipe.build(0), time.monotonic()
-    forward(model, examples.tokens[:size], examples.n_answer)[0].sum().backward()
-    seconds = time.monotonic() - start
-    return {
-        "recipe_hash": recipe.recipe_hash,
-        "parameters": sum(p.numel() for p in model.parameters()),
-        "training_instances": len(examples),
-        "steps": recipe.training.n_steps,
-        "minutes": round(seconds * recipe.training.n_steps / 60, 1),
-    }
-
-
-def _show_run(finished: Any, as_json: bool) -> None:
+def _tell(text: Callable[[Any], str], numbers: Callable[[Any], Any], of: Any, as_json: bool) -> None:
     if as_json:
-        _output(finished.summary(), True)
-        return
-    _echo(f"{finished.question}\n\n{finished.answer}\n")
-    for claim in finished.claims:
-        _echo(f"{claim['id']}: {claim['verdict']} ({claim['reason']})\n  {claim['says']}")
-        _echo(f"  rule: {claim['rule']}; effect {claim['effect']:.3g} {_interval(*claim['interval'])}")
-    quantities = finished.record["quantities"]
-    if quantities:
-        _echo("")
-    for name, found in quantities.items():
-        _echo(f"  {name:<28} {found['value']:>8.3f}  {_interval(found['low'], found['high'])}")
-    _echo(f"\nreport {finished.report}\ntables {', '.join(str(path) for path in finished.tables.values())}")
+        _json(numbers(of))
+    else:
+        _echo(text(of))
 
 
-def _interval(low: float | None, high: float | None) -> str:
-    numbers = [x for x in (low, high) if x is not None and not math.isnan(x)]
-    return f"[{numbers[0]:.3f}, {numbers[1]:.3f}]" if numbers else "(no interval)"
-
-
-def _show_training(trained: Any, as_json: bool) -> None:
-    checkpoints: pd.DataFrame = trained.checkpoints()
+def _output(value: Mapping[str, Any], as_json: bool) -> None:
     if as_json:
-        _output(_training_in_numbers(trained), True)
-        return
-    _echo(f"{trained!r}\nrecipe {trained.recipe.recipe_hash}, {trained.folder}\n")
-    _echo(checkpoints.to_string(index=False, float_format=lambda value: f"{value:.3f}"))
-    _echo(
-        "\nshare of whole answers: clean and memorised against given labels, corrected and held_out against true ones"
-    )
+        _json(value)
+    else:
+        _echo("\n".join(f"{key}: {part}" for key, part in value.items()))
 
 
-def _training_in_numbers(trained: Any) -> dict[str, Any]:
-    phases = {"phases": trained.phases, "seed": trained.seed, "recipe_hash": trained.recipe.recipe_hash}
-    return {"name": trained.recipe.name, "checkpoints": trained.checkpoints().to_dict("records"), **phases}
-
-
-def _show_kind(member: Any, as_json: bool) -> None:
-    import inspect
-
-    fields = {
-        name: {"type": str(field.annotation), "default": None if field.is_required() else repr(field.default)}
-        for name, field in member.model_fields.items()
-    }
-    if as_json:
-        _output({"kind": member.kind, "shelf": member.shelf, "doc": inspect.getdoc(member), "fields": fields}, True)
-        return
-    _echo(f"{member.kind} ({member.shelf})\n\n{inspect.getdoc(member)}\n")
-    for name, field in member.model_fields.items():
-        default = "required" if field.is_required() else f"default {field.default!r}"
-        _echo(f"  {name:<18} {default}{'  ' + field.description if field.description else ''}")
-    columns = getattr(member, "columns", None)
-    for column, meaning in columns.items() if isinstance(columns, dict) else ():  # a figure's are what it needs
-        _echo(f"  column {column:<14} {meaning}")
-
-
-def _output(value: Any, as_json: bool) -> None:
-    lines = [f"{key}: {part}" for key, part in value.items()]
-    _echo(json.dumps(_defined(value), indent=2, default=str) if as_json else "\n".join(lines))
+def _json(value: Any) -> None:
+    _echo(json.dumps(_defined(value), indent=2, default=str))
 
 
 def _defined(value: Any) -> Any:

@@ -34,7 +34,19 @@ if TYPE_CHECKING:
 
 RUNS = Path("runs")
 ENGINE = ("*.py", "analyses/*.py", "interventions/*.py", "measures/*.py", "tasks/*.py")
-NOT_ENGINE = {"cli.py", "runs.py", "report.py", "claims.py", "specs.py", "terminal.py", "provenance.py", "__init__.py"}
+NOT_ENGINE = {
+    "cli.py",
+    "runs.py",
+    "report.py",
+    "claims.py",
+    "specs.py",
+    "terminal.py",
+    "provenance.py",
+    "summaries.py",
+    "costs.py",
+    "api.py",
+    "__init__.py",
+}
 
 
 @dataclass

@@ -9,7 +9,7 @@ from mechmem.checkpoints import Trained
 from mechmem.experiment import Experiment
 from mechmem.models import Architecture
 from mechmem.recipe import Recipe, Training
-from mechmem.runs import Run
+from mechmem.results import Run
 from mechmem.tasks import Task
 from mechmem.terminal import watching
 from mechmem.training import train as train_recipe

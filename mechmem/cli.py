@@ -135,7 +135,7 @@ def train(spec: Spec, overrides: Overrides = None, seed: Seed = 0, runs: Runs = 
 def list_(runs: Runs = HERE, as_json: Json = False) -> None:
     """What there is: experiments, trainings, runs, and the kinds of every shelf."""
     from mechmem import checkpoints
-    from mechmem.runs import all_runs
+    from mechmem.results import all_runs
 
     shelves = _shelves()
     found = {
@@ -165,7 +165,7 @@ def show(
     """A kind's documentation, a training's curves, or a run's answer."""
     from mechmem import checkpoints, summaries
     from mechmem.component import InputError, suggest
-    from mechmem.runs import all_runs, load_run
+    from mechmem.results import all_runs, load_run
 
     kinds = {kind: member for members in _shelves().values() for kind, member in members.items()}
     found = [path for path in all_runs(runs) if path.name == name or path.name.rsplit("-", 1)[0] == name]
@@ -186,15 +186,15 @@ def draw(
     name: Annotated[str, typer.Argument(help="a run, by name or folder")], runs: Runs = HERE, as_json: Json = False
 ) -> None:
     """Draw a run's figures and report again from its saved tables."""
-    from mechmem import runs as engine
+    from mechmem import results
     from mechmem.component import InputError, suggest
 
-    folders = engine.all_runs(runs)
+    folders = results.all_runs(runs)
     found = [path for path in folders if name in (path.name, path.name.rsplit("-", 1)[0])]
     if not found and not (Path(name) / "run.json").exists():
         raise InputError(f"there is no run {name!r}; {suggest(name, _run_names(folders))}")
-    finished = engine.load_run(found[0] if found else Path(name))
-    engine.draw(finished)
+    finished = results.load_run(found[0] if found else Path(name))
+    results.draw(finished)
     if as_json:
         _output(finished.summary(), True)
         return
@@ -277,8 +277,8 @@ def _placed(file: Any) -> Any:
     """Gives the errors of an analysis their place in the file."""
     from contextlib import contextmanager
 
-    from mechmem.runs import BlockError
     from mechmem.specs import SpecError
+    from mechmem.subjects import BlockError
 
     @contextmanager
     def placing() -> Any:

@@ -2,125 +2,28 @@
 
 from __future__ import annotations
 
-import hashlib
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from functools import cache, cached_property
 from pathlib import Path
-from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock, Timeout
 
-from mechmem.analyses import Analysis
 from mechmem.bench import Bench
-from mechmem.checkpoints import Trained, folder_of
+from mechmem.checkpoints import folder_of
 from mechmem.claims import Measured, sentence
-from mechmem.component import InputError, digest
+from mechmem.component import InputError
 from mechmem.experiment import PLUGINS, Experiment
 from mechmem.files import FileError, read_json, write, write_json
 from mechmem.provenance import provenance
 from mechmem.recipe import PHASES, Recipe
+from mechmem.results import RUNS, Run, draw
 from mechmem.specs import write_spec
-from mechmem.training import train
+from mechmem.subjects import BlockError, Subject, Watcher
 
 if TYPE_CHECKING:
-    from collections.abc import Generator, Iterator, Sequence
-
     import pandas as pd
-    import plotly.graph_objects as go
-
-RUNS = Path("runs")
-ENGINE = ("*.py", "analyses/*.py", "interventions/*.py", "measures/*.py", "tasks/*.py")
-NOT_ENGINE = {
-    "cli.py",
-    "runs.py",
-    "report.py",
-    "claims.py",
-    "specs.py",
-    "terminal.py",
-    "provenance.py",
-    "summaries.py",
-    "costs.py",
-    "api.py",
-    "__init__.py",
-}
-
-
-@dataclass
-class Watcher:
-    """Told how a run goes on; the default is silent."""
-
-    say: Callable[[str], None] = lambda _: None
-    train: Callable[[str, int, int, dict[str, float]], None] = lambda *_: None
-
-
-@dataclass(frozen=True)
-class Run:
-    """A finished run."""
-
-    folder: Path
-    record: dict[str, Any] = field(repr=False)
-
-    @property
-    def name(self) -> str:
-        """The experiment's name."""
-        return self.folder.name.rsplit("-", 1)[0]
-
-    @cached_property
-    def experiment(self) -> Experiment:
-        """The spec that was run. Runs the code of its `plugins:`, which reading the results does not."""
-        return Experiment.from_yaml(self.folder / "experiment.yaml")
-
-    @property
-    def question(self) -> str:
-        return self.record["question"]
-
-    @property
-    def answer(self) -> str:
-        """The answer in one sentence."""
-        return self.record["answer"]
-
-    @property
-    def claims(self) -> list[dict[str, Any]]:
-        """id, says, verdict, reason, rule, effect, interval of every claim."""
-        return self.record["claims"]
-
-    @property
-    def report(self) -> Path:
-        return self.folder / "report.html"
-
-    def table(self, name: str) -> pd.DataFrame:
-        """A table of the run. Raises InputError for an unknown one."""
-        import pandas as pd
-
-        path = self.folder / "tables" / f"{name}.parquet"
-        if not path.exists():
-            raise InputError(f"{self.folder} has no table {name!r}; it has {', '.join(self.tables)}")
-        return pd.read_parquet(path)
-
-    @property
-    def tables(self) -> dict[str, Path]:
-        return {path.stem: path for path in sorted((self.folder / "tables").glob("*.parquet"))}
-
-    @property
-    def figures(self) -> dict[str, Path]:
-        return {path.stem: path for path in sorted((self.folder / "figures").glob("*.json"))}
-
-    def summary(self) -> dict[str, Any]:
-        """For scripts: answer, claims and paths."""
-        return {
-            "name": self.name,
-            "answer": self.answer,
-            "claims": self.claims,
-            "tables": {name: str(path) for name, path in self.tables.items()},
-            "figures": {name: str(path) for name, path in self.figures.items()},
-            "report": str(self.report),
-            "folder": str(self.folder),
-            "seconds": self.record["seconds"],
-        }
 
 
 def run(experiment: Experiment, runs: Path = RUNS, watcher: Watcher | None = None) -> Run:
@@ -136,7 +39,7 @@ def run(experiment: Experiment, runs: Path = RUNS, watcher: Watcher | None = Non
             rehearse(experiment)  # nothing is trained for a spec that cannot run
         tables: dict[str, list[pd.DataFrame]] = {analysis.table_name: [] for analysis in experiment.analyses}
         for labels, recipe, seed in subjects:
-            subject = _Subject(experiment, recipe, seed, runs, watcher, labels)
+            subject = Subject(experiment, recipe, seed, runs, watcher, labels)
             for i, analysis in enumerate(experiment.analyses):
                 table, is_new = subject.table(i, analysis)
                 computed += [analysis.table_name] if is_new else []
@@ -156,108 +59,6 @@ def _recipes(experiment: Experiment) -> Iterator[tuple[dict[str, Any], Recipe]]:
         named = {"training": training.name} if experiment.also else {}
         for labels, recipe in training.unfold({}):
             yield named | labels, recipe
-
-
-class _Subject:
-    """One training under study, and the tables that are made from it."""
-
-    def __init__(
-        self, experiment: Experiment, recipe: Recipe, seed: int, runs: Path, watcher: Watcher, swept: Mapping[str, Any]
-    ) -> None:
-        self.experiment, self.recipe, self.seed, self.runs, self.watcher = experiment, recipe, seed, runs, watcher
-        self.trained = self.training(recipe, swept)
-        self._bench: Bench | None = None
-
-    def training(self, recipe: Recipe, swept: Mapping[str, Any] = MappingProxyType({})) -> Trained:
-        cell = {key: value for key, value in swept.items() if key != "training"} | {"seed": self.seed}
-        name = " ".join([recipe.name, *(f"{key} {value}" for key, value in cell.items())])
-        return train(
-            recipe, self.seed, folder_of(recipe, self.seed, self.runs), lambda *event: self.watcher.train(name, *event)
-        )
-
-    @property
-    def bench(self) -> Bench:
-        if self._bench is None:
-            experiment, models = self.experiment, {}
-            for name, ref in experiment.checkpoints.items():
-                trained = self.trained if ref.training is None else self.training(ref.training)
-                models[name] = trained.at(ref.at)
-            self._bench = Bench(
-                models=models,
-                example_sets={name: chosen.of(self.recipe.task) for name, chosen in experiment.examples.items()},
-                curves=self.trained.record["curves"],
-                phases=self.trained.phases,
-                chance=self.recipe.task.chance,
-                say=self.watcher.say,
-            )
-        return self._bench
-
-    def table(self, i: int, analysis: Analysis) -> tuple[pd.DataFrame, bool]:
-        """The table, and whether it had to be computed."""
-        import pandas as pd
-
-        path = self.runs / "blocks" / f"{self._key(analysis)}.parquet"
-        if path.exists():
-            try:
-                return pd.read_parquet(path), False
-            except (OSError, ValueError):
-                path.unlink()  # cut off by a crash of the machine: made again
-        try:
-            table = analysis.run(self.bench, self.experiment.universe(self.recipe))
-        except InputError as error:
-            raise BlockError(i, str(error)) from error
-        write(path, table.to_parquet(index=False))
-        return table, True
-
-    def _key(self, analysis: Analysis) -> str:
-        """Changes with all that decides the table, and with nothing else."""
-        block, words = analysis.block(), set(_words(analysis.block()))
-        block.pop("name")
-        used = (("examples", self.experiment.examples), ("model", self.experiment.checkpoints))
-        named = {
-            field: {name: ref.block() for name, ref in refs.items() if name in words or _asks_for_all(block, field)}
-            for field, refs in used
-        }
-        steps = [self.trained.phases, self.trained.record["curves"][-1]]
-        return digest(
-            [block, named, self.recipe.recipe_hash, steps, self.seed, engine_hash(), *_plugin_code(self.experiment)]
-        )
-
-
-class BlockError(InputError):
-    """An analysis of the spec asks for what cannot be."""
-
-    def __init__(self, index: int, text: str) -> None:
-        super().__init__(text)
-        self.loc = ("analyses", index)
-
-
-def _words(block: Any) -> Iterator[str]:
-    if isinstance(block, str):
-        yield block
-    for part in block.values() if isinstance(block, Mapping) else block if isinstance(block, list) else ():
-        yield from _words(part)
-
-
-def _asks_for_all(block: Any, field: str) -> bool:
-    """Whether the block, or a part of it, sweeps this field over all that the experiment names."""
-    if not isinstance(block, Mapping):
-        return False
-    return block.get(field) == {"each": "all"} or any(_asks_for_all(part, field) for part in block.values())
-
-
-def _plugin_code(experiment: Experiment) -> list[str]:
-    paths = {name: PLUGINS.get(name, Path(name)) for name in experiment.plugins}
-    return [name + hashlib.sha256(path.read_bytes()).hexdigest() for name, path in paths.items() if path.exists()]
-
-
-@cache
-def engine_hash() -> str:
-    """A hash of the code that makes tables, so that no table outlives the code that made it."""
-    here, content = Path(__file__).parent, hashlib.sha256()
-    for path in sorted(path for pattern in ENGINE for path in here.glob(pattern) if path.name not in NOT_ENGINE):
-        content.update(path.name.encode() + path.read_bytes())
-    return content.hexdigest()[:12]
 
 
 def _labelled(table: pd.DataFrame, labels: Mapping[str, Any]) -> pd.DataFrame:
@@ -375,55 +176,6 @@ def _number(value: Any) -> float | int | str:
         return int(value) if float(value).is_integer() else float(value)
     except (TypeError, ValueError):
         return str(value)
-
-
-def draw(finished: Run, experiment: Experiment | None = None) -> list[go.Figure]:
-    """Draw the figures and the report from the saved tables; no model is touched."""
-    from mechmem.report import Report, render
-
-    experiment, record = experiment or finished.experiment, finished.record
-    tables = {name: finished.table(name) for name in finished.tables}
-    drawn = [figure.draw(tables[figure.table]) for figure in experiment.figures]
-    for i, (spec, figure) in enumerate(zip(experiment.figures, drawn, strict=True)):
-        write(finished.folder / "figures" / f"{i + 1}_{spec.kind}_{spec.table}.json", figure.to_json())
-    descriptions = {a.table_name: a.columns for a in experiment.analyses}
-    report = Report(
-        title=experiment.name,
-        question=experiment.question,
-        answer=finished.answer,
-        figures=[(spec.title, spec.caption, fig) for spec, fig in zip(experiment.figures, drawn, strict=True)],
-        tables=[(name, _described(descriptions.get(name, {})), table) for name, table in tables.items()],
-        claims=[claim | {"low": claim["interval"][0], "high": claim["interval"][1]} for claim in finished.claims],
-        setup={key: value for key, value in experiment.block().items() if key not in ("question", "answer")},
-        provenance=record["provenance"] | {"seconds": record["seconds"], "seeds": list(experiment.seeds)},
-        warnings=_warnings(experiment),
-    )
-    write(finished.report, render(report))
-    return drawn
-
-
-def _described(columns: Mapping[str, str]) -> str:
-    return "; ".join(f"{name}: {meaning}" for name, meaning in columns.items() if name != "per_example")
-
-
-def _warnings(experiment: Experiment) -> list[str]:
-    if len(experiment.seeds) > 1:
-        return []
-    return ["One seed: intervals are over examples of a single model and say nothing about other trainings."]
-
-
-def load_run(folder: Path) -> Run:
-    """A finished run from its folder. Raises FileError if it is not one."""
-    if not (folder / "run.json").exists():
-        raise FileError(f"{folder} holds no finished run")
-    return Run(folder, read_json(folder / "run.json"))
-
-
-def all_runs(runs: Path = RUNS) -> list[Path]:
-    """Folders of finished runs, the latest first."""
-    return sorted(
-        (p.parent for p in runs.glob("*/run.json")), key=lambda p: (p / "run.json").stat().st_mtime, reverse=True
-    )
 
 
 @contextmanager

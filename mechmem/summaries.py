@@ -8,7 +8,7 @@ from typing import Any
 
 from mechmem.checkpoints import Trained
 from mechmem.component import Component
-from mechmem.runs import Run
+from mechmem.results import Run
 
 
 def run_text(finished: Run) -> str:

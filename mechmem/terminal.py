@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
 
-from mechmem.runs import Watcher
+from mechmem.subjects import Watcher
 
 QUIET_SECONDS = 15.0
 """Seconds between two lines where the output is no terminal."""

@@ -22,7 +22,8 @@ from mechmem.examples import Examples
 from mechmem.experiment import Experiment
 from mechmem.models import Architecture, Model
 from mechmem.recipe import Phase, Recipe, Training
-from mechmem.runs import Run, run
+from mechmem.results import Run
+from mechmem.runs import run
 from mechmem.tasks import FourDigitAddition, UniformWrong
 from mechmem.training import train
 

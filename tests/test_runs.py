@@ -7,14 +7,16 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from mechmem import runs as home
+from mechmem import subjects as home
 from mechmem import training
 from mechmem.analyses import Analysis
 from mechmem.component import InputError
 from mechmem.experiment import PLUGINS, Experiment, load_plugins
 from mechmem.files import FileError
-from mechmem.runs import BlockError, Watcher, all_runs, load_run, rehearse, run
+from mechmem.results import all_runs, draw, load_run
+from mechmem.runs import rehearse, run
 from mechmem.specs import write_spec
+from mechmem.subjects import BlockError, Subject, Watcher
 
 BARE = {"figures": [], "quantities": {}, "claims": [], "answer": ""}
 """For an experiment without the tables that the small one reads."""
@@ -206,7 +208,7 @@ def test_drawing_reads_the_saved_tables_only(runs, no_models):
     finished.report.unlink()
     shutil.rmtree(runs / "trainings")
     shutil.rmtree(runs / "blocks")
-    home.draw(finished)
+    draw(finished)
     assert (figure.read_bytes(), finished.report.read_bytes()) == before
 
 
@@ -288,7 +290,7 @@ def test_a_run_with_a_plugin_can_be_loaded_and_drawn_without_the_spec(plugged, r
     path, _ = plugged
     folder = run(Experiment.from_yaml(path), runs).folder
     shutil.rmtree(path.parent)
-    home.draw(load_run(folder))
+    draw(load_run(folder))
 
 
 def test_reading_the_results_of_a_run_runs_no_code_of_its_folder(plugged, runs):
@@ -299,7 +301,7 @@ def test_reading_the_results_of_a_run_runs_no_code_of_its_folder(plugged, runs):
     assert (found.question, found.answer) == (found.record["question"], found.record["answer"])
     assert found.summary()["name"] == "small"
     with pytest.raises(SystemExit):
-        home.draw(found)
+        draw(found)
 
 
 # --- errors
@@ -366,7 +368,7 @@ def test_a_rehearsal_foretells_the_cost(spec, recipe, made, monkeypatch):
     block["analyses"][1]["decode"] = False
     experiment = Experiment.model_validate(block)
     foretold = rehearse(experiment)
-    subject = home._Subject(experiment, recipe, 0, made.folder.parent, Watcher(), {})
+    subject = Subject(experiment, recipe, 0, made.folder.parent, Watcher(), {})
     for analysis in experiment.analyses:
         before = subject.bench.n_forwarded
         analysis.run(subject.bench, experiment.universe(recipe))

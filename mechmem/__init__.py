@@ -112,7 +112,7 @@ _HOMES = {
 _HOME_OF = {name: home for home, members in _HOMES.items() for name in members}
 
 __all__ = list(_HOME_OF)
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 
 def __getattr__(name: str) -> Any:

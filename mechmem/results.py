@@ -38,7 +38,7 @@ class Run:
 
     @property
     def question(self) -> str:
-        return self.record["question"]
+        return self.record.get("question", "")  # not in what versions before 0.2.0 have written
 
     @property
     def answer(self) -> str:

@@ -4,6 +4,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from mechmem.analyses import Ablation as Ablation
     from mechmem.analyses import Attribution as Attribution
     from mechmem.analyses import Circuit as Circuit
     from mechmem.analyses import CircuitOverlap as CircuitOverlap
@@ -44,6 +45,7 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "mechmem.analyses": (
+        "Ablation",
         "Attribution",
         "Circuit",
         "CircuitOverlap",

@@ -1,5 +1,6 @@
 """The analyses: one file each."""
 
+from mechmem.analyses.ablation import Ablation as Ablation
 from mechmem.analyses.analysis import Analysis as Analysis
 from mechmem.analyses.attribution import Attribution as Attribution
 from mechmem.analyses.circuit import Circuit as Circuit

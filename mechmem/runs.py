@@ -159,6 +159,7 @@ class _Subject:
                 curves=self.trained.record["curves"],
                 phases=self.trained.phases,
                 chance=self.recipe.task.chance,
+                rule=self.recipe.task.answers,
                 say=self.watcher.say,
             )
         return self._bench
@@ -273,7 +274,8 @@ def _rehearsed(experiment: Experiment, recipe: Recipe) -> dict[str, tuple[pd.Dat
     models = {name: (ref.training or recipe).build(0) for name, ref in experiment.checkpoints.items()}
     curve = {"step": 0, "clean": 0.0, "memorised": 0.0, "corrected": 0.0, "held_out": 0.0}
     phases = dict.fromkeys(PHASES, 0)
-    bench = Bench(models, few, curves=[curve], phases=phases, chance=recipe.task.chance, is_rehearsal=True)
+    task = recipe.task
+    bench = Bench(models, few, curves=[curve], phases=phases, chance=task.chance, rule=task.answers, is_rehearsal=True)
     rehearsed = {}
     for i, analysis in enumerate(experiment.analyses):
         before = bench.n_forwarded

@@ -23,6 +23,7 @@ from mechmem.examples import Examples
 from mechmem.interventions import Ablate, Source
 from mechmem.measures import Measure, Probability
 from mechmem.models import Model
+from mechmem.statistics import ratio
 
 Curve = Float[np.ndarray, "k n"]
 Reader = Callable[[frozenset["Part"], bool], Readings]
@@ -214,15 +215,8 @@ class Ablation(EffectAnalysis):
 
 
 def area(shares: Sequence[float], ranked: Curve, random: Curve) -> Float[np.ndarray, " n"]:
-    """The area between the curves in units of what is there unpatched, of each example: its mean is the ratio of means.
-
-    Undefined where nothing is there. To first order an example moves the ratio by its own area less the ratio times what
-    it has unpatched. Source: Cochran 1977, ratio estimators.
-    """
-    between, there = np.trapezoid(random - ranked, shares, axis=0), ranked[0]
-    whole = there.mean() if abs(there.mean()) >= TOLERANCE else np.nan
-    ratio = between.mean() / whole
-    return ratio + (between - ratio * there) / whole
+    """The area between the curves in units of what is there unpatched, of each example (their mean, to first order)."""
+    return ratio(np.trapezoid(random - ranked, shares, axis=0), ranked[0], TOLERANCE)
 
 
 def _curves(sizes: Sequence[int], shares: Sequence[float], ranked: Curve, draws: Sequence[Curve]) -> list[Row]:

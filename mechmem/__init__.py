@@ -8,6 +8,8 @@ if TYPE_CHECKING:
     from mechmem.analyses import Attribution as Attribution
     from mechmem.analyses import Circuit as Circuit
     from mechmem.analyses import CircuitOverlap as CircuitOverlap
+    from mechmem.analyses import Concentration as Concentration
+    from mechmem.analyses import Distributed as Distributed
     from mechmem.analyses import Dynamics as Dynamics
     from mechmem.analyses import EdgeScores as EdgeScores
     from mechmem.analyses import Intervene as Intervene
@@ -49,6 +51,8 @@ _HOMES = {
         "Attribution",
         "Circuit",
         "CircuitOverlap",
+        "Concentration",
+        "Distributed",
         "Dynamics",
         "EdgeScores",
         "Intervene",

@@ -8,6 +8,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from look_up import copying
 
 from mechmem.analyses import Concentration
 from mechmem.analyses.attribution import Units, scores_of
@@ -97,8 +98,6 @@ def test_tokens_sum_to_the_embedding(bench):
 
 
 def test_a_model_that_reads_one_token_is_concentrated_on_it(linear):
-    from tests.analyses.test_distributed import copying
-
     linear.models = {"after": copying([6] * 5)}
     table = Concentration().table(linear)
     assert values(table, "participation")["token"] == pytest.approx(1, abs=1e-4)

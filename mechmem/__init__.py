@@ -4,10 +4,13 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from mechmem.analyses import Ablation as Ablation
     from mechmem.analyses import Analysis as Analysis
     from mechmem.analyses import Attribution as Attribution
     from mechmem.analyses import Circuit as Circuit
     from mechmem.analyses import CircuitOverlap as CircuitOverlap
+    from mechmem.analyses import Concentration as Concentration
+    from mechmem.analyses import Distributed as Distributed
     from mechmem.analyses import Dynamics as Dynamics
     from mechmem.analyses import EdgeScores as EdgeScores
     from mechmem.analyses import EffectAnalysis as EffectAnalysis
@@ -52,9 +55,12 @@ if TYPE_CHECKING:
 _HOMES = {
     "mechmem.analyses": (
         "Analysis",
+        "Ablation",
         "Attribution",
         "Circuit",
         "CircuitOverlap",
+        "Concentration",
+        "Distributed",
         "Dynamics",
         "EdgeScores",
         "EffectAnalysis",

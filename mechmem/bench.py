@@ -29,6 +29,8 @@ class Bench:
     """The step of each phase."""
     chance: float = 0.0
     """Accuracy of a guess (fraction)."""
+    rule: Callable[[Tensor], Tensor] | None = None
+    """The task's true answers to any prompts, also ones that no example set holds; -1 where it has none."""
     memo: dict[Any, Any] = field(default_factory=dict)
     """Results that several analyses share."""
     n_forwarded: int = 0

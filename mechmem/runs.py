@@ -107,7 +107,8 @@ def _rehearsed(experiment: Experiment, recipe: Recipe) -> dict[str, tuple[pd.Dat
     }  # as trained ones are
     curve = {"step": 0, "clean": 0.0, "memorised": 0.0, "corrected": 0.0, "held_out": 0.0}
     phases = dict.fromkeys(PHASES, 0)
-    bench = Bench(models, few, curves=[curve], phases=phases, chance=recipe.task.chance, is_rehearsal=True)
+    task = recipe.task
+    bench = Bench(models, few, curves=[curve], phases=phases, chance=task.chance, rule=task.answers, is_rehearsal=True)
     rehearsed = {}
     for i, analysis in enumerate(experiment.analyses):
         before = bench.n_forwarded

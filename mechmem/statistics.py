@@ -31,6 +31,18 @@ def _resamples(n: int, seed: int) -> Floats:
     return np.ascontiguousarray(counts.T / n)
 
 
+def ratio(numerators: Floats, denominators: Floats, tolerance: float = 1e-6) -> Floats:
+    """A value of each example (last axis) whose mean is the ratio of the means; NaN where that of the denominators is
+    below the tolerance.
+
+    A ratio of means is no mean of ratios: to first order an example moves it by its own numerator less the ratio times
+    its own denominator. Source: Cochran 1977, ratio estimators.
+    """
+    whole = denominators.mean() if abs(denominators.mean()) >= tolerance else np.nan
+    found = numerators.mean(-1, keepdims=True) / whole
+    return found + (numerators - found * denominators) / whole
+
+
 def hierarchical_interval(
     by_seed: Sequence[Floats], less: Sequence[Floats | None] | None = None, seed: int = 0
 ) -> tuple[float, float, float]:

@@ -78,6 +78,7 @@ class Subject:
                 curves=self.trained.record["curves"],
                 phases=self.trained.phases,
                 chance=self.recipe.task.chance,
+                rule=self.recipe.task.answers,
                 say=self.watcher.say,
             )
         return self._bench

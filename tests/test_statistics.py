@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from mechmem.statistics import hierarchical_interval, interval
+from mechmem.statistics import hierarchical_interval, interval, ratio
 
 # An end of a percentile interval from 2,000 resamples is off by a sixtieth of the interval's width (one standard
 # deviation, of a normal mean): six of them are allowed.
@@ -138,3 +138,20 @@ def test_what_is_subtracted_is_drawn_apart_and_widens_the_interval_as_scipy_says
         rng=np.random.default_rng(5),
     )
     assert near(found, by.confidence_interval)
+
+
+def test_a_ratio_by_hand():
+    # 3 / 2, and each example's own numerator less 1.5 of its own denominator
+    assert ratio(np.array([2.0, 4.0]), np.array([1.0, 3.0])).tolist() == [1.5 + 0.25, 1.5 - 0.25]
+    assert np.isnan(ratio(np.array([2.0, 4.0]), np.array([1.0, -1.0]))).all()
+
+
+def test_the_interval_of_a_ratio_is_that_of_the_ratio_of_resampled_means():
+    denominators = np.random.default_rng(0).normal(5, 1, 300)
+    numerators = 2 * denominators + np.random.default_rng(1).normal(0, 1, 300)
+    values = ratio(numerators, denominators)
+    assert values.mean() == pytest.approx(numerators.mean() / denominators.mean())
+    rows = np.random.default_rng(2).integers(300, size=(20_000, 300))
+    resampled = numerators[rows].mean(1) / denominators[rows].mean(1)
+    low, high = interval(values[None])
+    assert near((low[0], high[0]), np.quantile(resampled, [0.025, 0.975]))

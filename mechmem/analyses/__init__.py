@@ -1,9 +1,12 @@
 """The analyses: one file each."""
 
+from mechmem.analyses.ablation import Ablation as Ablation
 from mechmem.analyses.analysis import Analysis as Analysis
 from mechmem.analyses.attribution import Attribution as Attribution
 from mechmem.analyses.circuit import Circuit as Circuit
 from mechmem.analyses.circuit_overlap import CircuitOverlap as CircuitOverlap
+from mechmem.analyses.concentration import Concentration as Concentration
+from mechmem.analyses.distributed import Distributed as Distributed
 from mechmem.analyses.dynamics import Dynamics as Dynamics
 from mechmem.analyses.edge_scores import EdgeScores as EdgeScores
 from mechmem.analyses.effect import EffectAnalysis as EffectAnalysis

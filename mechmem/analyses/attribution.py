@@ -23,7 +23,10 @@ MOST_ROWS = 1024
 
 
 class Units(NamedTuple):
-    """The embedding, the heads, the MLP or the neurons of a layer: one activation, its units along axis 2."""
+    """The embedding, the heads, the MLP or the neurons of a layer: one activation, its units along axis 2.
+
+    As `token` the embedding is scored position by position.
+    """
 
     component: str
     layer: int
@@ -95,7 +98,7 @@ def parts(contrast: Contrast, neurons: bool = True) -> list[Units]:
 
 def scores_of(contrast: Contrast, units: list[Units]) -> list[Float[Tensor, "n unit"]]:
     """The score of every unit for every example; kept on the bench."""
-    key = ("attribution", *contrast.key, *(u.hook for u in units))
+    key = ("attribution", *contrast.key, *units)
     if key not in contrast.bench.memo:
         _, corrupted = contrast.both_runs([u.hook for u in units])
         every = torch.arange(len(contrast.examples))
@@ -117,10 +120,16 @@ def _scores(contrast: Contrast, units: list[Units], corrupted: Mapping[str, Tens
     scores = []
     for unit, gradient in zip(units, gradients, strict=True):
         theirs = corrupted[unit.hook] if len(corrupted[unit.hook]) == 1 else corrupted[unit.hook][rows]
-        product = ((theirs - clean[unit.hook].detach()) * gradient).sum(1)  # over the positions
-        whole = {"embed": (-1, True), "mlp": (-1, True), "head": (-1, False)}.get(unit.component)
-        scores.append(product if whole is None else product.sum(*whole))
+        scores.append(_summed(unit.component, (theirs - clean[unit.hook].detach()) * gradient))
     return scores
+
+
+def _summed(component: str, product: Float[Tensor, "n pos ..."]) -> Float[Tensor, "n unit"]:
+    """Over the positions, unless they are the units, and over what belongs to one unit."""
+    if component == "token":
+        return product.sum(-1)
+    whole = {"embed": (-1, True), "mlp": (-1, True), "head": (-1, False)}.get(component)
+    return product.sum(1) if whole is None else product.sum(1).sum(*whole)
 
 
 def _rows(unit: Units, scores: Float[Tensor, "n unit"]) -> pd.DataFrame:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from mechmem.analyses.contrast import Contrast
 from mechmem.analyses.effect import TOLERANCE
-from mechmem.statistics import LEVEL, N_RESAMPLES, interval
+from mechmem.statistics import LEVEL, N_RESAMPLES, interval, ratio
 
 UNITS = {
     **{"faithfulness": "0 corrupted, 1 full run", "connected": "edges", "cpr": "area", "cmd": "area"},
@@ -39,14 +39,9 @@ class Runs:
     def faithfulness(self) -> np.ndarray:
         """Of each example, `draw circuit n`: their mean is (circuit - corrupted) / (full - corrupted) of the means.
 
-        A ratio of means is no mean of ratios; to first order an example moves it by its own numerator less the ratio
-        times its own denominator, so that the whole model is 1 for certain. Undefined where the runs do not differ.
-        Source: Cochran 1977, ratio estimators.
+        The whole model is 1 for certain. Undefined where the runs do not differ.
         """
-        span, left = self.full - self.corrupted, self.values - self.corrupted
-        whole = span.mean() if abs(span.mean()) >= TOLERANCE else np.nan
-        ratio = left.mean(-1, keepdims=True) / whole
-        return ratio + (left - ratio * span) / whole
+        return ratio(self.values - self.corrupted, self.full - self.corrupted, TOLERANCE)
 
     def rows(self) -> list[Row]:
         """What the metric is at either end."""

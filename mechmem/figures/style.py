@@ -22,6 +22,7 @@ COLOURS = {
     **{"clean": BLUE, "noisy": VERMILLION, "memorised": VERMILLION, "accuracy_given": VERMILLION},
     **{"corrected": GREEN, "accuracy_true": GREEN, "held_out": INK, "chance": GREY},
     **{"unpatched": SLATE, "patched": PLUM, "top": PLUM, "control": GREY, "random": GREY, "source": AMBER},
+    **{"ranked": PLUM, "together": PLUM},
 }
 """What always has the same colour, told apart by all common kinds of colour vision (after Okabe and Ito)."""
 OTHERS = ("#332288", "#44AA99", "#999933", "#882255", "#88CCEE", "#DDCC77")
@@ -38,6 +39,8 @@ MEANINGS = {
     "held_out": "held-out instances",
     "control": "control (matched, random)",
     "random": "random (control)",
+    "ranked": "ranked (most needed first)",
+    "together": "the model",
     "source": "source (where patches come from)",
 }
 UNITS = {

@@ -83,11 +83,14 @@ class FourDigitAddition(Task):
             vocabulary=self.vocabulary,
         )
 
+    def answers(self, prompt: Int[Tensor, "n n_prompt"]) -> Int[Tensor, "n n_answer"]:
+        return self.examples(*_operands(prompt)).true
+
     def counterparts(
         self, examples: Examples, pair: MinimalPair, generator: torch.Generator
     ) -> tuple[Tensor, Examples]:
         """Change one operand digit so that `flip` changes while `hold` stays."""
-        a, b = _operands(examples)
+        a, b = _operands(examples.prompt)
         candidates = []
         for place in range(N_DIGITS):
             for digit in DIGITS[1 if place == N_DIGITS - 1 else 0 :]:
@@ -126,9 +129,9 @@ def _digits(numbers: Int[Tensor, " n"]) -> Int[Tensor, "n digits"]:
     return torch.stack([numbers // 10**i % 10 for i in range(N_DIGITS - 1, -1, -1)], dim=1)
 
 
-def _operands(examples: Examples) -> tuple[Tensor, Tensor]:
+def _operands(prompt: Int[Tensor, "n n_prompt"]) -> tuple[Tensor, Tensor]:
     powers = 10 ** torch.arange(N_DIGITS - 1, -1, -1)
-    a, b = examples.prompt[:, :N_DIGITS], examples.prompt[:, N_DIGITS + 1 : 2 * N_DIGITS + 1]
+    a, b = prompt[:, :N_DIGITS], prompt[:, N_DIGITS + 1 : 2 * N_DIGITS + 1]
     return (a * powers).sum(dim=1), (b * powers).sum(dim=1)
 
 

@@ -8,6 +8,7 @@ from dataclasses import replace
 from typing import ClassVar
 
 import torch
+from jaxtyping import Int
 from torch import Tensor
 
 from mechmem.component import Component, InputError, suggest
@@ -47,6 +48,10 @@ class Task(Component, shelf="task"):
     @abstractmethod
     def chance(self) -> float:
         """Accuracy of a guess from the label distribution (fraction)."""
+
+    @abstractmethod
+    def answers(self, prompt: Int[Tensor, "n n_prompt"]) -> Int[Tensor, "n n_answer"]:
+        """What the rule answers to any prompts, also ones that no split holds; -1 where it has no answer."""
 
     def training_set(self) -> Examples:
         """What an epoch of training goes through."""

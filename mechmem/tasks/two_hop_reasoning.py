@@ -113,6 +113,12 @@ class TwoHopReasoning(Task):
             vocabulary=self.vocabulary,
         )
 
+    def answers(self, prompt: Int[Tensor, "n n_prompt"]) -> Int[Tensor, "n n_answer"]:
+        e, r1, r2 = prompt[:, 0], prompt[:, 1] - self.n_entities, prompt[:, 2] - self.n_entities
+        world, r2 = _world(self), torch.where(r2 == self.n_relations, -1, r2)  # one past the relations: ∅
+        bridge = world.table[e, r1]
+        return torch.where(bridge < 0, -1, world.second_hop(bridge.clamp_min(0), r2))[:, None]
+
     def counterparts(
         self, examples: Examples, pair: MinimalPair, generator: torch.Generator
     ) -> tuple[Tensor, Examples]:

@@ -17,6 +17,7 @@ from mechmem.analyses.contrast import Contrast
 from mechmem.analyses.faithfulness import Row, Runs, over_draws, over_examples, single, tidy
 from mechmem.bench import Bench
 from mechmem.component import InputError, Swept
+from mechmem.measures import Measure
 
 Edges = Bool[Tensor, "source target"]
 
@@ -25,7 +26,7 @@ OTHER_SEED = 10**6
 
 
 class CircuitOverlap(CircuitAnalysis):
-    """Compares circuit A (`model`, `examples`) with B (`other_model`, `other_examples`), at each size.
+    """Compares circuit A (`model`, `examples`, `metric`) with B (`other_model` and so on), at each size.
 
     Sets: intersection over union of edges and of nodes (heads and MLPs), the share of A's edges in B and the other way
     round, each beside pairs of random circuits of the same sizes, and the hypergeometric chance of as many shared edges
@@ -54,9 +55,11 @@ class CircuitOverlap(CircuitAnalysis):
     """Model of B; the same unless given."""
     other_examples: Swept[str | None] = None
     """Example set of B; the same unless given."""
+    other_metric: Measure | None = None
+    """Metric of B; the same unless given. So the true answer before memorisation can stand beside the given one after."""
 
     def table(self, bench: Bench) -> pd.DataFrame:
-        a, b = self.contrast(bench), self.contrast(bench, self.other_model, self.other_examples)
+        a, b = self.contrast(bench), self.contrast(bench, self.other_model, self.other_examples, self.other_metric)
         if a.graph != b.graph:
             raise InputError(f"{self.model} and {self.other_model} are of two architectures: they share no edges")
         circuits = self.circuits(a), self.circuits(b)

@@ -14,6 +14,7 @@ from mechmem.analyses.circuit import Circuit
 from mechmem.analyses.circuit_overlap import CircuitOverlap, hypergeometric_p, shared
 from mechmem.bench import Bench
 from mechmem.component import InputError
+from mechmem.measures import Logit
 from mechmem.tasks import MinimalPair
 
 FRACTIONS = (0.25, 0.5, 1.0)
@@ -120,6 +121,25 @@ def test_its_own_faithfulness_is_that_of_the_circuit_analysis(bench):
         for theirs, ours in (("circuit", "own"), ("random", "random")):
             expected = value(circuit, k=k, condition=theirs, measure="faithfulness")
             assert value(table, k=k, condition=ours, measure="faithfulness") == pytest.approx(expected)
+
+
+def test_either_circuit_has_its_own_metric(bench):
+    metrics = {"metric": Logit(label="true", against="pair"), "other_metric": Logit(label="given", against="pair")}
+    table = overlap(**metrics).table(bench)
+    a, b = (Circuit(metric=m, fractions=FRACTIONS, n_random=5) for m in metrics.values())
+    found = shared(b.contrast(bench), *(c.circuits(c.contrast(bench))[0] for c in (a, b)))
+    assert value(table, k=0.25, measure="edge_iou", condition="circuits") == pytest.approx(found["edge_iou"])
+    assert found["edge_iou"] < 1
+    own = value(b.table(bench), k=0.25, measure="faithfulness", condition="circuit")
+    assert value(table, k=0.25, measure="faithfulness", condition="own") == pytest.approx(own)
+    circuits = a.circuits(a.contrast(bench))
+    full, corrupted, kept = (
+        b.contrast(bench)
+        .values(torch.stack([b.contrast(bench).graph.exists, torch.zeros_like(circuits[0]), circuits[0]]))
+        .mean(1)
+    )
+    cross = value(table, k=0.25, measure="faithfulness", condition="cross")
+    assert cross == pytest.approx(((kept - corrupted) / (full - corrupted)).item(), abs=1e-5)
 
 
 def test_random_circuits_of_the_sizes_of_both_stand_beside(bench):

@@ -166,6 +166,24 @@ def test_all_edges_are_the_model_and_no_edge_is_the_corrupted_run(fields, n_read
     assert not torch.allclose(whole, corrupted, atol=0.1)
 
 
+@torch.no_grad()
+def test_the_metric_sets_the_given_label_against_the_pairs_true_one(contrast_of, pairs):
+    """The clean run is fed the given label's digits, the corrupted run the pair's operands and the pair's own digits."""
+    contrast = contrast_of({})
+    exists, pair = contrast.graph.exists, pairs.counterpart
+    assert (pairs.given != pairs.true).any(1).all()
+    assert torch.equal(pair.given, pair.true)
+    runs = [(pairs.prompt, pairs.given), (pair.prompt, pair.true)]
+    expected = []
+    for prompt, answer in runs:
+        logits = contrast.model(torch.cat([prompt, answer[:, :-1]], 1))[:, -5:]
+        given, other = (logits.gather(-1, labels[..., None])[..., 0] for labels in (pairs.given, pair.true))
+        expected.append((given - other).mean(1))
+    full, corrupted = contrast.values(torch.stack([exists, torch.zeros_like(exists)]))
+    close(full, expected[0])
+    close(corrupted, expected[1])
+
+
 @MODELS
 @torch.no_grad()
 def test_a_forward_goes_on_from_any_layer(fields, contrast_of):
@@ -295,6 +313,33 @@ def test_on_a_model_that_is_linear_in_its_edges_eap_is_exact(contrast_of):
     assert eap[:, values].abs().max() > 0.1
     assert not eap[:, [not v for v in values]].any()  # nothing goes through queries and keys
     assert not torch.allclose(eap, attributed(batch.wiring, batch.clean, loss), atol=0.01)
+
+
+@pytest.mark.parametrize("norm", ["layer_norm", "rms_norm"])
+def test_with_frozen_norms_too_eap_is_exact(norm, contrast_of, monkeypatch):
+    contrast = contrast_of({"attn_only": True, "norm": norm, "n_layers": 3})
+    batch, hooks = batch_of(contrast), [f"blocks.{i}.attn.hook_pattern" for i in range(3)]
+    patterns = list(contrast.bench.activations(contrast.model, contrast.examples, hooks).values())
+    frozen, loss = Wiring(contrast.model, batch.wiring.corrupted, 5, patterns), loss_of(contrast, batch)
+    assert not torch.allclose(attributed(frozen, batch.clean, loss), patched(frozen, batch.clean, loss), atol=0.01)
+    monkeypatch.setattr("mechmem.analyses.wiring.normed", frozen_norms(contrast.model, contrast.examples.tokens))
+    close(frozen.logits(batch.clean[:1])[0], batch.baseline)
+    eap = attributed(frozen, batch.clean, loss)
+    close(eap, patched(frozen, batch.clean, loss))
+    assert eap.abs().max() > 0.1
+
+
+def frozen_norms(model, tokens):
+    """Every norm divides by what it divides by in the clean run, whatever it reads."""
+    _, cache = model.run_with_cache(tokens)
+    scales = {id(block.ln1): cache[f"blocks.{i}.ln1.hook_scale"] for i, block in enumerate(model.blocks)}
+    scales[id(model.ln_final)] = cache["ln_final.hook_scale"]
+
+    def normed(norm, x):
+        scale = scales[id(norm)].detach()[:, -x.shape[-2] :]
+        return (x - x.mean(-1, keepdim=True)) / scale * norm.w + norm.b if hasattr(norm, "b") else x / scale * norm.w
+
+    return normed
 
 
 def test_eap_ig_at_the_clean_endpoint_alone_is_eap(contrast_of):

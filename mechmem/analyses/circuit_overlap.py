@@ -29,16 +29,18 @@ class CircuitOverlap(CircuitAnalysis):
     """Compares circuit A (`model`, `examples`, `metric`) with B (`other_model` and so on), at each size.
 
     Sets: intersection over union of edges and of nodes (heads and MLPs), the share of A's edges in B and the other way
-    round, each beside pairs of random circuits of the same sizes, and the hypergeometric chance of as many shared edges
-    or more, to which all edges are alike. Function: the faithfulness of A's circuit on B's model and examples, by B's
-    baselines, beside B's own circuit and random ones. Circuits can share few edges and yet do the same, or share many
-    and not. Source: arXiv:2403.17806; claim C5 of arXiv:2507.04782.
+    round, each beside pairs of random circuits of the same sizes and beside A and B with the heads of each layer
+    exchanged at random (`relabelled`: what the same layers alone would share), and the hypergeometric chance of as many
+    shared edges or more, to which all edges are alike. Function: the faithfulness of A's circuit on B's model and
+    examples, by B's baselines, beside B's own circuit and random ones. Circuits can share few edges and yet do the same,
+    or share many and not. Source: arXiv:2403.17806; claim C5 of arXiv:2507.04782.
     """
 
     columns: ClassVar[Mapping[str, str]] = {
         "examples": "example sets of A and of B",
         "method": "how edges are ranked: eap, eap_ig or exact",
-        "condition": "circuits; for faithfulness on B: cross (A's circuit), own (B's circuit); random (control)",
+        "condition": "circuits; for faithfulness on B: cross (A's circuit), own (B's circuit); controls: random, relabelled "
+        "(B with other heads of the same layers)",
         "k": "share of the edges that either circuit is ranked to (fraction)",
         "n_edges": "number of edges that either is ranked to, before pruning to connected ones",
         "measure": "edge_iou, node_iou, recall (share of A's edges in B), recall_other (share of B's in A), "
@@ -73,16 +75,21 @@ class CircuitOverlap(CircuitAnalysis):
         return tidy(rows, self.columns, examples=examples, method=self.method)
 
     def _sets(self, contrast: Contrast, a: Edges, b: Edges) -> list[Row]:
-        """How far the two share edges and nodes, and how far random ones of their sizes do."""
+        """How far the two share edges and nodes, and how far random ones of their sizes, or with other heads, do."""
         sizes = int(a.sum()), int(b.sum())
         theirs = [self.random_circuits(contrast, [n], i * OTHER_SEED)[:, 0] for i, n in enumerate(sizes)]
-        draws = [shared(contrast, *pair) for pair in zip(*theirs, strict=True)]
+        generators = [torch.Generator().manual_seed(self.seed + i) for i in range(self.n_random)]
+        controls = {
+            "random": [shared(contrast, *pair) for pair in zip(*theirs, strict=True)],
+            "relabelled": [shared(contrast, a, contrast.graph.relabelled(b, g)) for g in generators],
+        }
         p = hypergeometric_p(contrast.graph.n_edges, *sizes, int((a & b).sum()))
         rows = [single(p) | {"measure": "hypergeometric_p", "condition": "circuits"}]
         for name, value in shared(contrast, a, b).items():
-            random = [np.array([draw[name]]) for draw in draws]
             rows += [single(value) | {"measure": name, "condition": "circuits"}]
-            rows += [over_draws(random) | {"measure": name, "condition": "random"}]
+            for condition, draws in controls.items():
+                values = [np.array([draw[name]]) for draw in draws]
+                rows += [over_draws(values) | {"measure": name, "condition": condition}]
         return rows
 
 

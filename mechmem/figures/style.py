@@ -38,6 +38,7 @@ MEANINGS = {
     "held_out": "held-out instances",
     "control": "control (matched, random)",
     "random": "random (control)",
+    "relabelled": "relabelled (control: other heads of the same layers)",
     "source": "source (where patches come from)",
 }
 UNITS = {

@@ -151,6 +151,16 @@ def test_random_circuits_of_the_sizes_of_both_stand_beside(bench):
     assert value(table, measure="recall_other", condition="random") == pytest.approx(expected / sizes[1], abs=0.1)
 
 
+def test_with_other_heads_circuits_share_what_relabelled_ones_do(bench):
+    analysis = overlap(other_examples="clean", n_random=3, fractions=(0.5,), seed=4)
+    table = analysis.table(bench)
+    a, b = (analysis.contrast(bench, None, name) for name in ("noisy", "clean"))
+    ours, theirs = analysis.circuits(a)[0], analysis.circuits(b)[0]
+    drawn = [a.graph.relabelled(theirs, torch.Generator().manual_seed(4 + i)) for i in range(3)]
+    expected = [(ours & other).sum() / (ours | other).sum() for other in drawn]
+    assert value(table, measure="edge_iou", condition="relabelled") == pytest.approx(np.mean(expected))
+
+
 def test_the_table_is_as_documented(bench):
     table = overlap(other_model="before", other_examples="clean").table(bench)
     assert list(table) == list(CircuitOverlap.columns)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections import Counter
 
 import pytest
 import torch
@@ -124,6 +125,41 @@ def test_drawn_edges_exist_are_as_many_as_asked_and_nest(n):
     assert drawn[0].sum() == n
     assert not (drawn[0] & ~drawn[1]).any()
     assert not (drawn[1] & ~graph.exists).any()
+
+
+def test_relabelled_edges_are_those_of_other_heads_with_their_inputs():
+    graph = Graph(3, 4, True)
+    edges = torch.stack([graph.drawn(60, torch.Generator().manual_seed(i)) for i in range(20)])
+    for i, circuit in enumerate(edges):
+        other = graph.relabelled(circuit, torch.Generator().manual_seed(i))
+        assert not (other & ~graph.exists).any()
+        assert kinds_of(graph, other) == kinds_of(graph, circuit)
+        assert graph.nodes(graph.connected(other)).sum() == graph.nodes(graph.connected(circuit)).sum()
+        assert not torch.equal(other, circuit)
+    assert torch.equal(graph.relabelled(graph.exists, torch.Generator()), graph.exists)
+    alone = Graph(2, 1, True)
+    assert torch.equal(
+        alone.relabelled(alone.drawn(9, torch.Generator()), torch.Generator()), alone.drawn(9, torch.Generator())
+    )
+
+
+def kinds_of(graph, edges):
+    """How many edges there are between each kind and layer of source and of target."""
+    ends = [(graph.sources[s], graph.targets[t]) for s, t in edges.nonzero().tolist()]
+    return Counter((s.kind, s.layer, t.kind, t.layer) for s, t in ends)
+
+
+def test_relabelling_by_hand():
+    """With two heads, the one draw that exchanges them moves every edge of the first to the second."""
+    graph = Graph(1, 2, True)
+    edges = torch.zeros_like(graph.exists)
+    edges[0, 0] = edges[0, 4] = edges[1, 6] = True  # embed -> a0.h0.q, embed -> a0.h0.v, a0.h0 -> m0
+    assert [graph.targets[t].name for t in (0, 4, 6)] == ["a0.h0.q", "a0.h0.v", "m0"]
+    found = {
+        tuple(map(tuple, graph.relabelled(edges, torch.Generator().manual_seed(i)).nonzero().tolist()))
+        for i in range(9)
+    }
+    assert found == {((0, 0), (0, 4), (1, 6)), ((0, 1), (0, 5), (2, 6))}
 
 
 def test_pruning_by_hand():

@@ -151,14 +151,20 @@ def test_random_circuits_of_the_sizes_of_both_stand_beside(bench):
     assert value(table, measure="recall_other", condition="random") == pytest.approx(expected / sizes[1], abs=0.1)
 
 
-def test_with_other_heads_circuits_share_what_relabelled_ones_do(bench):
+def test_beside_stands_the_circuit_of_a_with_other_heads(bench):
     analysis = overlap(other_examples="clean", n_random=3, fractions=(0.5,), seed=4)
     table = analysis.table(bench)
     a, b = (analysis.contrast(bench, None, name) for name in ("noisy", "clean"))
     ours, theirs = analysis.circuits(a)[0], analysis.circuits(b)[0]
-    drawn = [a.graph.relabelled(theirs, torch.Generator().manual_seed(4 + i)) for i in range(3)]
-    expected = [(ours & other).sum() / (ours | other).sum() for other in drawn]
-    assert value(table, measure="edge_iou", condition="relabelled") == pytest.approx(np.mean(expected))
+    drawn = torch.stack([a.graph.relabelled(ours, torch.Generator().manual_seed(4 + i)) for i in range(3)])
+    shares = [(theirs & other).sum() / (theirs | other).sum() for other in drawn]
+    assert value(table, measure="edge_iou", condition="relabelled") == pytest.approx(np.mean(shares))
+    exists = b.graph.exists
+    full, corrupted, *kept = b.values(torch.cat([torch.stack([exists, torch.zeros_like(exists)]), drawn])).mean(1)
+    expected = np.mean([((k - corrupted) / (full - corrupted)).item() for k in kept])
+    found = value(table, measure="faithfulness", condition="relabelled")
+    assert found == pytest.approx(expected, abs=1e-5)
+    assert found != pytest.approx(value(table, measure="faithfulness", condition="cross"), abs=1e-3)
 
 
 def test_the_table_is_as_documented(bench):

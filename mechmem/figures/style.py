@@ -21,15 +21,8 @@ SLATE, GREY = "#535d69", "#9ea6b1"
 COLOURS = {
     **{"clean": BLUE, "noisy": VERMILLION, "memorised": VERMILLION, "accuracy_given": VERMILLION},
     **{"corrected": GREEN, "accuracy_true": GREEN, "held_out": INK, "chance": GREY},
-    **{
-        "unpatched": SLATE,
-        "patched": PLUM,
-        "top": PLUM,
-        "control": GREY,
-        "random": GREY,
-        "relabelled": SLATE,
-        "source": AMBER,
-    },
+    **{"unpatched": SLATE, "patched": PLUM, "top": PLUM, "control": GREY, "random": GREY, "source": AMBER},
+    "relabelled": SLATE,
 }
 """What always has the same colour, told apart by all common kinds of colour vision (after Okabe and Ito)."""
 OTHERS = ("#332288", "#44AA99", "#999933", "#882255", "#88CCEE", "#DDCC77")

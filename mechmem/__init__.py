@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from mechmem.analyses import NeuronShift as NeuronShift
     from mechmem.analyses import NeuronTopK as NeuronTopK
     from mechmem.analyses import PatchGrid as PatchGrid
+    from mechmem.analyses import Twin as Twin
     from mechmem.api import load as load
     from mechmem.api import run as run
     from mechmem.api import train as train
@@ -68,6 +69,7 @@ _HOMES = {
         "NeuronShift",
         "NeuronTopK",
         "PatchGrid",
+        "Twin",
     ),
     "mechmem.api": (
         "load",

@@ -159,6 +159,11 @@ def _queries_keys_values(attention: Any, x: Tensor) -> tuple[Tensor, Tensor, Ten
     return q, k, v
 
 
+def normed(norm: Any, x: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch d_model"]:
+    """What a norm of the model (layer norm, RMS norm or none) makes of a residual."""
+    return _norm(norm, x, _Taps({}, frozenset()), "")
+
+
 def _norm(norm: Any, x: Tensor, taps: _Taps, at: str) -> Tensor:
     if isinstance(norm, torch.nn.Identity):
         return x

@@ -19,13 +19,13 @@ def interval(values: Floats, seed: int = 0) -> tuple[Floats, Floats]:
 
     All rows share the resamples. Source: Efron & Tibshirani 1993, percentile method.
     """
-    means = values @ _resamples(values.shape[-1], seed)
+    means = values @ resamples(values.shape[-1], seed)
     low, high = np.quantile(means, [(1 - LEVEL) / 2, (1 + LEVEL) / 2], axis=-1)
     return low, high
 
 
 @lru_cache(maxsize=4)
-def _resamples(n: int, seed: int) -> Floats:
+def resamples(n: int, seed: int = 0) -> Floats:
     """The weight of each of n examples in each resample, `n resamples`; kept, as a sweep asks for it at every cell."""
     counts = np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), size=N_RESAMPLES)
     return np.ascontiguousarray(counts.T / n)

@@ -54,8 +54,9 @@ class Attribution(ContrastAnalysis):
         "high": "upper end of it",
         "exact": "loss of the metric when this part alone is patched, mean over the examples; undefined if not asked for",
         "n": "number of examples",
-        "pearson": "correlation of score and exact among the layer's neurons, or its heads and MLP (-1..1)",
-        "spearman": "their rank correlation (-1..1); undefined for fewer than three",
+        "pearson": "correlation of score and exact among those of the layer's neurons, or of its heads and MLP, that were "
+        "patched (-1..1); undefined for fewer than three",
+        "spearman": "their rank correlation (-1..1); undefined likewise",
     }
 
     neurons: bool = True

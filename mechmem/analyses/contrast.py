@@ -158,11 +158,13 @@ class ContrastAnalysis(Analysis):
     metric: Measure = Logit(label="given", against="pair")
     corrupted: Source = Source(pair=True)
 
-    def contrast(self, bench: Bench, model: str | None = None, examples: str | None = None) -> Contrast:
-        """The two runs, of this model and set or of others."""
-        model, examples = model or self.model, examples or self.examples
-        key = (model, examples, digest([self.metric.block(), self.corrupted.block()]))
-        return Contrast(bench, bench.model(model), bench.examples(examples), self.metric, self.corrupted, key)
+    def contrast(
+        self, bench: Bench, model: str | None = None, examples: str | None = None, metric: Measure | None = None
+    ) -> Contrast:
+        """The two runs, of this model, set and metric or of others."""
+        model, examples, metric = model or self.model, examples or self.examples, metric or self.metric
+        key = (model, examples, digest([metric.block(), self.corrupted.block()]))
+        return Contrast(bench, bench.model(model), bench.examples(examples), metric, self.corrupted, key)
 
 
 def correlation(x: pd.Series, y: pd.Series) -> float:

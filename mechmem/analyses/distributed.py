@@ -46,7 +46,7 @@ class Distributed(Analysis):
         "examples": "name of the example set",
         "layer": "layer before which the residual is replaced; 0: the token",
         "condition": "alone (one named token), together (a random set), look_up_T (pure, on T tokens) or chance",
-        "position": "of `alone`, the token that is replaced",
+        "position": "of `alone` (else empty), the token that is replaced",
         "n_replaced": "number of tokens replaced; empty for chance and tokens_needed",
         "prefix": "decode: the model is fed its own answer",
         "place": "answer token, or all for the whole answer",

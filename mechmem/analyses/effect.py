@@ -30,6 +30,10 @@ TOLERANCE = 1e-6
 """Difference between source and unpatched below which a normalised recovery is undefined."""
 
 
+OTHER_PART = 10**6
+"""Between the seeds of a control's draws for the parts of one effect: no two parts move in the same direction."""
+
+
 @dataclass(frozen=True)
 class Readings:
     """A value for every example, by (prefix, place, measure)."""
@@ -82,7 +86,9 @@ class EffectAnalysis(Analysis):
         """The draws of the control, each a list of interventions applied together."""
         if self.control is None:
             return []
-        per_part = [self.control.draws(part, bench.model(self.model)) for part in parts]
+        seeds = [self.control.seed + OTHER_PART * i for i in range(len(parts))]
+        controls = [self.control.model_copy(update={"seed": seed}) for seed in seeds]
+        per_part = [c.draws(part, bench.model(self.model)) for c, part in zip(controls, parts, strict=True)]
         return [[p for part in draw for p in part] for draw in zip(*per_part, strict=True)]
 
     def table(self, bench: Bench) -> pd.DataFrame:

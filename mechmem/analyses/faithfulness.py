@@ -14,7 +14,7 @@ from torch import Tensor
 
 from mechmem.analyses.contrast import Contrast
 from mechmem.analyses.effect import TOLERANCE
-from mechmem.statistics import LEVEL, N_RESAMPLES, interval, ratio
+from mechmem.statistics import LEVEL, interval, ratio, resamples
 
 UNITS = {
     **{"faithfulness": "0 corrupted, 1 full run", "connected": "edges", "cpr": "area", "cmd": "area"},
@@ -70,9 +70,8 @@ def single(value: float) -> Row:
 
 def areas(fractions: Sequence[float], values: np.ndarray) -> list[Row]:
     """CPR and CMD of one curve (`circuit n`), by the trapezoid rule, resampled over examples. Source: arXiv:2504.13151."""
-    n = values.shape[1]
-    counts = np.random.default_rng(0).multinomial(n, np.full(n, 1 / n), size=N_RESAMPLES)
-    resampled, found = values @ counts.T / n, []
+    n, found = values.shape[1], []
+    resampled = values @ resamples(n)
     for name, area in AREAS.items():
         low, high = np.quantile(area(fractions, resampled), [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
         value = area(fractions, values.mean(1, keepdims=True))[0]

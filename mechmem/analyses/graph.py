@@ -118,6 +118,18 @@ class Graph:
         chosen[torch.randperm(self.n_edges, generator=generator)[:n]] = True
         return self._laid_out(chosen)
 
+    def relabelled(
+        self, edges: Bool[Tensor, "source target"], generator: torch.Generator
+    ) -> Bool[Tensor, "source target"]:
+        """The same edges between other heads: those of each layer exchanged at random, with all that they have."""
+        rows, columns = torch.arange(len(self.sources)), torch.arange(len(self.targets))
+        for layer in range(self.n_layers):
+            heads, first = torch.randperm(self.n_heads, generator=generator), 1 + layer * self.per_layer
+            rows[first : first + self.n_heads] = first + heads
+            inputs = self.qkv(layer)
+            columns[inputs] = columns[inputs].unflatten(0, (3, -1))[:, heads].flatten()
+        return edges[rows][:, columns]
+
     def _laid_out(self, chosen: Bool[Tensor, " edges"]) -> Bool[Tensor, "source target"]:
         return torch.zeros_like(self.exists).masked_scatter(self.exists, chosen)
 

@@ -13,7 +13,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from mechmem.analyses.graph import Graph
-from mechmem.forward import ACTIVATIONS
+from mechmem.forward import ACTIVATIONS, normed
 from mechmem.models import Model
 
 Sources = Float[Tensor, "source batch pos d_model"]
@@ -71,18 +71,18 @@ class Wiring:
         for layer in range((len(known) - 1) // self.graph.per_layer, self.graph.n_layers):
             values = self._after_layer(values, layer, edges, inputs)
         values = values[..., -self.n_readout :, :]
-        x = _normed(getattr(model, "ln_final", torch.nn.Identity()), self._read(values, self.graph.last, edges, inputs))
+        x = normed(getattr(model, "ln_final", torch.nn.Identity()), self._read(values, self.graph.last, edges, inputs))
         return x[0] @ model.unembed.W_U + model.unembed.b_U
 
     def _after_layer(self, values: Values, layer: int, edges: Tensor | None, inputs: list[Tensor] | None) -> Tensor:
         block: Any = self.model.blocks[layer]
         keep = self.n_readout if layer == self.graph.n_layers - 1 else values.shape[-2]
-        x = _normed(block.ln1, self._read(values, self.graph.qkv(layer), edges, inputs))
+        x = normed(block.ln1, self._read(values, self.graph.qkv(layer), edges, inputs))
         heads = self._heads(block.attn, x, keep, None if self.patterns is None else self.patterns[layer])
         values = torch.cat([values[..., -keep:, :], heads])
         if not self.graph.has_mlp:
             return values
-        x = _normed(block.ln2, self._read(values, self.graph.mlp(layer), edges, inputs))
+        x = normed(block.ln2, self._read(values, self.graph.mlp(layer), edges, inputs))
         post = ACTIVATIONS[block.cfg.act_fn](x @ block.mlp.W_in + block.mlp.b_in)
         return torch.cat([values, post @ block.mlp.W_out + block.mlp.b_out])
 
@@ -118,12 +118,3 @@ def _projected(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
 
 def _results(attention: Any, z: Float[Tensor, "head rows d_head"]) -> Float[Tensor, "head rows d_model"]:
     return z @ attention.W_O + attention.b_O / len(attention.W_O)
-
-
-def _normed(norm: Any, x: Tensor) -> Tensor:
-    """The layer norm of each target's own input."""
-    if isinstance(norm, torch.nn.Identity):
-        return x
-    if hasattr(norm, "b"):
-        return F.layer_norm(x, x.shape[-1:], norm.w, norm.b, norm.eps)
-    return x / (x.pow(2).mean(-1, keepdim=True) + norm.eps).sqrt() * norm.w

@@ -23,6 +23,7 @@ COLOURS = {
     **{"corrected": GREEN, "accuracy_true": GREEN, "held_out": INK, "chance": GREY},
     **{"unpatched": SLATE, "patched": PLUM, "top": PLUM, "control": GREY, "random": GREY, "source": AMBER},
     **{"ranked": PLUM, "together": PLUM},
+    "relabelled": SLATE,
 }
 """What always has the same colour, told apart by all common kinds of colour vision (after Okabe and Ito)."""
 OTHERS = ("#332288", "#44AA99", "#999933", "#882255", "#88CCEE", "#DDCC77")
@@ -41,6 +42,7 @@ MEANINGS = {
     "random": "random (control)",
     "ranked": "ranked (most needed first)",
     "together": "the model",
+    "relabelled": "relabelled (control: other heads of the same layers)",
     "source": "source (where patches come from)",
 }
 UNITS = {

@@ -115,6 +115,25 @@ def test_random_circuits_have_as_many_edges(bench):
 
 
 @METHODS
+def test_a_random_circuits_faithfulness_stands_beside_each_circuits(method, bench):
+    analysis = circuit(method=method)
+    table, contrast = analysis.table(bench), analysis.contrast(bench)
+    beside = {c: rows(table, condition=c, measure="faithfulness") for c in ("circuit", "random")}
+    assert (
+        beside["random"][["k", "n_edges"]].to_numpy().tolist()
+        == beside["circuit"][["k", "n_edges"]].to_numpy().tolist()
+    )
+    exists = contrast.graph.exists
+    full, corrupted = contrast.values(torch.stack([exists, torch.zeros_like(exists)])).mean(1)
+    drawn = analysis.random_circuits(contrast, analysis.sizes(contrast))
+    for row, circuits in zip(beside["random"].to_dict("records"), drawn.unbind(1), strict=True):
+        shares = (contrast.values(circuits).mean(1) - corrupted) / (full - corrupted)
+        assert row["value"] == pytest.approx(shares.mean().item(), abs=1e-5)
+        assert row["n"] == 6
+    assert rows(table, condition="random")["measure"].isin(["cpr", "cmd"]).sum() == 2
+
+
+@METHODS
 def test_a_planted_circuit_is_found(method, random_models, pairs):
     """Only head 1 of layer 1 writes anything: five edges do all that the model does, and any of them is needed."""
     model = random_models(0, norm=None)

@@ -14,6 +14,7 @@ from mechmem.analyses.circuit import Circuit
 from mechmem.analyses.circuit_overlap import CircuitOverlap, hypergeometric_p, shared
 from mechmem.bench import Bench
 from mechmem.component import InputError
+from mechmem.measures import Logit
 from mechmem.tasks import MinimalPair
 
 FRACTIONS = (0.25, 0.5, 1.0)
@@ -122,6 +123,25 @@ def test_its_own_faithfulness_is_that_of_the_circuit_analysis(bench):
             assert value(table, k=k, condition=ours, measure="faithfulness") == pytest.approx(expected)
 
 
+def test_either_circuit_has_its_own_metric(bench):
+    metrics = {"metric": Logit(label="true", against="pair"), "other_metric": Logit(label="given", against="pair")}
+    table = overlap(**metrics).table(bench)
+    a, b = (Circuit(metric=m, fractions=FRACTIONS, n_random=5) for m in metrics.values())
+    found = shared(b.contrast(bench), *(c.circuits(c.contrast(bench))[0] for c in (a, b)))
+    assert value(table, k=0.25, measure="edge_iou", condition="circuits") == pytest.approx(found["edge_iou"])
+    assert found["edge_iou"] < 1
+    own = value(b.table(bench), k=0.25, measure="faithfulness", condition="circuit")
+    assert value(table, k=0.25, measure="faithfulness", condition="own") == pytest.approx(own)
+    circuits = a.circuits(a.contrast(bench))
+    full, corrupted, kept = (
+        b.contrast(bench)
+        .values(torch.stack([b.contrast(bench).graph.exists, torch.zeros_like(circuits[0]), circuits[0]]))
+        .mean(1)
+    )
+    cross = value(table, k=0.25, measure="faithfulness", condition="cross")
+    assert cross == pytest.approx(((kept - corrupted) / (full - corrupted)).item(), abs=1e-5)
+
+
 def test_random_circuits_of_the_sizes_of_both_stand_beside(bench):
     table = overlap(other_examples="clean", n_random=40, fractions=(0.5,)).table(bench)
     analysis = overlap(other_examples="clean", fractions=(0.5,))
@@ -129,6 +149,22 @@ def test_random_circuits_of_the_sizes_of_both_stand_beside(bench):
     expected = sizes[0] * sizes[1] / 46  # edges that random sets of these sizes share on average
     assert value(table, measure="recall", condition="random") == pytest.approx(expected / sizes[0], abs=0.1)
     assert value(table, measure="recall_other", condition="random") == pytest.approx(expected / sizes[1], abs=0.1)
+
+
+def test_beside_stands_the_circuit_of_a_with_other_heads(bench):
+    analysis = overlap(other_examples="clean", n_random=3, fractions=(0.5,), seed=4)
+    table = analysis.table(bench)
+    a, b = (analysis.contrast(bench, None, name) for name in ("noisy", "clean"))
+    ours, theirs = analysis.circuits(a)[0], analysis.circuits(b)[0]
+    drawn = torch.stack([a.graph.relabelled(ours, torch.Generator().manual_seed(4 + i)) for i in range(3)])
+    shares = [(theirs & other).sum() / (theirs | other).sum() for other in drawn]
+    assert value(table, measure="edge_iou", condition="relabelled") == pytest.approx(np.mean(shares))
+    exists = b.graph.exists
+    full, corrupted, *kept = b.values(torch.cat([torch.stack([exists, torch.zeros_like(exists)]), drawn])).mean(1)
+    expected = np.mean([((k - corrupted) / (full - corrupted)).item() for k in kept])
+    found = value(table, measure="faithfulness", condition="relabelled")
+    assert found == pytest.approx(expected, abs=1e-5)
+    assert found != pytest.approx(value(table, measure="faithfulness", condition="cross"), abs=1e-3)
 
 
 def test_the_table_is_as_documented(bench):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections import Counter
 
 import pytest
 import torch
@@ -126,6 +127,41 @@ def test_drawn_edges_exist_are_as_many_as_asked_and_nest(n):
     assert not (drawn[1] & ~graph.exists).any()
 
 
+def test_relabelled_edges_are_those_of_other_heads_with_their_inputs():
+    graph = Graph(3, 4, True)
+    edges = torch.stack([graph.drawn(60, torch.Generator().manual_seed(i)) for i in range(20)])
+    for i, circuit in enumerate(edges):
+        other = graph.relabelled(circuit, torch.Generator().manual_seed(i))
+        assert not (other & ~graph.exists).any()
+        assert kinds_of(graph, other) == kinds_of(graph, circuit)
+        assert graph.nodes(graph.connected(other)).sum() == graph.nodes(graph.connected(circuit)).sum()
+        assert not torch.equal(other, circuit)
+    assert torch.equal(graph.relabelled(graph.exists, torch.Generator()), graph.exists)
+    alone = Graph(2, 1, True)
+    assert torch.equal(
+        alone.relabelled(alone.drawn(9, torch.Generator()), torch.Generator()), alone.drawn(9, torch.Generator())
+    )
+
+
+def kinds_of(graph, edges):
+    """How many edges there are between each kind and layer of source and of target."""
+    ends = [(graph.sources[s], graph.targets[t]) for s, t in edges.nonzero().tolist()]
+    return Counter((s.kind, s.layer, t.kind, t.layer) for s, t in ends)
+
+
+def test_relabelling_by_hand():
+    """With two heads, the one draw that exchanges them moves every edge of the first to the second."""
+    graph = Graph(1, 2, True)
+    edges = torch.zeros_like(graph.exists)
+    edges[0, 0] = edges[0, 4] = edges[1, 6] = True  # embed -> a0.h0.q, embed -> a0.h0.v, a0.h0 -> m0
+    assert [graph.targets[t].name for t in (0, 4, 6)] == ["a0.h0.q", "a0.h0.v", "m0"]
+    found = {
+        tuple(map(tuple, graph.relabelled(edges, torch.Generator().manual_seed(i)).nonzero().tolist()))
+        for i in range(9)
+    }
+    assert found == {((0, 0), (0, 4), (1, 6)), ((0, 1), (0, 5), (2, 6))}
+
+
 def test_pruning_by_hand():
     graph = Graph(1, 1, True)
     edges = torch.zeros_like(graph.exists)
@@ -164,6 +200,24 @@ def test_all_edges_are_the_model_and_no_edge_is_the_corrupted_run(fields, n_read
     close(found[1], corrupted)
     close(wiring.logits(batch.clean[:1])[0], whole)
     assert not torch.allclose(whole, corrupted, atol=0.1)
+
+
+@torch.no_grad()
+def test_the_metric_sets_the_given_label_against_the_pairs_true_one(contrast_of, pairs):
+    """The clean run is fed the given label's digits, the corrupted run the pair's operands and the pair's own digits."""
+    contrast = contrast_of({})
+    exists, pair = contrast.graph.exists, pairs.counterpart
+    assert (pairs.given != pairs.true).any(1).all()
+    assert torch.equal(pair.given, pair.true)
+    runs = [(pairs.prompt, pairs.given), (pair.prompt, pair.true)]
+    expected = []
+    for prompt, answer in runs:
+        logits = contrast.model(torch.cat([prompt, answer[:, :-1]], 1))[:, -5:]
+        given, other = (logits.gather(-1, labels[..., None])[..., 0] for labels in (pairs.given, pair.true))
+        expected.append((given - other).mean(1))
+    full, corrupted = contrast.values(torch.stack([exists, torch.zeros_like(exists)]))
+    close(full, expected[0])
+    close(corrupted, expected[1])
 
 
 @MODELS
@@ -295,6 +349,33 @@ def test_on_a_model_that_is_linear_in_its_edges_eap_is_exact(contrast_of):
     assert eap[:, values].abs().max() > 0.1
     assert not eap[:, [not v for v in values]].any()  # nothing goes through queries and keys
     assert not torch.allclose(eap, attributed(batch.wiring, batch.clean, loss), atol=0.01)
+
+
+@pytest.mark.parametrize("norm", ["layer_norm", "rms_norm"])
+def test_with_frozen_norms_too_eap_is_exact(norm, contrast_of, monkeypatch):
+    contrast = contrast_of({"attn_only": True, "norm": norm, "n_layers": 3})
+    batch, hooks = batch_of(contrast), [f"blocks.{i}.attn.hook_pattern" for i in range(3)]
+    patterns = list(contrast.bench.activations(contrast.model, contrast.examples, hooks).values())
+    frozen, loss = Wiring(contrast.model, batch.wiring.corrupted, 5, patterns), loss_of(contrast, batch)
+    assert not torch.allclose(attributed(frozen, batch.clean, loss), patched(frozen, batch.clean, loss), atol=0.01)
+    monkeypatch.setattr("mechmem.analyses.wiring.normed", frozen_norms(contrast.model, contrast.examples.tokens))
+    close(frozen.logits(batch.clean[:1])[0], batch.baseline)
+    eap = attributed(frozen, batch.clean, loss)
+    close(eap, patched(frozen, batch.clean, loss))
+    assert eap.abs().max() > 0.1
+
+
+def frozen_norms(model, tokens):
+    """Every norm divides by what it divides by in the clean run, whatever it reads."""
+    _, cache = model.run_with_cache(tokens)
+    scales = {id(block.ln1): cache[f"blocks.{i}.ln1.hook_scale"] for i, block in enumerate(model.blocks)}
+    scales[id(model.ln_final)] = cache["ln_final.hook_scale"]
+
+    def normed(norm, x):
+        scale = scales[id(norm)].detach()[:, -x.shape[-2] :]
+        return (x - x.mean(-1, keepdim=True)) / scale * norm.w + norm.b if hasattr(norm, "b") else x / scale * norm.w
+
+    return normed
 
 
 def test_eap_ig_at_the_clean_endpoint_alone_is_eap(contrast_of):

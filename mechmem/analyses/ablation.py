@@ -64,7 +64,8 @@ class Ablation(EffectAnalysis):
         "place": EffectAnalysis.columns["place"],
         "measure": "what is measured; area_M for the area of M; ranked_on_too: share of the examples ranked on too",
         "unit": "unit of the measure; of areas, 0 as random, 1 the most there can be",
-        "value": "mean over the examples; of random orders, also over their draws; an area is undefined if none is right unpatched",
+        "value": "mean over the examples; of random orders, also over their draws; an area is undefined where nothing is "
+        "right unpatched",
         "low": "lower end of the 95 % interval: bootstrap over examples, or the middle of the random orders",
         "high": "upper end of it",
         "n": "number of examples, or of random orders",

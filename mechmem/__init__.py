@@ -10,9 +10,11 @@ if TYPE_CHECKING:
     from mechmem.analyses import Dynamics as Dynamics
     from mechmem.analyses import EdgeScores as EdgeScores
     from mechmem.analyses import Intervene as Intervene
+    from mechmem.analyses import LogitLens as LogitLens
     from mechmem.analyses import NeuronShift as NeuronShift
     from mechmem.analyses import NeuronTopK as NeuronTopK
     from mechmem.analyses import PatchGrid as PatchGrid
+    from mechmem.analyses import TunedLens as TunedLens
     from mechmem.api import load as load
     from mechmem.api import run as run
     from mechmem.api import train as train
@@ -50,9 +52,11 @@ _HOMES = {
         "Dynamics",
         "EdgeScores",
         "Intervene",
+        "LogitLens",
         "NeuronShift",
         "NeuronTopK",
         "PatchGrid",
+        "TunedLens",
     ),
     "mechmem.api": (
         "load",

@@ -8,6 +8,9 @@ from mechmem.analyses.dynamics import Dynamics as Dynamics
 from mechmem.analyses.edge_scores import EdgeScores as EdgeScores
 from mechmem.analyses.effect import EffectAnalysis as EffectAnalysis
 from mechmem.analyses.intervene import Intervene as Intervene
+from mechmem.analyses.lens import LensAnalysis as LensAnalysis
+from mechmem.analyses.logit_lens import LogitLens as LogitLens
 from mechmem.analyses.neuron_shift import NeuronShift as NeuronShift
 from mechmem.analyses.neuron_shift import NeuronTopK as NeuronTopK
 from mechmem.analyses.patch_grid import PatchGrid as PatchGrid
+from mechmem.analyses.tuned_lens import TunedLens as TunedLens

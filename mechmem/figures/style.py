@@ -22,6 +22,7 @@ COLOURS = {
     **{"clean": BLUE, "noisy": VERMILLION, "memorised": VERMILLION, "accuracy_given": VERMILLION},
     **{"corrected": GREEN, "accuracy_true": GREEN, "held_out": INK, "chance": GREY},
     **{"unpatched": SLATE, "patched": PLUM, "top": PLUM, "control": GREY, "random": GREY, "source": AMBER},
+    **{"lens": PLUM, "shuffled": GREY, "untrained": SLATE},
 }
 """What always has the same colour, told apart by all common kinds of colour vision (after Okabe and Ito)."""
 OTHERS = ("#332288", "#44AA99", "#999933", "#882255", "#88CCEE", "#DDCC77")
@@ -38,6 +39,9 @@ MEANINGS = {
     "held_out": "held-out instances",
     "control": "control (matched, random)",
     "random": "random (control)",
+    "shuffled": "shuffled (control: another example's label)",
+    "given": "given label",
+    "true": "true label",
     "source": "source (where patches come from)",
 }
 UNITS = {
@@ -76,7 +80,7 @@ def titled(name: str, unit: str | None = None) -> str:
     if label in ("noisy", "clean"):
         words = f"{stem} on {label} instances"
     unit = UNITS.get(name.split("_")[0], "") if unit is None else unit
-    return words.replace("_", " ") + (f" ({unit})" if unit else "")
+    return words.replace("_", " ") + (f" ({unit})" if unit not in ("", words) else "")
 
 
 def measured(rows: pd.DataFrame, value: str) -> tuple[str, str]:

@@ -4,11 +4,14 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from mechmem.analyses import ActivationMap as ActivationMap
     from mechmem.analyses import Attribution as Attribution
     from mechmem.analyses import Circuit as Circuit
     from mechmem.analyses import CircuitOverlap as CircuitOverlap
     from mechmem.analyses import Dynamics as Dynamics
     from mechmem.analyses import EdgeScores as EdgeScores
+    from mechmem.analyses import Heuristics as Heuristics
+    from mechmem.analyses import HeuristicTypes as HeuristicTypes
     from mechmem.analyses import Intervene as Intervene
     from mechmem.analyses import LogitLens as LogitLens
     from mechmem.analyses import NeuronShift as NeuronShift
@@ -46,11 +49,14 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "mechmem.analyses": (
+        "ActivationMap",
         "Attribution",
         "Circuit",
         "CircuitOverlap",
         "Dynamics",
         "EdgeScores",
+        "HeuristicTypes",
+        "Heuristics",
         "Intervene",
         "LogitLens",
         "NeuronShift",

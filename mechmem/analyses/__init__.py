@@ -1,5 +1,6 @@
 """The analyses: one file each."""
 
+from mechmem.analyses.activation_map import ActivationMap as ActivationMap
 from mechmem.analyses.analysis import Analysis as Analysis
 from mechmem.analyses.attribution import Attribution as Attribution
 from mechmem.analyses.circuit import Circuit as Circuit
@@ -7,6 +8,9 @@ from mechmem.analyses.circuit_overlap import CircuitOverlap as CircuitOverlap
 from mechmem.analyses.dynamics import Dynamics as Dynamics
 from mechmem.analyses.edge_scores import EdgeScores as EdgeScores
 from mechmem.analyses.effect import EffectAnalysis as EffectAnalysis
+from mechmem.analyses.grid import GridAnalysis as GridAnalysis
+from mechmem.analyses.heuristic_types import HeuristicTypes as HeuristicTypes
+from mechmem.analyses.heuristics import Heuristics as Heuristics
 from mechmem.analyses.intervene import Intervene as Intervene
 from mechmem.analyses.lens import LensAnalysis as LensAnalysis
 from mechmem.analyses.logit_lens import LogitLens as LogitLens

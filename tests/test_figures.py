@@ -67,7 +67,8 @@ def traces(drawn: go.Figure, group: str) -> list:
 
 
 def test_every_kind_is_tested():
-    assert set(Figure.kinds()) == set(CASES) | {"circuit_graph", "faithfulness_curve"}  # in test_figures_circuits.py
+    elsewhere = {"circuit_graph", "faithfulness_curve"}  # in test_figures_circuits.py
+    assert set(Figure.kinds()) == set(CASES) | elsewhere | {"activation_maps"}  # in test_figures_maps.py
 
 
 @every_figure

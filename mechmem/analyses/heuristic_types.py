@@ -29,8 +29,9 @@ class HeuristicTypes(GridAnalysis):
         "place": "answer digit",
         "group": "shifted (the k most shifted neurons), rest, or chance (all of them, maps shuffled)",
         "type": "type of rule, none, or silent (the same activation everywhere)",
-        "value": "share of the group's neurons that are of this type (fraction)",
+        "measure": "what is counted: neurons",
         "unit": "unit of the value",
+        "value": "share of the group's neurons that are of this type (fraction)",
         "low": "lower end of the bootstrap 95 % interval over neurons",
         "high": "upper end of it",
         "n": "number of neurons in the group",
@@ -72,7 +73,7 @@ class HeuristicTypes(GridAnalysis):
         groups = {"shifted": types[: self.k], "rest": types[self.k :], "chance": rows["shuffled_type"].to_numpy()}
         tables = [_shares(of).assign(group=group) for group, of in groups.items()]
         p = permutation_p(groups["shifted"], groups["rest"], self.seed)
-        return pd.concat(tables).assign(place=place, p=p, unit="fraction")[[*self.columns]]
+        return pd.concat(tables).assign(place=place, p=p, measure="neurons", unit="fraction")[[*self.columns]]
 
 
 def permutation_p(first: np.ndarray, second: np.ndarray, seed: int = 0) -> float:

@@ -98,7 +98,7 @@ def fitted(maps: Floats, rules: Rules, threshold: float, margin: float) -> Fit:
         return Fit(types, names, np.zeros(n_maps))
     found = shares(maps, rules.holds)
     above = found - rules.coverage[:, None]
-    fits = (found >= threshold) & (above >= margin)
+    fits = (found >= threshold) & (above >= margin) & ~silent
     best, any_fits = np.where(fits, above, -1.0).argmax(0), fits.any(0)
     types[any_fits] = np.array(rules.types)[best[any_fits]]
     names[any_fits] = np.array(rules.names)[best[any_fits]]

@@ -45,11 +45,11 @@ class ActivationMaps(Figure):
         for model, order, part in panels:
             place = {"row": models.index(model) + 1, "col": neurons.index(order) + 1}
             figure.add_traces([*_panel(part, rows[rows["order"] == order])], place["row"], place["col"])
-            figure.update_xaxes(title_text="a" if model == models[-1] else None, **place)
-            figure.update_yaxes(title_text="b" if order == neurons[0] else None, **place)
+            figure.update_xaxes(title_text="a (digit)" if model == models[-1] else None, **place)
+            figure.update_yaxes(title_text="b (digit)" if order == neurons[0] else None, **place)
         figure.update_xaxes(dtick=1, showgrid=False, ticks="", tickangle=0, range=[-0.5, 9.5])
         figure.update_yaxes(dtick=1, showgrid=False, ticks="", range=[-0.5, 9.5])
-        figure.update_traces(showlegend=True, selector=_first_marks(figure))
+        figure.add_trace(_mark(x=[None], y=[None], marker_color="white", name="memorised instances in the cell"))
         note(figure, context(rows.drop(columns=["n", "value"], errors="ignore"), SAID_ELSEWHERE, ""))
         return figure
 
@@ -89,20 +89,10 @@ def _panel(part: pd.DataFrame, of_neuron: pd.DataFrame) -> tuple[go.Heatmap, go.
     z = ((grids[0] - least) / width).to_numpy().tolist()
     cells = go.Heatmap(z=z, hovertext=grids[1].to_numpy().tolist(), xgap=1, ygap=1, hoverongaps=False, **look)
     marked = part[part["noisy_value"].notna()]
-    marker = {"color": ((marked["noisy_value"] - least) / width).tolist(), "coloraxis": "coloraxis", "size": MARK}
-    marks = go.Scatter(
-        x=marked["a"].tolist(),
-        y=marked["b"].tolist(),
-        mode="markers",
-        marker=marker | {"line": {"color": VERMILLION, "width": 1}},
-        hovertext=marked["texts"].tolist(),
-        hoverinfo="text",
-        name="memorised instances in the cell",
-        showlegend=False,
-    )
-    return cells, marks
+    colours = {"marker_color": ((marked["noisy_value"] - least) / width).tolist(), "marker_coloraxis": "coloraxis"}
+    texts = {"hovertext": marked["texts"].tolist(), "hoverinfo": "text", "showlegend": False}
+    return cells, _mark(x=marked["a"].tolist(), y=marked["b"].tolist(), **colours, **texts)
 
 
-def _first_marks(figure: go.Figure) -> int:
-    """Where the first markers stand among the traces: they speak for all in the legend."""
-    return next((i for i, trace in enumerate(figure.data) if trace.type == "scatter"), 0)
+def _mark(**fields: Any) -> go.Scatter:
+    return go.Scatter(mode="markers", marker_size=MARK, marker_line={"color": VERMILLION, "width": 1}, **fields)

@@ -22,7 +22,7 @@ COLOURS = {
     **{"clean": BLUE, "noisy": VERMILLION, "memorised": VERMILLION, "accuracy_given": VERMILLION},
     **{"corrected": GREEN, "accuracy_true": GREEN, "held_out": INK, "chance": GREY},
     **{"unpatched": SLATE, "patched": PLUM, "top": PLUM, "control": GREY, "random": GREY, "source": AMBER},
-    **{"lens": PLUM, "shuffled": GREY, "untrained": SLATE},
+    **{"lens": PLUM, "shuffled": GREY, "untrained": SLATE, "shifted": PLUM, "rest": SLATE},
 }
 """What always has the same colour, told apart by all common kinds of colour vision (after Okabe and Ito)."""
 OTHERS = ("#332288", "#44AA99", "#999933", "#882255", "#88CCEE", "#DDCC77")

@@ -40,7 +40,7 @@ class ActivationMaps(Figure):
         height = ROW * len(models) + 150
         spacing = {"horizontal_spacing": 0.035, "vertical_spacing": 66 / (height - 150)}
         figure = make_subplots(len(models), len(neurons), subplot_titles=titles, shared_yaxes=True, **spacing)
-        figure.update_annotations(font={"size": 11})
+        figure.update_annotations(font={"size": 10})
         figure.update_layout(height=height, coloraxis=_scale(), legend={"itemclick": False})
         for model, order, part in panels:
             place = {"row": models.index(model) + 1, "col": neurons.index(order) + 1}

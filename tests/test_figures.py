@@ -267,6 +267,13 @@ def test_each_facet_has_a_panel_and_the_legend_names_each_condition_once():
     assert len(drawn.data) == 8
 
 
+@pytest.mark.parametrize("layers", [[0, 1], ["0", "1", "0+1"]])
+def test_the_head_of_a_panel_says_what_its_number_is_of(layers):
+    """A column that also holds sets of layers holds words."""
+    drawn = TopKCurve(table="t", facet="layer").draw(effects(k=[0, 1], condition=["top"], layer=layers))
+    assert [note.text for note in drawn.layout.annotations] == [f"layer {layer}" for layer in layers]
+
+
 def test_a_row_without_x_is_a_line_in_its_panels():
     level = {
         "condition": "unpatched",

@@ -67,8 +67,8 @@ def _hex(rgb: str) -> str:
 
 
 def named(value: Any, column: str) -> str:
-    """What a legend or the head of a panel calls a value: `noisy instances`, `layer 1`."""
-    if isinstance(value, str):
+    """What a legend or the head of a panel calls a value: `noisy instances`, `layer 1`, `layer 0+1`."""
+    if isinstance(value, str) and not value.replace("+", "").isdigit():
         return MEANINGS.get(value, value)
     return f"{column.replace('_', ' ')} {shown(value)}"
 

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from mechmem.analyses import HeuristicTypes as HeuristicTypes
     from mechmem.analyses import Intervene as Intervene
     from mechmem.analyses import LogitLens as LogitLens
+    from mechmem.analyses import MapSimilarity as MapSimilarity
     from mechmem.analyses import NeuronShift as NeuronShift
     from mechmem.analyses import NeuronTopK as NeuronTopK
     from mechmem.analyses import PatchGrid as PatchGrid
@@ -59,6 +60,7 @@ _HOMES = {
         "Heuristics",
         "Intervene",
         "LogitLens",
+        "MapSimilarity",
         "NeuronShift",
         "NeuronTopK",
         "PatchGrid",

@@ -14,6 +14,7 @@ from mechmem.analyses.heuristics import Heuristics as Heuristics
 from mechmem.analyses.intervene import Intervene as Intervene
 from mechmem.analyses.lens import LensAnalysis as LensAnalysis
 from mechmem.analyses.logit_lens import LogitLens as LogitLens
+from mechmem.analyses.map_similarity import MapSimilarity as MapSimilarity
 from mechmem.analyses.neuron_shift import NeuronShift as NeuronShift
 from mechmem.analyses.neuron_shift import NeuronTopK as NeuronTopK
 from mechmem.analyses.patch_grid import PatchGrid as PatchGrid

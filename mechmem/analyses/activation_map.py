@@ -74,7 +74,7 @@ class ActivationMap(GridAnalysis):
         if self.place not in self.places(bench):
             raise InputError(f"no digits are added at place {self.place!r}; {suggest(self.place, self.places(bench))}")
         shared = {name: getattr(self, name) for name in GridAnalysis.model_fields if name != "name"}
-        table = Heuristics(model=self.after, other=self.before, pairs=self.pairs, **shared).table(bench)
+        table = Heuristics(model=self.after, pairs=self.pairs, **shared).table(bench)
         rows = table[(table["place"] == self.place) & ((table["layer"] == self.layer) | (self.layer is None))]
         if self.k > len(rows):
             raise InputError(f"k {self.k} is more than the {len(rows)} neurons of layer {self.layer}")

@@ -9,17 +9,19 @@ import numpy as np
 import pandas as pd
 import torch
 from jaxtyping import Float
-from numpy.typing import NDArray
 from pydantic import Field
 from torch import Tensor
 
 from mechmem.analyses.attribution import patched_one_by_one
-from mechmem.analyses.grid import Grid, GridAnalysis
+from mechmem.analyses.grid import GridAnalysis
 from mechmem.bench import Bench
 from mechmem.component import InputError, Swept
 from mechmem.examples import Examples
 from mechmem.models import Model
 from mechmem.statistics import interval
+
+REHEARSED = 8
+"""Neurons of a layer that stand for all of them in a rehearsal."""
 
 
 class Heuristics(GridAnalysis):
@@ -30,7 +32,7 @@ class Heuristics(GridAnalysis):
     neurons are patched exactly. A sum that is put together from many neurons, each with a rule, is what the bag of
     heuristics looks like. The control is the type that the same map has when its cells are shuffled.
     Touches: every neuron, one at a time, at the positions that answers are read from. Source: arXiv:2410.21272; maps by
-    place with the carry, the margin, and the comparison of two checkpoints: ours.
+    place with the carry, and the margin: ours.
     """
 
     columns: ClassVar[Mapping[str, str]] = {
@@ -46,34 +48,21 @@ class Heuristics(GridAnalysis):
         "rule": "the rule, of the digits a and b, the carry into this place and their sum; empty for none and silent",
         "share": "share of the strongest cells, as many as the rule has, that satisfy it (fraction); 0 without a rule",
         "shuffled_type": "the type of the same map with its cells shuffled (chance)",
-        "similarity": "correlation of the map with that of the same neuron in `other` (-1..1); silent in both 1, in one 0",
     }
 
     model: Swept[str] = "after"
     """The checkpoint that is looked at."""
-    other: str = "before"
-    """The checkpoint whose maps are compared with."""
     pairs: tuple[str, ...] = Field(("pairs",), min_length=1)
     """Sets made with `pair:`; together they should change the digit of every place."""
 
     def table(self, bench: Bench) -> pd.DataFrame:
         """The neurons with their effects, types and rules; kept on the bench."""
-        key = ("heuristics", self, id(bench.model(self.model)), id(bench.model(self.other)))
+        key = ("heuristics", self, id(bench.model(self.model)))
         if key not in bench.memo:
-            at = ["layer", "neuron", "place"]
-            found = self._effects(bench).merge(self.classified(bench, self.model), on=at)
-            table = found.merge(self._similarity(bench), on=at)
+            found = self.classified(bench, self.model)
+            table = self._effects(bench).merge(found, on=["layer", "neuron", "place"])
             bench.memo[key] = table[[*self.columns]]
         return bench.memo[key].copy()
-
-    def _similarity(self, bench: Bench) -> pd.DataFrame:
-        others, tables = self.maps(bench, self.other), []
-        for (layer, place), map_ in self.maps(bench, self.model).items():
-            is_met = Grid.of(bench.examples(self.examples), place).counts > 0
-            similarity = correlations(map_[is_met], others[layer, place][is_met])
-            columns = {"layer": layer, "neuron": np.arange(len(similarity)), "place": place, "similarity": similarity}
-            tables.append(pd.DataFrame(columns))
-        return pd.concat(tables, ignore_index=True)
 
     @torch.no_grad()
     def _effects(self, bench: Bench) -> pd.DataFrame:
@@ -100,19 +89,12 @@ def effects(bench: Bench, model: Model, examples: Examples, layer: int) -> Float
     change = bench.activation(model, pair, hook) - bench.activation(model, examples, hook)
     change[:, : -examples.n_answer] = 0
     before, found = _log_p(bench.logits(model, examples), examples.given, answers), []
-    every = torch.arange(change.shape[-1])
-    for logits in patched_one_by_one(bench, model, examples, layer, change, every):
+    width = change.shape[-1]
+    chosen = torch.arange(min(REHEARSED, width) if bench.is_rehearsal else width)
+    for logits in patched_one_by_one(bench, model, examples, layer, change, chosen):
         own, theirs = (now - then for now, then in zip(_log_p(logits, examples.given, answers), before, strict=True))
         found.append((theirs.expm1() + (-own).expm1()) / 2)
-    return torch.stack(found)
-
-
-def correlations(x: NDArray[np.floating], y: NDArray[np.floating]) -> NDArray[np.floating]:
-    """Pearson's r of each column of x with that of y; 1 if neither varies, 0 if only one does."""
-    x, y = x - x.mean(0), y - y.mean(0)
-    size_x, size_y = np.sqrt((x**2).sum(0)), np.sqrt((y**2).sum(0))
-    both = size_x * size_y
-    return np.where(both > 0, (x * y).sum(0) / np.where(both > 0, both, 1), (size_x == 0) & (size_y == 0))
+    return torch.cat([torch.stack(found), torch.zeros(width - len(found), *found[0].shape).to(found[0])])
 
 
 def _log_p(logits: Tensor, own: Tensor, theirs: Tensor) -> tuple[Tensor, Tensor]:

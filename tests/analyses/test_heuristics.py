@@ -11,10 +11,11 @@ import pytest
 import torch
 from scipy import stats
 
-from mechmem.analyses import ActivationMap, Heuristics, HeuristicTypes, NeuronShift
+from mechmem.analyses import ActivationMap, Heuristics, HeuristicTypes, MapSimilarity, NeuronShift
 from mechmem.analyses.grid import CELLS, Grid
 from mechmem.analyses.heuristic_types import permutation_p
-from mechmem.analyses.heuristics import correlations, effects
+from mechmem.analyses.heuristics import effects
+from mechmem.analyses.map_similarity import correlations
 from mechmem.analyses.rules import TYPES
 from mechmem.bench import Bench
 from mechmem.component import InputError
@@ -96,7 +97,6 @@ def test_planted_neurons_are_called_what_they_are(bench):
         assert tuple(neuron(table, index=index)[["type", "rule"]]) == found
         assert neuron(table, index=index)["shuffled_type"] == ("silent" if index == 6 else "none")
         assert neuron(table, layer=0, index=index)["type"] == "silent"
-        assert neuron(table, index=index)["similarity"] == pytest.approx(1)
 
 
 def test_the_effect_is_that_of_a_plain_hook(bench, model, sets):
@@ -139,18 +139,25 @@ def test_a_neuron_without_a_way_out_has_no_effect_and_ranks_follow_the_effects(b
     for _, rows in table.groupby("place"):
         assert sorted(rows["rank"]) == list(range(48))
         assert rows.sort_values("rank")["value"].is_monotonic_decreasing
-    assert table["similarity"].to_numpy() == pytest.approx(1)
 
 
 def test_similarity_is_the_correlation_of_two_maps(bench, sets):
-    table = Heuristics(pairs=PAIRS).table(bench)
-    maps = [Heuristics().maps(bench, name)[1, "s2"] for name in ("after", "before")]
+    table = MapSimilarity().table(bench).set_index(["layer", "place"])
     met = Grid.of(sets["clean"], "s2").counts > 0
-    for index in (0, 9):
-        expected = np.corrcoef(maps[0][met, index], maps[1][met, index])[0, 1]
-        assert neuron(table, "s2", 1, index)["similarity"] == pytest.approx(expected)
-    x = np.array([[0.0, 0, 1], [0, 0, 2]])
-    np.testing.assert_allclose(correlations(x, np.array([[3.0, 1, 2], [3, 2, 1]])), [1, 0, -1])
+    x, y = (MapSimilarity().maps(bench, name)[1, "s2"][met] for name in ("after", "before"))
+    vary = (np.ptp(x, axis=0) > 0) & (np.ptp(y, axis=0) > 0)
+    expected = [np.corrcoef(x[:, i], y[:, i])[0, 1] for i in np.flatnonzero(vary)]
+    assert len(expected) > 12
+    found = table.loc[(1, "s2"), "per_example"]
+    np.testing.assert_allclose(found[vary], expected, atol=1e-6)
+    assert table.loc[(1, "s2"), "value"] == pytest.approx(found.mean())
+    assert MapSimilarity(other="after").table(bench)["value"].to_numpy() == pytest.approx(1)
+    assert list(MapSimilarity().table(bench).columns) == list(MapSimilarity.columns)
+
+
+def test_silent_maps_are_alike_only_to_silent_ones():
+    x = np.array([[0.0, 0, 1, 1], [0, 0, 2, 2]])
+    np.testing.assert_allclose(correlations(x, np.array([[3.0, 1, 2, 5], [3, 2, 1, 6]])), [1, 0, -1, 1])
 
 
 def test_the_table_is_tidy(bench):
@@ -265,7 +272,7 @@ def test_a_memorised_instance_is_in_its_own_cell(bench, sets):
 
 @pytest.mark.parametrize(
     "analysis",
-    [Heuristics(pairs=PAIRS), HeuristicTypes(k=2), ActivationMap(pairs=PAIRS, k=2)],
+    [Heuristics(pairs=PAIRS), HeuristicTypes(k=2), ActivationMap(pairs=PAIRS, k=2), MapSimilarity()],
     ids=lambda analysis: analysis.kind,
 )
 def test_a_rehearsal_on_four_examples_has_the_same_columns_and_rows(analysis, bench, sets):

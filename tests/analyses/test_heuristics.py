@@ -12,7 +12,7 @@ import torch
 from scipy import stats
 
 from mechmem.analyses import ActivationMap, Heuristics, HeuristicTypes, MapSimilarity, NeuronShift
-from mechmem.analyses.grid import CELLS, Grid
+from mechmem.analyses.grid import CELLS, Grid, GridAnalysis
 from mechmem.analyses.heuristic_types import permutation_p
 from mechmem.analyses.heuristics import effects
 from mechmem.analyses.map_similarity import correlations
@@ -69,8 +69,9 @@ def test_a_map_is_the_mean_over_the_examples_of_each_cell_where_the_place_is_rea
     )
 
 
-class Planted(Heuristics):
-    """Heuristics whose activations are made up: neuron i of layer 1 follows rule i at place s1."""
+@pytest.fixture
+def planted(monkeypatch):
+    """Made-up activations: neuron i of layer 1 follows rule i at place s1."""
 
     def activations(self, bench, model, examples):
         found = bench.examples(examples)
@@ -81,9 +82,12 @@ class Planted(Heuristics):
         activation[:, 12, : len(rules)] = torch.stack(rules, dim=1).float()
         return [torch.zeros_like(activation), activation]
 
+    monkeypatch.setattr(GridAnalysis, "activations", activations)
 
+
+@pytest.mark.usefixtures("planted")
 def test_planted_neurons_are_called_what_they_are(bench):
-    table = Planted(pairs=PAIRS).table(bench)
+    table = Heuristics(pairs=PAIRS).table(bench)
     expected = [
         ("operand_range", "a in 3..5"),
         ("result_modulo", "sum mod 10 = 3"),
@@ -191,19 +195,13 @@ def test_what_cannot_be_is_refused(bench, sets):
         ActivationMap(layer=1, k=25, pairs=PAIRS).table(bench)
 
 
-class PlantedTypes(HeuristicTypes, Planted):
-    """HeuristicTypes of the planted neurons."""
-
-    def table(self, bench):
-        return HeuristicTypes.table(self, bench)
-
-
+@pytest.mark.usefixtures("planted")
 def test_the_shifted_neurons_are_counted_beside_the_rest(bench, monkeypatch):
     shifts = pd.DataFrame([(la, i, float(10 - i if la else -1)) for la in (0, 1) for i in range(24)])
     monkeypatch.setattr(
         NeuronShift, "kept", lambda self, bench: shifts.set_axis(["layer", "neuron", "shift_noisy"], axis=1)
     )
-    table = PlantedTypes(layer=1, k=2).table(bench)
+    table = HeuristicTypes(layer=1, k=2).table(bench)
     found = table[table["place"] == "s1"].set_index(["group", "type"])["value"]
     assert found["shifted"].to_dict() == {t: 0.5 * (t in ("operand_range", "result_modulo")) for t in TYPES}
     rest = {"identical_digits": 1, "carry": 1, "result_range": 1, "operand_modulo": 1, "silent": 18}
@@ -211,7 +209,7 @@ def test_the_shifted_neurons_are_counted_beside_the_rest(bench, monkeypatch):
     assert found["chance"][["none", "silent"]].tolist() == pytest.approx([6 / 24, 18 / 24])
     assert table[table["place"] == "s0"].set_index(["group", "type"])["value"]["shifted", "silent"] == 1
     assert table.groupby(["place", "group"])["value"].sum().to_numpy() == pytest.approx(1)
-    both = PlantedTypes(layer=(0, 1), k=2).table(bench)
+    both = HeuristicTypes(layer=(0, 1), k=2).table(bench)
     assert both[both["group"] == "chance"]["n"].unique().tolist() == [48]
     assert list(table.columns) == list(HeuristicTypes.columns)
     assert not table.isna().any(axis=None)

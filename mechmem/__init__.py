@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from mechmem.analyses import Ablation as Ablation
+    from mechmem.analyses import ActivationMap as ActivationMap
     from mechmem.analyses import Analysis as Analysis
     from mechmem.analyses import Attribution as Attribution
     from mechmem.analyses import Circuit as Circuit
@@ -14,10 +15,15 @@ if TYPE_CHECKING:
     from mechmem.analyses import Dynamics as Dynamics
     from mechmem.analyses import EdgeScores as EdgeScores
     from mechmem.analyses import EffectAnalysis as EffectAnalysis
+    from mechmem.analyses import Heuristics as Heuristics
+    from mechmem.analyses import HeuristicTypes as HeuristicTypes
     from mechmem.analyses import Intervene as Intervene
+    from mechmem.analyses import LogitLens as LogitLens
+    from mechmem.analyses import MapSimilarity as MapSimilarity
     from mechmem.analyses import NeuronShift as NeuronShift
     from mechmem.analyses import NeuronTopK as NeuronTopK
     from mechmem.analyses import PatchGrid as PatchGrid
+    from mechmem.analyses import TunedLens as TunedLens
     from mechmem.analyses import Twin as Twin
     from mechmem.api import load as load
     from mechmem.api import run as run
@@ -55,8 +61,9 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "mechmem.analyses": (
-        "Analysis",
         "Ablation",
+        "ActivationMap",
+        "Analysis",
         "Attribution",
         "Circuit",
         "CircuitOverlap",
@@ -65,10 +72,15 @@ _HOMES = {
         "Dynamics",
         "EdgeScores",
         "EffectAnalysis",
+        "Heuristics",
+        "HeuristicTypes",
         "Intervene",
+        "LogitLens",
+        "MapSimilarity",
         "NeuronShift",
         "NeuronTopK",
         "PatchGrid",
+        "TunedLens",
         "Twin",
     ),
     "mechmem.api": (

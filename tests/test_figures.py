@@ -67,7 +67,8 @@ def traces(drawn: go.Figure, group: str) -> list:
 
 
 def test_every_kind_is_tested():
-    assert set(Figure.kinds()) == set(CASES) | {"circuit_graph", "faithfulness_curve"}  # in test_figures_circuits.py
+    elsewhere = {"circuit_graph", "faithfulness_curve"}  # in test_figures_circuits.py
+    assert set(Figure.kinds()) == set(CASES) | elsewhere | {"activation_maps"}  # in test_figures_maps.py
 
 
 @every_figure
@@ -264,6 +265,13 @@ def test_each_facet_has_a_panel_and_the_legend_names_each_condition_once():
     assert [note.text for note in drawn.layout.annotations] == heads
     assert [trace.name for trace in drawn.data if trace.showlegend] == ["patched", "control (matched, random)"]
     assert len(drawn.data) == 8
+
+
+@pytest.mark.parametrize("layers", [[0, 1], ["0", "1", "0+1"]])
+def test_the_head_of_a_panel_says_what_its_number_is_of(layers):
+    """A column that also holds sets of layers holds words."""
+    drawn = TopKCurve(table="t", facet="layer").draw(effects(k=[0, 1], condition=["top"], layer=layers))
+    assert [note.text for note in drawn.layout.annotations] == [f"layer {layer}" for layer in layers]
 
 
 def test_a_row_without_x_is_a_line_in_its_panels():

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, ClassVar, Literal, NamedTuple
 
 import numpy as np
 import pandas as pd
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from pydantic import NonNegativeInt
 from torch import Tensor
 
 from mechmem.analyses.contrast import Contrast, ContrastAnalysis, correlation
 from mechmem.bench import Bench
+from mechmem.examples import Examples
 from mechmem.forward import Edit, forward
+from mechmem.models import Model
 from mechmem.statistics import interval
 
 BATCH = 128
@@ -165,17 +167,30 @@ def _replaced(x: Tensor, theirs: Tensor, head: int | None) -> Tensor:
 
 
 def _neurons_patched(contrast: Contrast, unit: Units, chosen: Tensor, baseline: Tensor) -> list[Tensor]:
-    """A neuron moves the residual after its layer along its own column of W_out, and the forward starts there."""
-    model, examples, resid = contrast.model, contrast.examples, f"blocks.{unit.layer}.hook_resid_post"
     clean, theirs = contrast.both_runs([unit.hook])
-    after, change = contrast.bench.activation(model, examples, resid), theirs[unit.hook] - clean[unit.hook]
-    keep = examples.n_answer if unit.layer == model.cfg.n_layers - 1 else after.shape[1]
+    change, bench, model = theirs[unit.hook] - clean[unit.hook], contrast.bench, contrast.model
+    patched = patched_one_by_one(bench, model, contrast.examples, unit.layer, change, chosen)
+    return [contrast.measured(logits, contrast.examples, baseline) for logits in patched]
+
+
+def patched_one_by_one(
+    bench: Bench,
+    model: Model,
+    examples: Examples,
+    layer: int,
+    change: Float[Tensor, "n pos d_mlp"],
+    chosen: Int[Tensor, " k"],
+) -> Iterator[Float[Tensor, "n n_answer d_vocab"]]:
+    """The logits when each of the chosen neurons of a layer alone is changed by this much.
+
+    A neuron moves the residual after its layer along its own column of W_out, and the forward starts there.
+    """
+    after = bench.activation(model, examples, f"blocks.{layer}.hook_resid_post")
+    keep = examples.n_answer if layer == model.cfg.n_layers - 1 else after.shape[1]
     after, change, tokens = after[:, -keep:], change[:, -keep:], examples.tokens[:, -keep:]
-    found = []
+    bench.n_forwarded += len(chosen) * len(examples)
     for part in chosen.split(max(1, MOST_ROWS // len(examples))):
-        moved = change[..., part].permute(2, 0, 1)[..., None] * model.blocks[unit.layer].mlp.W_out[part, None, None]
-        start = (unit.layer + 1, (after + moved).flatten(0, 1))
+        moved = change[..., part].permute(2, 0, 1)[..., None] * model.blocks[layer].mlp.W_out[part, None, None]
+        start = (layer + 1, (after + moved).flatten(0, 1))
         logits, _ = forward(model, tokens.repeat(len(part), 1), examples.n_answer, start=start)
-        found += [contrast.measured(each, examples, baseline) for each in logits.unflatten(0, (len(part), -1))]
-    contrast.bench.n_forwarded += len(chosen) * len(examples)
-    return found
+        yield from logits.unflatten(0, (len(part), -1))

@@ -51,6 +51,13 @@ class NeuronShift(Analysis):
         table = pd.concat(tables, ignore_index=True)
         return table.assign(q=stats.false_discovery_control(table["p"]))
 
+    def kept(self, bench: Bench) -> pd.DataFrame:
+        """The table, made once for all that rank neurons by it."""
+        key = ("shift", id(bench.model(self.after)), self)
+        if key not in bench.memo:
+            bench.memo[key] = self.table(bench)
+        return bench.memo[key]
+
     def _layer(self, bench: Bench, layer: int) -> pd.DataFrame:
         hook = f"blocks.{layer}.mlp.hook_post"
         change, at_before = {}, None
@@ -109,10 +116,7 @@ class NeuronTopK(EffectAnalysis):
 
     def parts(self, bench: Bench) -> Parts:
         shift = NeuronShift(before=self.before, after=self.model, examples=self.ranked_on, matched=self.matched)
-        key = ("shift", id(bench.model(self.model)), shift)
-        if key not in bench.memo:
-            bench.memo[key] = shift.table(bench)
-        table: pd.DataFrame = bench.memo[key]
+        table = shift.kept(bench)
         ranked = table[table["layer"].isin(self.layers)].sort_values("shift_noisy", ascending=False, kind="stable")
         if self.k > len(ranked):
             raise InputError(f"k {self.k} is more than the {len(ranked)} neurons of layers {self.layers}")

@@ -1,5 +1,6 @@
 """The figures: one file each, from a saved table to a plotly figure; nothing here runs a model."""
 
+from mechmem.figures.activation_maps import ActivationMaps as ActivationMaps
 from mechmem.figures.bars import Bars as Bars
 from mechmem.figures.circuit_graph import CircuitGraph as CircuitGraph
 from mechmem.figures.curves import Curves as Curves

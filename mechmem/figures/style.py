@@ -24,6 +24,7 @@ COLOURS = {
     **{"unpatched": SLATE, "patched": PLUM, "top": PLUM, "control": GREY, "random": GREY, "source": AMBER},
     **{"ranked": PLUM, "together": PLUM},
     "relabelled": SLATE,
+    **{"lens": PLUM, "shuffled": GREY, "untrained": SLATE, "shifted": PLUM, "rest": SLATE},
 }
 """What always has the same colour, told apart by all common kinds of colour vision (after Okabe and Ito)."""
 OTHERS = ("#332288", "#44AA99", "#999933", "#882255", "#88CCEE", "#DDCC77")
@@ -43,6 +44,9 @@ MEANINGS = {
     "ranked": "ranked (most needed first)",
     "together": "the model",
     "relabelled": "relabelled (control: other heads of the same layers)",
+    "shuffled": "shuffled (control: another example's label)",
+    "given": "given label",
+    "true": "true label",
     "source": "source (where patches come from)",
 }
 UNITS = {
@@ -68,8 +72,8 @@ def _hex(rgb: str) -> str:
 
 
 def named(value: Any, column: str) -> str:
-    """What a legend or the head of a panel calls a value: `noisy instances`, `layer 1`."""
-    if isinstance(value, str):
+    """What a legend or the head of a panel calls a value: `noisy instances`, `layer 1`, `layer 0+1`."""
+    if isinstance(value, str) and not value.replace("+", "").isdigit():
         return MEANINGS.get(value, value)
     return f"{column.replace('_', ' ')} {shown(value)}"
 
@@ -83,7 +87,7 @@ def titled(name: str, unit: str | None = None) -> str:
     if label in ("noisy", "clean"):
         words = f"{stem} on {label} instances"
     unit = UNITS.get(name.split("_")[0], "") if unit is None else unit
-    return words.replace("_", " ") + (f" ({unit})" if unit else "")
+    return words.replace("_", " ") + (f" ({unit})" if unit not in ("", words) else "")
 
 
 def measured(rows: pd.DataFrame, value: str) -> tuple[str, str]:

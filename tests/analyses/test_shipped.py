@@ -27,8 +27,11 @@ PAIR = {
     "two_hop_reasoning": MinimalPair(flip="bridge", hold=("r2",)),
 }
 BEFORE = {"checkpoint": "before"}
+EVERY_DIGIT = ("out_0", "out_1", "out_2", "out_3")
+"""Sets of pairs, each of which changes one digit of a sum."""
 SMALL: dict[str, dict[str, Any]] = {
     "ablation": {"component": {"each": ["head", "layer"]}, "ranked_on": "many", "n_random": 2, "k": [1]},
+    "activation_map": {"pairs": EVERY_DIGIT, "k": 2},
     "attribution": {"exact": 3},
     "circuit": {"method": {"each": ["eap", "eap_ig", "exact"]}, "fractions": [0.05, 0.2, 1], "n_random": 2},
     "circuit_overlap": {"other_examples": "clean", "fractions": [0.05, 0.2, 1], "n_random": 2},
@@ -36,16 +39,21 @@ SMALL: dict[str, dict[str, Any]] = {
     "distributed": {"layer": {"each": [0, 1]}, "donors": "many", "n_draws": 2},
     "dynamics": {},
     "edge_scores": {"methods": ["eap", "eap_ig", "exact"]},
+    "heuristic_types": {"layer": {"each": [0, [0, 1]]}, "k": 16},
+    "heuristics": {"examples": "many", "pairs": EVERY_DIGIT},
     "intervene": {"intervention": {"kind": "ablate", "site": "mlp_out", "layer": {"each": "all"}}},
+    "logit_lens": {},
+    "map_similarity": {"examples": "many"},
     "neuron_shift": {},
     "neuron_top_k": {"layer": {"each": [0, [0, 1]]}, "k": {"each": [0, 4]}, "n_random": 2},
     "patch_grid": {"site": "z", "layer": 1, "head": {"each": "all"}, "source": BEFORE, "control": "random_direction"},
+    "tuned_lens": {"fit_on": "many", "n_steps": 20},
     "twin": {"component": {"each": ["attn", "mlp"]}, "how": {"each": ["weights", "activations"]}},
 }
 """The fields of a small analysis of each kind, beside their defaults; `noisy`, `clean`
 and `many` (clean ones too), `before`, `after` and `twin`
 are there by name, and swept fields may be `{each: ...}`."""
-ADDITION_ONLY: frozenset[str] = frozenset()
+ADDITION_ONLY = frozenset({"activation_map", "heuristic_types", "heuristics", "map_similarity"})
 """Kinds that ask about addition."""
 TWINS = {"fda_small": "fda_small_clean", "fda_small_clean": "fda_small"}
 TRAININGS = sorted(path.name for path in SHIPPED.iterdir())
@@ -70,6 +78,8 @@ def bench_of(name: str) -> Bench:
         "clean": ExampleSet(noisy=False, n=N, pair=pair),
         "many": ExampleSet(noisy=False, n=MANY),
     }
+    if trained.task.kind == "four_digit_addition":
+        sets |= {digit: ExampleSet(noisy=False, n=N, pair=MinimalPair(flip=digit)) for digit in EVERY_DIGIT}
     return Bench(
         models,
         {key: chosen.of(trained.task) for key, chosen in sets.items()},

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from mechmem import sites
 from mechmem.bench import Bench
-from mechmem.component import Each, InputError, Swept, suggest
+from mechmem.component import InputError, Swept, suggest
 from mechmem.examples import Examples
 from mechmem.interventions.inlp import inlp
 from mechmem.interventions.intervention import SiteIntervention, position_indices
@@ -56,8 +56,6 @@ class Erase(SiteIntervention):
             raise ValueError(f"{self.method} finds its own rank; `rank` is for random and variance_matched")
         if self.n_codes is not None and self.method == "inlp":
             raise ValueError("inlp needs classes; `n_codes` is for leace and its controls")
-        if not all(value is None or isinstance(value, Each) for value in (self.head, self.neurons)):
-            raise ValueError("an activation is erased whole; leave `head` and `neurons` out")
         return self
 
     def erasers(self, model: Model, examples: Examples, bench: Bench) -> dict[tuple[str, str], Eraser]:

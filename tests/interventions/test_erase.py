@@ -150,8 +150,8 @@ def test_a_variable_of_one_value_is_refused(bench, model, examples, clean):
     [
         ({"rank": 3}, "leace finds its own rank"),
         ({"method": "inlp", "n_codes": 3}, "inlp needs classes"),
-        ({"site": "neurons", "neurons": (1,)}, "erased whole"),
-        ({"site": "z", "head": 1}, "erased whole"),
+        ({"neurons": (1,)}, "erase has no key 'neurons'"),
+        ({"head": 1}, "erase has no key 'head'"),
     ],
 )
 def test_what_makes_no_sense_is_refused_as_it_is_written(fields, message):

@@ -69,6 +69,26 @@ def test_the_controls_match_the_erasure_and_leave_the_variable(control, bench, m
     assert erase(method="random", rank=3).erasers(model, examples, bench)[HOOK, "="].rank == 3
 
 
+@pytest.mark.parametrize("control", ["random", "variance_matched"])
+def test_a_control_can_be_matched_to_inlp(control, bench, model, examples):
+    """However often its subspace is drawn, the rank stays that of the one INLP."""
+    found = erase(method="inlp").erasers(model, examples, bench)[HOOK, "="]
+    assert found.rank > 1  # so that it is not LEACE's
+    for seed in range(3):
+        control_of = erase(method=control, matched_to="inlp", seed=seed)
+        matched = control_of.erasers(model, examples, bench)[HOOK, "="]
+        assert matched.rank == found.rank
+        assert (abs(matched.variance_left - found.variance_left) < 1e-9) == (control == "variance_matched")
+
+
+def test_what_a_control_is_matched_to_is_fitted_once(bench, model, examples, monkeypatch):
+    fits = []
+    monkeypatch.setattr("mechmem.interventions.erase.leace", lambda *a: fits.append(a) or leace(*a))
+    for seed in range(3):
+        erase(method="variance_matched", seed=seed).edits(model, examples, bench)
+    assert len(fits) == 1
+
+
 def test_a_matched_control_leaves_the_variable(bench, model, clean):
     after, before = erased(erase(method="variance_matched", seed=2), bench, model, clean)
     carry = clean.variables["carry_4"]
@@ -150,6 +170,7 @@ def test_a_variable_of_one_value_is_refused(bench, model, examples, clean):
     [
         ({"rank": 3}, "leace finds its own rank"),
         ({"method": "inlp", "n_codes": 3}, "inlp needs classes"),
+        ({"method": "random", "matched_to": "inlp", "n_codes": 3}, "inlp needs classes"),
         ({"neurons": (1,)}, "erase has no key 'neurons'"),
         ({"head": 1}, "erase has no key 'head'"),
     ],

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from mechmem.analyses import NeuronShift as NeuronShift
     from mechmem.analyses import NeuronTopK as NeuronTopK
     from mechmem.analyses import PatchGrid as PatchGrid
+    from mechmem.analyses import Probe as Probe
     from mechmem.api import load as load
     from mechmem.api import run as run
     from mechmem.api import train as train
@@ -53,6 +54,7 @@ _HOMES = {
         "NeuronShift",
         "NeuronTopK",
         "PatchGrid",
+        "Probe",
     ),
     "mechmem.api": (
         "load",

@@ -11,3 +11,4 @@ from mechmem.analyses.intervene import Intervene as Intervene
 from mechmem.analyses.neuron_shift import NeuronShift as NeuronShift
 from mechmem.analyses.neuron_shift import NeuronTopK as NeuronTopK
 from mechmem.analyses.patch_grid import PatchGrid as PatchGrid
+from mechmem.analyses.probe import Probe as Probe

@@ -125,6 +125,11 @@ class Erase(SiteIntervention):
                 f"{self.fit_on!r} has {len(fit)} examples and {len(values)} values of {self.variable}: "
                 "nothing can be learnt from it"
             )
+        if self.n_codes is not None and self.n_codes >= len(values) and not bench.is_rehearsal:
+            raise InputError(
+                f"n_codes {self.n_codes} is more than the {len(values) - 1} directions in which the {len(values)} values of "
+                f"{self.variable} in {self.fit_on!r} can differ; lower it, or leave it out"
+            )
         return labels
 
     def _fit(self, x: Tensor, labels: Tensor, like: Eraser | None, where: str, bench: Bench) -> Eraser:

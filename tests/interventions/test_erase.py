@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from mechmem.bench import Bench
 from mechmem.component import InputError
 from mechmem.interventions import Erase, Intervention, RandomDirection, applied
 from mechmem.interventions.subspace import leace
+from mechmem.models import Architecture
 from mechmem.tasks import FourDigitAddition
 
 METHODS = ["leace", "inlp", "random", "variance_matched"]
@@ -134,6 +136,27 @@ def test_a_low_rank_code_of_it_can_be_erased(bench, model, examples):
     control = erase(variable="digit_sum_3", n_codes=3, method="variance_matched")
     matched = control.erasers(model, examples, bench)[HOOK, "="]
     assert (matched.rank, matched.variance_left) == (3, pytest.approx(found.variance_left, abs=1e-9))
+
+
+def test_more_codes_than_values_differ_in_are_refused(bench, model, examples):
+    assert erase(n_codes=1).erasers(model, examples, bench)[HOOK, "="].rank == 1
+    with pytest.raises(
+        InputError, match=r"n_codes 2 is more than the 1 directions in which the 2 values of carry_4 in"
+    ):
+        erase(n_codes=2).edits(model, examples, bench)
+
+
+@pytest.mark.parametrize("method", ["leace", "random", "variance_matched"])
+def test_two_hundred_values_in_128_dimensions_are_refused_with_rank_and_variance(method):
+    task = FourDigitAddition(n_train=10, n_held_out=2000)
+    many = task.sample("held_out")
+    many = replace(many, variables={"many": torch.arange(len(many)) % 200})
+    wide = Architecture(n_layers=1, d_model=128, n_heads=4, d_mlp=64).build(len(task.vocabulary), task.n_context, 0)
+    bench = Bench({"after": wide}, {"clean": many})
+    message = r"erasing many by leace at blocks.0.hook_resid_post, position 9 removes rank 1\d\d of 128 and leaves 0.0% of the"
+    with pytest.raises(InputError, match=message + r" variance: 200 values do not go into 128 dimensions; .*n_codes"):
+        erase(variable="many", layer=0, method=method).edits(wide, many, bench)
+    assert erase(variable="many", layer=0, method=method, n_codes=4).erasers(wide, many, bench)
 
 
 def test_hardly_any_variance_left_is_refused(bench, model, examples):

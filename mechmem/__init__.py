@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from mechmem.analyses import CircuitOverlap as CircuitOverlap
     from mechmem.analyses import Dynamics as Dynamics
     from mechmem.analyses import EdgeScores as EdgeScores
+    from mechmem.analyses import Erasure as Erasure
     from mechmem.analyses import Intervene as Intervene
     from mechmem.analyses import NeuronShift as NeuronShift
     from mechmem.analyses import NeuronTopK as NeuronTopK
@@ -50,6 +51,7 @@ _HOMES = {
         "CircuitOverlap",
         "Dynamics",
         "EdgeScores",
+        "Erasure",
         "Intervene",
         "NeuronShift",
         "NeuronTopK",

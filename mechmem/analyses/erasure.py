@@ -31,8 +31,8 @@ class Erasure(EffectAnalysis):
     If memorised answers go with the variable, and not with as many random dimensions or as much variance, they rest on
     what the activation holds of it. The table also says how large the erasure was and whether it did what it is meant
     to: `rank`, `variance_left`, and for the variable and those of `also_probed` the accuracy `probe_...` of a new probe.
-    It is fitted and tuned on two thirds of `erase.fit_on` and tested on the instances of `examples` that are not among them, all
-    erased; only where `examples` shares none with `fit_on` has the eraser not seen them either.
+    It is fitted and tuned on two thirds of `erase.fit_on`, and tested on those of `examples` that are not among them, all
+    erased; the eraser has not seen them either where `examples` and `fit_on` share none.
     Source: arXiv:2004.07667, arXiv:2306.03819 (erasure); arXiv:2006.00995 (its effect, beside random directions).
     """
 

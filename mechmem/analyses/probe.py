@@ -61,8 +61,7 @@ class Probe(Analysis):
     penalties: tuple[PositiveFloat, ...] = Field(PENALTIES, min_length=1)
     """Penalties of the squared weights to choose from."""
     shuffled_by: tuple[str, ...] = ()
-    """Variables whose every combination shares one shuffled label, which a probe might learn by heart; every instance
-    has its own unless given."""
+    """Give every combination of these variables one shuffled label, to be learnt by heart; else every instance its own."""
     seed: int = 0
     """Seed of the split and of the shuffled labels."""
 

@@ -55,8 +55,8 @@ def thirds(n: int, seed: int) -> tuple[Tensor, ...]:
     return torch.randperm(n, generator=torch.Generator().manual_seed(seed)).tensor_split(3)
 
 
-def clean_set(bench: Bench, name: str, variable: str, seed: int) -> Examples:
-    """A set to fit on. Raises InputError if some of it is noisy, or if it is too small or too uniform to learn from."""
+def check_fit(bench: Bench, name: str, variable: str, seed: int) -> None:
+    """Raises InputError for a set to fit on if some of it is noisy, or if it is too small or too uniform to learn from."""
     examples = bench.examples(name)
     if n_noisy := int(examples.is_noisy.sum()):
         raise InputError(
@@ -71,7 +71,6 @@ def clean_set(bench: Bench, name: str, variable: str, seed: int) -> Examples:
             f"in the third of {name!r} that a probe is fitted on, {variable} is always {there.item()}: "
             "nothing can be learnt from it"
         )
-    return examples
 
 
 def unseen(bench: Bench, name: str, fit: Examples, seed: int) -> Examples:

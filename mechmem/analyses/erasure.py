@@ -11,7 +11,7 @@ from jaxtyping import Float
 from pydantic import Field, PositiveFloat, field_validator
 from torch import Tensor
 
-from mechmem.analyses.classifier import PENALTIES, Classifier, clean_set, fitted, unseen, values_of
+from mechmem.analyses.classifier import PENALTIES, Classifier, check_fit, fitted, unseen, values_of
 from mechmem.analyses.effect import EffectAnalysis, Parts, prefixes
 from mechmem.analyses.faithfulness import over_examples, single
 from mechmem.bench import Bench
@@ -70,6 +70,10 @@ class Erasure(EffectAnalysis):
         return super().controls(bench, parts) | drawn
 
     @property
+    def _probed_variables(self) -> tuple[str, ...]:
+        return tuple(dict.fromkeys([self.erase.variable, *self.also_probed]))
+
+    @property
     def _draws(self) -> Draws:
         drawn = {
             name: [
@@ -81,7 +85,9 @@ class Erasure(EffectAnalysis):
         return {"unpatched": [None], "patched": [self.erase], **drawn}
 
     def table(self, bench: Bench) -> pd.DataFrame:
-        fit = clean_set(bench, self.erase.fit_on, self.erase.variable, self.erase.split_seed)
+        fit = bench.examples(self.erase.fit_on)
+        for variable in self._probed_variables:
+            check_fit(bench, self.erase.fit_on, variable, self.erase.split_seed)
         rows = [
             {"examples": self.examples, "condition": condition, "place": "all", "recovery": None} | row
             for condition, draws in self._draws.items()
@@ -104,7 +110,7 @@ class Erasure(EffectAnalysis):
     def _probed(self, bench: Bench, fit: Examples, draws: Sequence[Erase | None]) -> list[dict[str, Any]]:
         """How well each variable can be read in what is left."""
         test, rows = unseen(bench, self.examples, fit, self.erase.split_seed), []
-        for variable in (self.erase.variable, *self.also_probed):
+        for variable in self._probed_variables:
             for prefix in prefixes(test):
                 fed = test.with_prefix(prefix)
                 hits = [

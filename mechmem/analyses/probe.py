@@ -12,7 +12,7 @@ from torch import Tensor
 
 from mechmem import sites
 from mechmem.analyses.analysis import Analysis
-from mechmem.analyses.classifier import PENALTIES, clean_set, fitted, shuffled_labels, thirds, unseen, values_of
+from mechmem.analyses.classifier import PENALTIES, check_fit, fitted, shuffled_labels, thirds, unseen, values_of
 from mechmem.analyses.effect import prefixes
 from mechmem.analyses.faithfulness import over_examples, single
 from mechmem.bench import Bench
@@ -66,7 +66,8 @@ class Probe(Analysis):
     """Seed of the split and of the shuffled labels."""
 
     def table(self, bench: Bench) -> pd.DataFrame:
-        fit = clean_set(bench, self.fit_on, self.variable, self.seed)
+        check_fit(bench, self.fit_on, self.variable, self.seed)
+        fit = bench.examples(self.fit_on)
         names = tuple(dict.fromkeys([self.fit_on, *self.test_on]))
         sets = [fit, *(unseen(bench, name, fit, self.seed) for name in names)]
         values = [values_of(examples, self.variable) for examples in sets]

@@ -131,7 +131,7 @@ def test_where_there_is_nothing_to_erase_nothing_changes(bench):
 
 
 def test_the_table_has_the_documented_columns_and_every_row_once(bench):
-    table = erasure(erase(), control=RandomDirection(n=2), also_probed=("out_0",)).table(bench)
+    table = erasure(erase(), control=RandomDirection(n=2), also_probed=("out_0", "carry_4")).table(bench)
     assert list(table.columns) == list(Erasure.columns)
     assert not table[LABELS].duplicated().any()
     assert set(table["condition"]) == {"unpatched", "patched", "control", "random", "variance_matched"}
@@ -176,6 +176,7 @@ def test_a_rehearsal_on_four_examples_says_the_same_labels(bench, model, example
         ({"fit_on": "noisy"}, {}, "a probe is fitted on clean instances only, and 7 of the 12 in 'noisy' are noisy"),
         ({"fit_on": "three"}, {}, "'three' has 3 examples: a probe needs 4"),
         ({"fit_on": "uniform"}, {}, "carry_4 is always 1"),
+        ({"fit_on": "uniform", "variable": "carry_1"}, {"also_probed": ("carry_4",)}, "carry_4 is always 1"),
         (
             {"variable": "digit_sum_3"},
             {},

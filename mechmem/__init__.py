@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from mechmem.analyses import Dynamics as Dynamics
     from mechmem.analyses import EdgeScores as EdgeScores
     from mechmem.analyses import EffectAnalysis as EffectAnalysis
+    from mechmem.analyses import Erasure as Erasure
     from mechmem.analyses import Heuristics as Heuristics
     from mechmem.analyses import HeuristicTypes as HeuristicTypes
     from mechmem.analyses import Intervene as Intervene
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from mechmem.analyses import NeuronShift as NeuronShift
     from mechmem.analyses import NeuronTopK as NeuronTopK
     from mechmem.analyses import PatchGrid as PatchGrid
+    from mechmem.analyses import Probe as Probe
     from mechmem.analyses import TunedLens as TunedLens
     from mechmem.analyses import Twin as Twin
     from mechmem.api import load as load
@@ -72,6 +74,7 @@ _HOMES = {
         "Dynamics",
         "EdgeScores",
         "EffectAnalysis",
+        "Erasure",
         "Heuristics",
         "HeuristicTypes",
         "Intervene",
@@ -80,6 +83,7 @@ _HOMES = {
         "NeuronShift",
         "NeuronTopK",
         "PatchGrid",
+        "Probe",
         "TunedLens",
         "Twin",
     ),

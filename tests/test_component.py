@@ -45,11 +45,7 @@ def _blocks() -> list[tuple[str | None, str, Any]]:
 BLOCKS = _blocks()
 KEYS = list(dict.fromkeys((shelf, kind) for shelf, kind, _ in BLOCKS))
 ON_A_SHELF = [key for key in KEYS if key[0]]
-REFUSED = {
-    "ablation": {"control": "random_direction"},
-    "erase": {"head": 0, "neurons": (0,)},
-    "neuron_top_k": {"control": "random_direction"},
-}
+REFUSED = {"ablation": {"control": "random_direction"}, "neuron_top_k": {"control": "random_direction"}}
 """Fields that a kind inherits and must leave as they are, with a value that it refuses."""
 CASES = [pytest.param((shelf, kind), block, id=f"{shelf or 'part'}-{kind}") for shelf, kind, block in BLOCKS]
 

@@ -11,6 +11,7 @@ from mechmem.analyses.distributed import Distributed as Distributed
 from mechmem.analyses.dynamics import Dynamics as Dynamics
 from mechmem.analyses.edge_scores import EdgeScores as EdgeScores
 from mechmem.analyses.effect import EffectAnalysis as EffectAnalysis
+from mechmem.analyses.erasure import Erasure as Erasure
 from mechmem.analyses.grid import GridAnalysis as GridAnalysis
 from mechmem.analyses.heuristic_types import HeuristicTypes as HeuristicTypes
 from mechmem.analyses.heuristics import Heuristics as Heuristics
@@ -21,5 +22,6 @@ from mechmem.analyses.map_similarity import MapSimilarity as MapSimilarity
 from mechmem.analyses.neuron_shift import NeuronShift as NeuronShift
 from mechmem.analyses.neuron_shift import NeuronTopK as NeuronTopK
 from mechmem.analyses.patch_grid import PatchGrid as PatchGrid
+from mechmem.analyses.probe import Probe as Probe
 from mechmem.analyses.tuned_lens import TunedLens as TunedLens
 from mechmem.analyses.twin import Twin as Twin

@@ -91,16 +91,22 @@ class EffectAnalysis(Analysis):
         per_part = [c.draws(part, bench.model(self.model)) for c, part in zip(controls, parts, strict=True)]
         return [[p for part in draw for p in part] for draw in zip(*per_part, strict=True)]
 
+    def controls(self, bench: Bench, parts: Parts) -> dict[str, list[list[Intervention]]]:
+        """The draws of each control, by the name of its condition."""
+        draws = self.control_draws(bench, parts)
+        return {"control": draws} if draws else {}
+
     def table(self, bench: Bench) -> pd.DataFrame:
         model, examples, parts = bench.model(self.model), bench.examples(self.examples), self.parts(bench)
         unpatched = self.readings(bench, model, examples, [])
         conditions = {"unpatched": unpatched, "patched": self.readings(bench, model, examples, parts)}
-        draws = [
-            self.readings(bench, model, examples, draw, decode=self.decode and i < self.n_control_decode)
-            for i, draw in enumerate(self.control_draws(bench, parts))
-        ]
-        if draws:
-            conditions["control"] = _mean(draws)
+        for name, draws in self.controls(bench, parts).items():
+            conditions[name] = _mean(
+                [
+                    self.readings(bench, model, examples, draw, decode=self.decode and i < self.n_control_decode)
+                    for i, draw in enumerate(draws)
+                ]
+            )
         source = self._source_readings(bench, model, examples)
         if source is not None:
             conditions["source"] = source
@@ -209,7 +215,9 @@ def effect_table(examples: str, conditions: Mapping[str, Readings]) -> pd.DataFr
         matrix = np.stack([values.double().numpy() for values in readings.values.values()])
         low, high = interval(matrix)
         for i, key in enumerate(readings.values):
-            recovery = _recovery(conditions, key, matrix[i].mean()) if condition in ("patched", "control") else None
+            recovery = (
+                _recovery(conditions, key, matrix[i].mean()) if condition not in ("unpatched", "source") else None
+            )
             prefix, place, measure = key
             rows.append(
                 {

@@ -17,14 +17,15 @@ FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', Arial, s
 INK, SOFT, FAINT, UNDEFINED = "#2f3640", "#5c6570", "#e4e7eb", "#c9ced6"
 
 BLUE, VERMILLION, GREEN, PLUM, AMBER = "#0072B2", "#D55E00", "#009E73", "#a55c9b", "#E69F00"
-SLATE, GREY = "#535d69", "#9ea6b1"
+SLATE, GREY, SAND = "#535d69", "#9ea6b1", "#cdbb8a"
 COLOURS = {
     **{"clean": BLUE, "noisy": VERMILLION, "memorised": VERMILLION, "accuracy_given": VERMILLION},
     **{"corrected": GREEN, "accuracy_true": GREEN, "held_out": INK, "chance": GREY},
     **{"unpatched": SLATE, "patched": PLUM, "top": PLUM, "control": GREY, "random": GREY, "source": AMBER},
     **{"ranked": PLUM, "together": PLUM},
     "relabelled": SLATE,
-    **{"lens": PLUM, "shuffled": GREY, "untrained": SLATE, "shifted": PLUM, "rest": SLATE},
+    **{"lens": PLUM, "untrained": SLATE, "shifted": PLUM, "rest": SLATE},
+    **{"probe": PLUM, "shuffled": GREY, "majority": SAND, "variance_matched": SAND},
 }
 """What always has the same colour, told apart by all common kinds of colour vision (after Okabe and Ito)."""
 OTHERS = ("#332288", "#44AA99", "#999933", "#882255", "#88CCEE", "#DDCC77")
@@ -44,9 +45,11 @@ MEANINGS = {
     "ranked": "ranked (most needed first)",
     "together": "the model",
     "relabelled": "relabelled (control: other heads of the same layers)",
-    "shuffled": "shuffled (control: another example's label)",
     "given": "given label",
     "true": "true label",
+    "variance_matched": "random, of equal variance (control)",
+    "shuffled": "shuffled labels (control)",
+    "majority": "commonest value",
     "source": "source (where patches come from)",
 }
 UNITS = {

@@ -12,12 +12,12 @@ from torch import Tensor
 from mechmem.bench import Bench
 from mechmem.component import InputError, Swept, digest
 from mechmem.examples import Examples
-from mechmem.interventions.intervention import SiteIntervention
+from mechmem.interventions.intervention import UnitIntervention
 from mechmem.interventions.patch import fitting
 from mechmem.models import Model
 
 
-class Ablate(SiteIntervention):
+class Ablate(UnitIntervention):
     """Knocks an activation out: puts zero, a mean, another example's value or noise in its place.
 
     What the model then fails at, it needs this site's information for; zero also takes away what is the same for all

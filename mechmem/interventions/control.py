@@ -8,7 +8,7 @@ import torch
 from pydantic import Field
 
 from mechmem.component import Component, InputError
-from mechmem.interventions.intervention import Intervention, SiteIntervention
+from mechmem.interventions.intervention import Intervention, UnitIntervention
 from mechmem.interventions.scramble import Scramble
 from mechmem.models import Model
 
@@ -39,7 +39,7 @@ class RandomNeurons(Control):
     """
 
     def draws(self, intervention: Intervention, model: Model) -> list[list[Intervention]]:
-        if not isinstance(intervention, SiteIntervention) or intervention.site not in ("neurons", "mlp_pre"):
+        if not isinstance(intervention, UnitIntervention) or intervention.site not in ("neurons", "mlp_pre"):
             raise InputError("control random_neurons stands beside interventions at `neurons` only")
         layers = intervention.layer if isinstance(intervention.layer, tuple) else (intervention.layer,)
         width = int(model.cfg.d_mlp or 0)
@@ -47,7 +47,7 @@ class RandomNeurons(Control):
         return [self._at_random(intervention, k, width, model.cfg.n_layers, self.seed + i) for i in range(self.n)]
 
     @staticmethod
-    def _at_random(like: SiteIntervention, k: int, width: int, n_layers: int, seed: int) -> list[Intervention]:
+    def _at_random(like: UnitIntervention, k: int, width: int, n_layers: int, seed: int) -> list[Intervention]:
         generator = torch.Generator().manual_seed(seed)
         drawn = torch.randperm(width * n_layers, generator=generator)[:k]
         sets = {layer: tuple(sorted((drawn[drawn // width == layer] % width).tolist())) for layer in range(n_layers)}

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from mechmem import sites
 from mechmem.bench import Bench
-from mechmem.component import Each, InputError, Swept, suggest
+from mechmem.component import InputError, Swept, suggest
 from mechmem.examples import Examples
 from mechmem.interventions.inlp import inlp
 from mechmem.interventions.intervention import SiteIntervention, position_indices
@@ -43,21 +43,23 @@ class Erase(SiteIntervention):
     method: Swept[Literal["leace", "inlp", "random", "variance_matched"]] = "leace"
     fit_on: Swept[str] = "clean"
     """The example set of the fit, fed the same label's prefix as the patched one; a set of clean instances."""
+    matched_to: Swept[Literal["leace", "inlp"]] = "leace"
+    """The method whose rank and variance the controls `random` and `variance_matched` match."""
     rank: Swept[NonNegativeInt | None] = None
-    """Dimensions that the controls `random` and `variance_matched` remove; those of LEACE unless given."""
+    """Dimensions that the controls remove; those of `matched_to` unless given."""
     n_codes: Swept[PositiveInt | None] = None
     """For a variable of many values: LEACE erases the class means' `n_codes` principal directions, not all classes."""
     seed: Swept[int] = 0
-    """Seed of the random subspaces and of INLP's held-out rows."""
+    """Seed of the random subspaces."""
+    split_seed: int = 0
+    """Seed of INLP's held-out rows."""
 
     @model_validator(mode="after")
     def _fits_method(self) -> Self:
         if self.rank is not None and self.method in ("leace", "inlp"):
             raise ValueError(f"{self.method} finds its own rank; `rank` is for random and variance_matched")
-        if self.n_codes is not None and self.method == "inlp":
+        if self.n_codes is not None and "inlp" in (self.method, self.matched_to):
             raise ValueError("inlp needs classes; `n_codes` is for leace and its controls")
-        if not all(value is None or isinstance(value, Each) for value in (self.head, self.neurons)):
-            raise ValueError("an activation is erased whole; leave `head` and `neurons` out")
         return self
 
     def erasers(self, model: Model, examples: Examples, bench: Bench) -> dict[tuple[str, str], Eraser]:
@@ -93,13 +95,25 @@ class Erase(SiteIntervention):
 
     def _eraser(self, hook: str, index: int, model: Model, examples: Examples, bench: Bench) -> Eraser:
         fit = bench.examples(self.fit_on).with_prefix(examples.prefix)
-        fields = (self.variable, self.method, self.rank, self.n_codes, self.seed)
-        key = ("eraser", id(model), fit.key, hook, index, *fields)
+        key = ("eraser", id(model), fit.key, hook, index, self._how)
         if key not in bench.memo:
             labels = self._labels(fit, bench)
             x = bench.activation(model, fit, hook)[:, index]
-            bench.memo[key] = self._fit(x, labels.to(x.device), f"{hook}, position {index}", bench)
+            like = None if self._matched is None else self._matched._eraser(hook, index, model, examples, bench)
+            bench.memo[key] = self._fit(x, labels.to(x.device), like, f"{hook}, position {index}", bench)
         return bench.memo[key]
+
+    @property
+    def _how(self) -> tuple[object, ...]:
+        """All that an eraser depends on, beside the activations."""
+        return self.variable, self.method, self.matched_to, self.rank, self.n_codes, self.seed, self.split_seed
+
+    @property
+    def _matched(self) -> Erase | None:
+        """What a control is matched to; none for an erasure, and for a random subspace of stated rank."""
+        if self.method in ("leace", "inlp") or (self.method == "random" and self.rank is not None):
+            return None
+        return self.model_copy(update={"method": self.matched_to, "rank": None, "seed": 0})
 
     def _labels(self, fit: Examples, bench: Bench) -> Tensor:
         """The classes of the variable, numbered from 0."""
@@ -111,24 +125,27 @@ class Erase(SiteIntervention):
                 f"{self.fit_on!r} has {len(fit)} examples and {len(values)} values of {self.variable}: "
                 "nothing can be learnt from it"
             )
+        if self.n_codes is not None and self.n_codes >= len(values) and not bench.is_rehearsal:
+            raise InputError(
+                f"n_codes {self.n_codes} is more than the {len(values) - 1} directions in which the {len(values)} values of "
+                f"{self.variable} in {self.fit_on!r} can differ; lower it, or leave it out"
+            )
         return labels
 
-    def _fit(self, x: Tensor, labels: Tensor, where: str, bench: Bench) -> Eraser:
+    def _fit(self, x: Tensor, labels: Tensor, like: Eraser | None, where: str, bench: Bench) -> Eraser:
         if self.method == "inlp":
-            return self._checked(inlp(x, labels, self.seed), x, labels, where, bench)
-        if self.method == "random" and self.rank is not None:
-            return self._checked(random_subspace(x, self.rank, self.seed), x, None, where, bench)
-        code = class_code(x, labels, self.n_codes) if self.n_codes else F.one_hot(labels).float()
-        found = self._checked(leace(x, code), x, None if self.n_codes else labels, where, bench)
+            return self._checked(inlp(x, labels, self.split_seed), x, labels, where, bench)
         if self.method == "leace":
-            return found
-        rank = found.rank if self.rank is None else self.rank
-        if self.method == "random":
+            code = class_code(x, labels, self.n_codes) if self.n_codes else F.one_hot(labels).float()
+            return self._checked(leace(x, code), x, None if self.n_codes else labels, where, bench)
+        rank = like.rank if like is not None and self.rank is None else self.rank or 0
+        if self.method == "random" or like is None:
             return self._checked(random_subspace(x, rank, self.seed), x, None, where, bench)
-        matched = variance_matched(x, rank, found.variance_left, self.seed)
-        if not bench.is_rehearsal and abs(matched.variance_left - found.variance_left) > 1e-3:
-            raise InputError(f"no {rank} dimensions at {where} hold as much variance as LEACE removes; raise `rank`")
-        return self._checked(matched, x, None, where, bench)
+        found = variance_matched(x, rank, like.variance_left, self.seed)
+        if not bench.is_rehearsal and abs(found.variance_left - like.variance_left) > 1e-3:
+            name = self.matched_to.upper()
+            raise InputError(f"no {rank} dimensions at {where} hold as much variance as {name} removes; raise `rank`")
+        return self._checked(found, x, None, where, bench)
 
     def _checked(self, eraser: Eraser, x: Tensor, labels: Tensor | None, where: str, bench: Bench) -> Eraser:
         n_classes, d = 0 if labels is None else int(labels.max()) + 1, x.shape[1]

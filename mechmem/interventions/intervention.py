@@ -31,7 +31,7 @@ class Intervention(Component, shelf="intervention"):
 
 
 class SiteIntervention(Intervention):
-    """An intervention at the chosen layers, positions, heads or neurons of one site; the rest is left alone."""
+    """An intervention at the chosen layers and positions of one site; the rest is left alone."""
 
     site: Swept[str]
     """A name of `mechmem.sites`."""
@@ -39,10 +39,6 @@ class SiteIntervention(Intervention):
     """One layer or several; none for a site without layers."""
     position: Swept[Names | None] = None
     """Named positions (or `readout`, all that answer tokens are read from); every position unless given."""
-    head: Swept[Indices | None] = None
-    """Heads, at sites that have them; every head unless given."""
-    neurons: Swept[tuple[int, ...] | None] = None
-    """Neurons, at `neurons` and `mlp_pre`; every neuron unless given."""
 
     @abstractmethod
     def replacement(self, hook: str, model: Model, examples: Examples, bench: Bench) -> Any:
@@ -65,7 +61,7 @@ class SiteIntervention(Intervention):
         """Where the activation is changed, broadcastable to it."""
         site = sites.site(self.site)
         chosen = torch.ones([1] * len(site.axes), dtype=torch.bool)
-        for axis, indices, size in self._choices(model, examples):
+        for axis, indices, size in self.choices(model, examples):
             if site.axis(axis) < 0:
                 raise InputError(f"site {self.site!r} has no axis {axis!r} to choose from (its axes: {site.axes})")
             on = torch.zeros(size, dtype=torch.bool)
@@ -73,10 +69,23 @@ class SiteIntervention(Intervention):
             chosen = chosen & sites.on_axis(on, site.axis(axis), len(site.axes))
         return chosen
 
-    def _choices(self, model: Model, examples: Examples) -> list[tuple[str, list[int], int]]:
-        choices = []
-        if self.position is not None:
-            choices.append(("pos", position_indices(self.position, examples), examples.tokens.shape[1]))
+    def choices(self, model: Model, examples: Examples) -> list[tuple[str, list[int], int]]:
+        """What is chosen on each axis that not everything is chosen on: (axis, indices, size of the axis)."""
+        if self.position is None:
+            return []
+        return [("pos", position_indices(self.position, examples), examples.tokens.shape[1])]
+
+
+class UnitIntervention(SiteIntervention):
+    """An intervention that may be at chosen heads or neurons only."""
+
+    head: Swept[Indices | None] = None
+    """Heads, at sites that have them; every head unless given."""
+    neurons: Swept[tuple[int, ...] | None] = None
+    """Neurons, at `neurons` and `mlp_pre`; every neuron unless given."""
+
+    def choices(self, model: Model, examples: Examples) -> list[tuple[str, list[int], int]]:
+        choices = super().choices(model, examples)
         for axis, value, size in (("head", self.head, model.cfg.n_heads), ("d_mlp", self.neurons, model.cfg.d_mlp)):
             if value is not None:
                 choices.append((axis, _checked(axis, value, size), size or 0))

@@ -12,7 +12,7 @@ from torch import Tensor
 from mechmem.bench import Bench
 from mechmem.component import Component, InputError
 from mechmem.examples import Examples
-from mechmem.interventions.intervention import SiteIntervention
+from mechmem.interventions.intervention import UnitIntervention
 from mechmem.models import Model
 
 
@@ -81,7 +81,7 @@ class Source(Component):
         return other.select(examples.index).with_prefix(examples.prefix)
 
 
-class Patch(SiteIntervention):
+class Patch(UnitIntervention):
     """Activation patching: put in the place of an activation its value from another forward pass.
 
     If the answer follows the source, the site carries what the answer depends on (sufficient, not always necessary).

@@ -11,11 +11,11 @@ from torch import Tensor
 from mechmem.bench import Bench
 from mechmem.component import InputError, Swept, suggest
 from mechmem.examples import Examples
-from mechmem.interventions.intervention import SiteIntervention
+from mechmem.interventions.intervention import UnitIntervention
 from mechmem.models import Model
 
 
-class Steer(SiteIntervention):
+class Steer(UnitIntervention):
     """Adds `factor` times the difference between the mean activations of two values of a variable.
 
     If the answer changes as if the variable had the value `towards`, the model reads the variable along this direction.

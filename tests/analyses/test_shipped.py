@@ -29,6 +29,8 @@ PAIR = {
 BEFORE = {"checkpoint": "before"}
 EVERY_DIGIT = ("out_0", "out_1", "out_2", "out_3")
 """Sets of pairs, each of which changes one digit of a sum."""
+ERASED = {"kind": "erase", "site": "resid_pre", "layer": 1, "position": "=", "variable": VARIABLE, "fit_on": "many"}
+ERASED |= {"n_codes": 1}
 SMALL: dict[str, dict[str, Any]] = {
     "ablation": {"component": {"each": ["head", "layer"]}, "ranked_on": "many", "n_random": 2, "k": [1]},
     "activation_map": {"pairs": EVERY_DIGIT, "k": 2},
@@ -39,6 +41,7 @@ SMALL: dict[str, dict[str, Any]] = {
     "distributed": {"layer": {"each": [0, 1]}, "donors": "many", "n_draws": 2},
     "dynamics": {},
     "edge_scores": {"methods": ["eap", "eap_ig", "exact"]},
+    "erasure": {"erase": ERASED, "n_draws": 2},
     "heuristic_types": {"layer": {"each": [0, [0, 1]]}, "k": 16},
     "heuristics": {"examples": "many", "pairs": EVERY_DIGIT},
     "intervene": {"intervention": {"kind": "ablate", "site": "mlp_out", "layer": {"each": "all"}}},
@@ -47,6 +50,7 @@ SMALL: dict[str, dict[str, Any]] = {
     "neuron_shift": {},
     "neuron_top_k": {"layer": {"each": [0, [0, 1]]}, "k": {"each": [0, 4]}, "n_random": 2},
     "patch_grid": {"site": "z", "layer": 1, "head": {"each": "all"}, "source": BEFORE, "control": "random_direction"},
+    "probe": {"variable": VARIABLE, "layer": {"each": [0, 2]}, "position": "=", "fit_on": "many"},
     "tuned_lens": {"fit_on": "many", "n_steps": 20},
     "twin": {"component": {"each": ["attn", "mlp"]}, "how": {"each": ["weights", "activations"]}},
 }
@@ -90,8 +94,14 @@ def bench_of(name: str) -> Bench:
     )
 
 
+def filled(value: Any, task: str) -> Any:
+    if value is VARIABLE:
+        return VARIABLE[task]
+    return {name: filled(part, task) for name, part in value.items()} if isinstance(value, dict) else value
+
+
 def small(kind: str, task: str) -> Analysis:
-    fields = {name: value[task] if value is VARIABLE else value for name, value in SMALL[kind].items()}
+    fields = {name: filled(value, task) for name, value in SMALL[kind].items()}
     return Analysis.model_validate({"kind": kind} | fields)
 
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from mechmem.bench import Bench
 from mechmem.component import InputError
 from mechmem.interventions import Erase, Intervention, RandomDirection, applied
 from mechmem.interventions.subspace import leace
+from mechmem.models import Architecture
 from mechmem.tasks import FourDigitAddition
 
 METHODS = ["leace", "inlp", "random", "variance_matched"]
@@ -69,6 +71,26 @@ def test_the_controls_match_the_erasure_and_leave_the_variable(control, bench, m
     assert erase(method="random", rank=3).erasers(model, examples, bench)[HOOK, "="].rank == 3
 
 
+@pytest.mark.parametrize("control", ["random", "variance_matched"])
+def test_a_control_can_be_matched_to_inlp(control, bench, model, examples):
+    """However often its subspace is drawn, the rank stays that of the one INLP."""
+    found = erase(method="inlp").erasers(model, examples, bench)[HOOK, "="]
+    assert found.rank > 1  # so that it is not LEACE's
+    for seed in range(3):
+        control_of = erase(method=control, matched_to="inlp", seed=seed)
+        matched = control_of.erasers(model, examples, bench)[HOOK, "="]
+        assert matched.rank == found.rank
+        assert (abs(matched.variance_left - found.variance_left) < 1e-9) == (control == "variance_matched")
+
+
+def test_what_a_control_is_matched_to_is_fitted_once(bench, model, examples, monkeypatch):
+    fits = []
+    monkeypatch.setattr("mechmem.interventions.erase.leace", lambda *a: fits.append(a) or leace(*a))
+    for seed in range(3):
+        erase(method="variance_matched", seed=seed).edits(model, examples, bench)
+    assert len(fits) == 1
+
+
 def test_a_matched_control_leaves_the_variable(bench, model, clean):
     after, before = erased(erase(method="variance_matched", seed=2), bench, model, clean)
     carry = clean.variables["carry_4"]
@@ -116,6 +138,27 @@ def test_a_low_rank_code_of_it_can_be_erased(bench, model, examples):
     assert (matched.rank, matched.variance_left) == (3, pytest.approx(found.variance_left, abs=1e-9))
 
 
+def test_more_codes_than_values_differ_in_are_refused(bench, model, examples):
+    assert erase(n_codes=1).erasers(model, examples, bench)[HOOK, "="].rank == 1
+    with pytest.raises(
+        InputError, match=r"n_codes 2 is more than the 1 directions in which the 2 values of carry_4 in"
+    ):
+        erase(n_codes=2).edits(model, examples, bench)
+
+
+@pytest.mark.parametrize("method", ["leace", "random", "variance_matched"])
+def test_two_hundred_values_in_128_dimensions_are_refused_with_rank_and_variance(method):
+    task = FourDigitAddition(n_train=10, n_held_out=2000)
+    many = task.sample("held_out")
+    many = replace(many, variables={"many": torch.arange(len(many)) % 200})
+    wide = Architecture(n_layers=1, d_model=128, n_heads=4, d_mlp=64).build(len(task.vocabulary), task.n_context, 0)
+    bench = Bench({"after": wide}, {"clean": many})
+    message = r"erasing many by leace at blocks.0.hook_resid_post, position 9 removes rank 1\d\d of 128 and leaves 0.0% of the"
+    with pytest.raises(InputError, match=message + r" variance: 200 values do not go into 128 dimensions; .*n_codes"):
+        erase(variable="many", layer=0, method=method).edits(wide, many, bench)
+    assert erase(variable="many", layer=0, method=method, n_codes=4).erasers(wide, many, bench)
+
+
 def test_hardly_any_variance_left_is_refused(bench, model, examples):
     with pytest.raises(InputError, match=r"removes rank 9 of 16 and leaves 0.0% of the variance"):
         erase(site="embed", layer=None, variable="out_0", position="a0").edits(model, examples, bench)
@@ -150,8 +193,9 @@ def test_a_variable_of_one_value_is_refused(bench, model, examples, clean):
     [
         ({"rank": 3}, "leace finds its own rank"),
         ({"method": "inlp", "n_codes": 3}, "inlp needs classes"),
-        ({"site": "neurons", "neurons": (1,)}, "erased whole"),
-        ({"site": "z", "head": 1}, "erased whole"),
+        ({"method": "random", "matched_to": "inlp", "n_codes": 3}, "inlp needs classes"),
+        ({"neurons": (1,)}, "erase has no key 'neurons'"),
+        ({"head": 1}, "erase has no key 'head'"),
     ],
 )
 def test_what_makes_no_sense_is_refused_as_it_is_written(fields, message):

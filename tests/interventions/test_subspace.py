@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.linear_model import LogisticRegression
 
-from mechmem.interventions.inlp import SLACK, inlp, logistic_regression
+from mechmem.interventions.inlp import SLACK, _split, inlp, logistic_regression
 from mechmem.interventions.subspace import (
     TOLERANCE,
     Eraser,
@@ -133,6 +133,26 @@ def test_after_inlp_at_most_the_slack_above_the_majority(n_classes):
     assert accuracy(x, labels) > share(labels) + 0.2
     assert accuracy(found(x), labels) <= share(labels[2000:]) + SLACK + 0.01
     assert 0 < found.rank < 40
+
+
+@pytest.mark.parametrize("n_classes", [2, 3, 6])
+def test_after_inlp_a_fresh_classifier_does_no_better_on_the_rows_held_out(n_classes):
+    x, labels, _ = data(n_classes, n=4000, d=40)
+    found, (fit, held_out) = inlp(x, labels), _split(4000, 0)
+    fresh = LogisticRegression(max_iter=2000).fit(found(x[fit]).numpy(), labels[fit].numpy())
+    assert fresh.score(found(x[held_out]).numpy(), labels[held_out].numpy()) <= share(labels[held_out]) + SLACK
+
+
+FOUND = pytest.mark.xfail(strict=True, reason="3 classes: 0.033 above the majority, 6 classes: 0.041")
+
+
+@pytest.mark.parametrize("n_classes", [2, pytest.param(3, marks=FOUND), pytest.param(6, marks=FOUND)])
+def test_after_inlp_a_fresh_classifier_does_no_better_on_rows_that_nothing_was_fitted_on(n_classes):
+    """Not met: what INLP's finitely many rows leave, other rows find. LEACE leaves up to 0.027 there in the same way."""
+    x, labels, _ = data(n_classes, n=12_000, d=40)
+    found = inlp(x[:4000], labels[:4000])
+    fresh = LogisticRegression(max_iter=2000).fit(found(x[4000:8000]).numpy(), labels[4000:8000].numpy())
+    assert fresh.score(found(x[8000:]).numpy(), labels[8000:].numpy()) <= share(labels[8000:]) + SLACK
 
 
 def test_inlp_is_not_centred_and_projects_the_original():

@@ -33,8 +33,8 @@ class Bench:
     """The task's true answers to any prompts, also ones that no example set holds; -1 where it has none."""
     memo: dict[Any, Any] = field(default_factory=dict)
     """Results that several analyses share."""
-    n_forwarded: int = 0
-    """Examples that went through a model so far: the cost of what was done."""
+    n_forwarded: float = 0
+    """Examples that went through a model so far: the cost of what was done, or of what is rehearsed."""
     say: Callable[[str], None] = lambda _: None
     """Told what is being worked on."""
     is_rehearsal: bool = False
@@ -54,6 +54,10 @@ class Bench:
             raise InputError(f"there is no example set {name!r}; {suggest(name, self.example_sets)}")
         return self.example_sets[name]
 
+    def count(self, examples: Examples, times: int = 1) -> None:
+        """Counts these examples as forwarded."""
+        self.n_forwarded += times * len(examples) * examples.weight
+
     def activation(self, model: Model, examples: Examples, hook: str) -> Tensor:
         """The activation at one hook, unedited."""
         return self.activations(model, examples, [hook])[hook]
@@ -64,7 +68,7 @@ class Bench:
         self._alive[id(model)] = model
         missing = [hook for hook in hooks if (id(model), examples.key, hook) not in self._kept]
         if missing:
-            self.n_forwarded += len(examples)
+            self.count(examples)
             _, found = forward(model, examples.tokens, 0, capture=missing)
             self._kept.update({(id(model), examples.key, hook): found[hook] for hook in missing})
         result = {}
@@ -85,5 +89,5 @@ class Bench:
         start = None
         if layer > 0 and (id(model), examples.key, resid) in self._kept:
             start = (layer, self.activation(model, examples, resid))
-        self.n_forwarded += len(examples)
+        self.count(examples)
         return forward(model, examples.tokens, examples.n_answer, edits, start=start)[0]

@@ -43,6 +43,8 @@ class Examples:
     """The minimal pair of each row, where the set was made with pairs."""
     parent: Examples | None = None
     """The set that these rows were selected from; none for a set of its own."""
+    weight: float = 1.0
+    """How many examples each stands for, where a few rehearse what is done to many."""
 
     def __post_init__(self) -> None:
         if len(self.index) != len(self):
@@ -97,6 +99,12 @@ class Examples:
         """The same examples as a set of their own: their rows count from 0."""
         counterpart = self.counterpart and self.counterpart.as_set()
         return replace(self, index=torch.arange(len(self)), counterpart=counterpart, parent=None)
+
+    def represented_by(self, n: int) -> Self:
+        """The first n, at most, as a set in which each stands for as many as it takes to be all."""
+        few = self.select(torch.arange(min(n, len(self)))).as_set()
+        weight = len(self) / len(few)
+        return replace(few, weight=weight, counterpart=few.counterpart and replace(few.counterpart, weight=weight))
 
     def to(self, device: torch.device | str) -> Self:
         """The same examples on another device."""

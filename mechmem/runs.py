@@ -94,17 +94,10 @@ def rehearse(experiment: Experiment) -> dict[str, int]:
 
 def _rehearsed(experiment: Experiment, recipe: Recipe) -> dict[str, tuple[pd.DataFrame, int]]:
     """The rehearsed table of every analysis and its cost in the real run, for one training."""
-    import torch
-
-    few, scale = {}, 1.0
-    for name, chosen in experiment.examples.items():
-        examples = chosen.of(recipe.task)
-        few[name] = examples.select(torch.arange(min(4, len(examples)))).as_set()
-        scale = max(scale, len(examples) / len(few[name]))
-    refs = experiment.checkpoints.items()
-    models = {
-        name: (ref.training or recipe).build(0).requires_grad_(False) for name, ref in refs
-    }  # as trained ones are
+    few = {name: chosen.of(recipe.task).represented_by(4) for name, chosen in experiment.examples.items()}
+    models = {name: (ref.training or recipe).build(0) for name, ref in experiment.checkpoints.items()}
+    for model in models.values():
+        model.requires_grad_(False)  # as those of checkpoints are
     curve = {"step": 0, "clean": 0.0, "memorised": 0.0, "corrected": 0.0, "held_out": 0.0}
     phases = dict.fromkeys(PHASES, 0)
     task = recipe.task
@@ -116,7 +109,7 @@ def _rehearsed(experiment: Experiment, recipe: Recipe) -> dict[str, tuple[pd.Dat
             table = analysis.run(bench, experiment.universe(recipe))
         except InputError as error:
             raise BlockError(i, str(error)) from error
-        rehearsed[analysis.table_name] = (table, int((bench.n_forwarded - before) * scale))
+        rehearsed[analysis.table_name] = (table, round(bench.n_forwarded - before))
     return rehearsed
 
 

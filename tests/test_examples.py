@@ -8,6 +8,7 @@ from jaxtyping import TypeCheckError
 
 from mechmem.component import InputError
 from mechmem.examples import Examples, concatenate
+from mechmem.tasks import MinimalPair
 
 PROMPT, GIVEN, TRUE = [[4, 5], [6, 4], [5, 5]], [[1, 2, 3], [0, 0, 0], [3, 1, 2]], [[1, 3, 3], [0, 0, 0], [2, 1, 2]]
 """Three instances of answers with three tokens, the first and the last of them noisy."""
@@ -150,3 +151,13 @@ def test_examples_are_frozen(three):
 def test_parts_that_do_not_fit_each_other_are_refused(three, wrong):
     with pytest.raises(TypeCheckError):
         replace(three, **wrong)
+
+
+def test_few_examples_can_stand_for_all(examples, task):
+    few = examples.represented_by(5)
+    assert torch.equal(few.tokens, examples.tokens[:5])
+    assert few.weight == len(examples) / 5
+    assert few.with_prefix("true").select(torch.tensor([1])).weight == few.weight
+    assert examples.represented_by(50).weight == 1
+    paired = task.pairs(examples, MinimalPair(flip="out_0"))
+    assert paired.represented_by(2).counterpart.weight == len(paired) / 2

@@ -365,6 +365,7 @@ def test_a_figure_of_a_later_training_or_seed_is_no_mistake(spec, recipe):
 def test_a_rehearsal_foretells_the_cost(spec, recipe, made, monkeypatch):
     """Exactly, where nothing is decoded: decoding takes as many rounds as the model needs."""
     block = spec()
+    block["examples"]["clean"]["n"] = 25  # sets of different sizes count each by its own
     block["analyses"][1]["decode"] = False
     experiment = Experiment.model_validate(block)
     foretold = rehearse(experiment)

@@ -106,7 +106,7 @@ def scores_of(contrast: Contrast, units: list[Units]) -> list[Float[Tensor, "n u
         _, corrupted = contrast.both_runs([u.hook for u in units])
         every = torch.arange(len(contrast.examples))
         batches = [_scores(contrast, units, corrupted, rows) for rows in every.split(BATCH)]
-        contrast.bench.n_forwarded += len(contrast.examples)
+        contrast.bench.count(contrast.examples)
         scores = [torch.cat(of_unit) for of_unit in zip(*batches, strict=True)]
         contrast.check_change(*scores)
         contrast.bench.memo[key] = scores
@@ -188,7 +188,7 @@ def patched_one_by_one(
     after = bench.activation(model, examples, f"blocks.{layer}.hook_resid_post")
     keep = examples.n_answer if layer == model.cfg.n_layers - 1 else after.shape[1]
     after, change, tokens = after[:, -keep:], change[:, -keep:], examples.tokens[:, -keep:]
-    bench.n_forwarded += len(chosen) * len(examples)
+    bench.count(examples, len(chosen))
     for part in chosen.split(max(1, MOST_ROWS // len(examples))):
         moved = change[..., part].permute(2, 0, 1)[..., None] * model.blocks[layer].mlp.W_out[part, None, None]
         start = (layer + 1, (after + moved).flatten(0, 1))

@@ -114,7 +114,7 @@ class Contrast:
             first = FIRST[endpoint] if method == "eap_ig" else 1.0
             points = [(k + first) / m for k in range(m)]
             total = torch.stack([self._batch_scores(batch, method, points) for batch in self.batches()]).sum(0)
-            self.bench.n_forwarded += len(self.examples) * (self.graph.n_edges if method == "exact" else m)
+            self.bench.count(self.examples, self.graph.n_edges if method == "exact" else m)
             if method != "exact":
                 self.check_change(total)
             self.bench.memo[key] = total / len(self.examples)
@@ -140,7 +140,7 @@ class Contrast:
                 for logits in batch.wiring.logits(batch.clean[:1], part)
             ]
             found.append(torch.stack(for_each))
-        self.bench.n_forwarded += len(unlike) * len(self.examples)
+        self.bench.count(self.examples, len(unlike))
         return torch.cat(found, dim=1)[back]
 
 

@@ -91,6 +91,7 @@ def effects(bench: Bench, model: Model, examples: Examples, layer: int) -> Float
     before, found = _log_p(bench.logits(model, examples), examples.given, answers), []
     width = change.shape[-1]
     chosen = torch.arange(min(REHEARSED, width) if bench.is_rehearsal else width)
+    bench.count(examples, width - len(chosen))
     for logits in patched_one_by_one(bench, model, examples, layer, change, chosen):
         own, theirs = (now - then for now, then in zip(_log_p(logits, examples.given, answers), before, strict=True))
         found.append((theirs.expm1() + (-own).expm1()) / 2)

@@ -165,12 +165,16 @@ class Condition(Component):
         return f"{self.quantity} {f'>= {self.at_least:g}' if self.at_least is not None else f'<= {self.at_most:g}'}"
 
     def outcome(self, measured: Measured) -> bool | None:
-        """True if the whole interval fulfils it, False if none of it does, None between."""
-        low, high, threshold = measured.low, measured.high, self.at_least
-        if self.at_most is not None:
-            low, high, threshold = -measured.high, -measured.low, -self.at_most
+        """True if the whole interval fulfils it, False if none of it does, None between.
+
+        A number without an interval, of which there can be but one seed, is taken as it is.
+        """
         if np.isnan(measured.value):
             return None
+        low, high = (measured.value if np.isnan(end) else end for end in (measured.low, measured.high))
+        threshold = self.at_least
+        if self.at_most is not None:
+            low, high, threshold = -high, -low, -self.at_most
         return True if low >= (threshold or 0.0) else False if high < (threshold or 0.0) else None
 
 

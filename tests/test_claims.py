@@ -81,7 +81,9 @@ def test_rows_of_single_neurons_are_averaged_within_a_seed():
 def test_a_single_number_is_said_without_an_interval():
     found = Quantity(table="dynamics").measure({"dynamics": pd.DataFrame({"seed": [0], "value": [0.538]})})
     assert (found.percent, found.points, found.number) == ("54 %", "+54 points", "0.538")
-    assert Condition(quantity="q", at_least=0.1).outcome(found) is None  # it cannot be said to hold for certain
+    assert [Condition(quantity="q", at_least=x).outcome(found) for x in (0.1, 0.6)] == [True, False]
+    claim = Claim(id="C", says="", holds_when=[{"quantity": "q", "at_least": 0.1}])
+    assert claim.verdict({"q": found})["verdict"] == "undetermined"
 
 
 @pytest.mark.parametrize(("pick", "layer", "value"), [("largest", 1, 0.875), ("smallest", 0, 0.5)])

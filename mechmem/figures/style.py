@@ -85,7 +85,7 @@ def titled(name: str, unit: str | None = None) -> str:
     """The title of an axis: the name in words, with its unit."""
     stem, _, label = name.rpartition("_")
     words = f"{stem}, {label} label" if stem and label in ("true", "given", "noisy", "clean") else name
-    if label == "pair":
+    if label == "pair" and not stem.endswith("_less"):
         words = f"{stem}, the pair's label"
     if label in ("noisy", "clean"):
         words = f"{stem} on {label} instances"

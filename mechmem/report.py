@@ -67,6 +67,7 @@ def _environment() -> Environment:
     environment = Environment(
         loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
+    environment.tests["known"] = lambda value: number(value) != "–"
     environment.filters |= {"number": number, "yaml": yaml, "without_lists": without_lists}
     return environment
 

@@ -157,3 +157,10 @@ def test_blocks_stand_as_they_would_in_a_spec():
 def test_no_torch_is_needed():
     code = "import sys, mechmem.report; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_a_claim_of_a_number_without_an_interval_speaks_of_none():
+    claims = [CLAIM | {"verdict": "undetermined", "low": end, "high": end} for end in (None, float("nan"))]
+    text = Page(render(report(claims=claims))).text
+    assert text.count("Effect 0.5") == 2
+    assert "95 % interval" not in text

@@ -34,12 +34,12 @@ class Measured:
     @property
     def percent(self) -> str:
         """`62 % [58, 66]`."""
-        return self._said(lambda x: f"{100 * x:.0f}", " %")
+        return self._said(lambda x: f"{round(100 * x)}", " %")
 
     @property
     def points(self) -> str:
         """A difference of shares: `+12 points [+8, +15]`."""
-        return self._said(lambda x: f"{100 * x:+.0f}", " points")
+        return self._said(lambda x: f"{round(100 * x):+d}", " points")
 
     @property
     def number(self) -> str:

@@ -240,6 +240,7 @@ def test_a_claim_can_fail_and_never_rests_on_one_seed(fields):
 MEASURED = {
     "best": Measured(0.625, 0.58, 0.661, 3, {"layer": 1, "site": "attn_out"}),
     "change": Measured(-0.123, -0.151, 0.004, 3),
+    "hardly": Measured(-0.002, -0.004, 0.004, 1),
     "gone": Measured(NAN, NAN, NAN, 0),
 }
 
@@ -250,6 +251,7 @@ MEASURED = {
         ("{best.percent} return", "62 % [58, 66] return"),
         ("{change.points}", "-12 points [-15, +0]"),
         ("{best.number}", "0.625 [0.58, 0.661]"),
+        ("{hardly.points}, {hardly.percent}", "+0 points [+0, +0], 0 % [0, 0]"),
         ("{best.value:.2f} over {best.n_seeds} seeds", "0.62 over 3 seeds"),
         ("{best.low}, {best.high}", "0.58, 0.661"),
         ("layer {best.layer}'s {best.site}", "layer 1's attn_out"),

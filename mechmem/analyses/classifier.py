@@ -35,12 +35,18 @@ class Classifier:
         return self.values[(float64(x) @ self.weight.T + self.bias).argmax(dim=1).to(self.values.device)]
 
 
-def fitted(x: Float[Tensor, "n d"], values: Int[Tensor, " n"], penalties: Sequence[float], seed: int) -> Classifier:
+def fitted(
+    x: Float[Tensor, "n d"],
+    values: Int[Tensor, " n"],
+    penalties: Sequence[float],
+    seed: int,
+    alike: Int[Tensor, " n"] | None = None,
+) -> Classifier:
     """The classifier fitted on the first third of the rows, with the penalty that reads most of the second third right.
 
-    Of equally good penalties it takes the largest.
+    Of equally good penalties it takes the largest. `alike` as in `thirds`.
     """
-    train, dev, _ = thirds(len(x), seed)
+    train, dev, _ = thirds(len(x), seed, alike)
     there, labels = values[train].unique(return_inverse=True)
     found, right = [], []
     for penalty in sorted(penalties, reverse=True):
@@ -50,12 +56,26 @@ def fitted(x: Float[Tensor, "n d"], values: Int[Tensor, " n"], penalties: Sequen
     return found[right.index(max(right))]
 
 
-def thirds(n: int, seed: int) -> tuple[Tensor, ...]:
-    """Rows to fit on, to choose the penalty on, and to test on."""
-    return torch.randperm(n, generator=torch.Generator().manual_seed(seed)).tensor_split(3)
+def thirds(n: int, seed: int, alike: Int[Tensor, " n"] | None = None) -> tuple[Tensor, ...]:
+    """Rows to fit on, to choose the penalty on, and to test on; rows of one number in `alike` stand in one third."""
+    order = torch.randperm(n, generator=torch.Generator().manual_seed(seed))
+    if alike is None:
+        return order.tensor_split(3)
+    numbers, of_row = alike[order].unique(return_inverse=True)
+    first = torch.full_like(numbers, n).scatter_reduce(0, of_row, torch.arange(n), "amin")
+    rank = first.argsort().argsort()
+    ends = torch.tensor([len(part) for part in rank.tensor_split(3)]).cumsum(0)
+    third = torch.bucketize(rank[of_row], ends, right=True)
+    return tuple(order[third == i] for i in range(3))
 
 
-def check_fit(bench: Bench, name: str, variable: str, seed: int) -> None:
+def alike(examples: Examples, position: int) -> Int[Tensor, " n"]:
+    """The same number for examples whose prompts are the same up to the position: attention is causal, so that their
+    activations there are the same too, and what is learnt of one is known of the other."""
+    return examples.prompt[:, : position + 1].unique(dim=0, return_inverse=True)[1]
+
+
+def check_fit(bench: Bench, name: str, variable: str, seed: int, position: int) -> None:
     """Raises InputError for a set to fit on if some of it is noisy, or if it is too small or too uniform to learn from."""
     examples = bench.examples(name)
     if n_noisy := int(examples.is_noisy.sum()):
@@ -65,7 +85,7 @@ def check_fit(bench: Bench, name: str, variable: str, seed: int) -> None:
         )
     if len(examples) < FEWEST:
         raise InputError(f"{name!r} has {len(examples)} examples: a probe needs {FEWEST}, and better some hundreds")
-    there = values_of(examples, variable)[thirds(len(examples), seed)[0]].unique()
+    there = values_of(examples, variable)[thirds(len(examples), seed, alike(examples, position))[0]].unique()
     if len(there) < 2 and not bench.is_rehearsal:
         raise InputError(
             f"in the third of {name!r} that a probe is fitted on, {variable} is always {there.item()}: "
@@ -73,19 +93,20 @@ def check_fit(bench: Bench, name: str, variable: str, seed: int) -> None:
         )
 
 
-def unseen(bench: Bench, name: str, fit: Examples, seed: int) -> Examples:
-    """The examples of a set that a probe on `fit` is neither fitted nor tuned on: of `fit` itself, the last third.
+def unseen(bench: Bench, name: str, fit: Examples, seed: int, position: int) -> Examples:
+    """The examples of a set whose activation at the position a probe on `fit` is neither fitted nor tuned on: of `fit`
+    itself, the last third; of others, those whose prompt is another one up to the position.
 
     Raises InputError if there are none.
     """
     examples = bench.examples(name)
-    train, dev, _ = thirds(len(fit), seed)
-    seen = {tuple(row) for row in fit.prompt[torch.cat([train, dev])].tolist()}
-    is_new = torch.tensor([tuple(row) not in seen for row in examples.prompt.tolist()])
+    train, dev, _ = thirds(len(fit), seed, alike(fit, position))
+    seen = {tuple(row) for row in fit.prompt[torch.cat([train, dev]), : position + 1].tolist()}
+    is_new = torch.tensor([tuple(row) not in seen for row in examples.prompt[:, : position + 1].tolist()])
     if is_new.all() or bench.is_rehearsal:
         return examples
     if not is_new.any():
-        raise InputError(f"a probe is fitted on every example of {name!r}: none is left to test it on")
+        raise InputError(f"a probe is fitted on all that {name!r} has at this position: none is left to test it on")
     return examples.select(is_new).as_set()
 
 

@@ -11,7 +11,7 @@ from jaxtyping import Float
 from pydantic import Field, PositiveFloat, field_validator
 from torch import Tensor
 
-from mechmem.analyses.classifier import PENALTIES, Classifier, check_fit, fitted, unseen, values_of
+from mechmem.analyses.classifier import PENALTIES, Classifier, alike, check_fit, fitted, unseen, values_of
 from mechmem.analyses.effect import EffectAnalysis, Parts, prefixes
 from mechmem.analyses.faithfulness import over_examples, single
 from mechmem.bench import Bench
@@ -31,8 +31,8 @@ class Erasure(EffectAnalysis):
     If memorised answers go with the variable, and not with as many random dimensions or as much variance, they rest on
     what the activation holds of it. The table also says how large the erasure was and whether it did what it is meant
     to: `rank`, `variance_left`, and for the variable and those of `also_probed` the accuracy `probe_...` of a new probe.
-    It is fitted and tuned on two thirds of `erase.fit_on`, and tested on those of `examples` that are not among them, all
-    erased; the eraser has not seen them either where `examples` and `fit_on` share none.
+    It is fitted and tuned on two thirds of `erase.fit_on`, and tested on those of `examples` whose prompts up to the
+    erased position are not among them, all erased; the eraser may have seen them.
     Source: arXiv:2004.07667, arXiv:2306.03819 (erasure); arXiv:2006.00995 (its effect, beside random directions).
     """
 
@@ -73,6 +73,10 @@ class Erasure(EffectAnalysis):
     def _probed_variables(self) -> tuple[str, ...]:
         return tuple(dict.fromkeys([self.erase.variable, *self.also_probed]))
 
+    def _first(self, examples: Examples) -> int:
+        """The earliest erased position: what was read up to there decides which activations are the same."""
+        return min(self.erase.positions(examples).values())
+
     @property
     def _draws(self) -> Draws:
         drawn = {
@@ -87,7 +91,7 @@ class Erasure(EffectAnalysis):
     def table(self, bench: Bench) -> pd.DataFrame:
         fit = bench.examples(self.erase.fit_on)
         for variable in self._probed_variables:
-            check_fit(bench, self.erase.fit_on, variable, self.erase.split_seed)
+            check_fit(bench, self.erase.fit_on, variable, self.erase.split_seed, self._first(fit))
         rows = [
             {"examples": self.examples, "condition": condition, "place": "all", "recovery": None} | row
             for condition, draws in self._draws.items()
@@ -109,7 +113,7 @@ class Erasure(EffectAnalysis):
 
     def _probed(self, bench: Bench, fit: Examples, draws: Sequence[Erase | None]) -> list[dict[str, Any]]:
         """How well each variable can be read in what is left."""
-        test, rows = unseen(bench, self.examples, fit, self.erase.split_seed), []
+        test, rows = unseen(bench, self.examples, fit, self.erase.split_seed, self._first(fit)), []
         for variable in self._probed_variables:
             for prefix in prefixes(test):
                 fed = test.with_prefix(prefix)
@@ -131,7 +135,8 @@ class Erasure(EffectAnalysis):
         key = ("probe", id(model), fit.key, hook, position, draw, variable, self.penalties, self.erase.split_seed)
         if key not in bench.memo:
             x = self._read(bench, fit, draw, hook, position)
-            bench.memo[key] = fitted(x, values_of(fit, variable), self.penalties, self.erase.split_seed)
+            values, same = values_of(fit, variable), alike(fit, self._first(fit))
+            bench.memo[key] = fitted(x, values, self.penalties, self.erase.split_seed, same)
         return bench.memo[key]
 
     def _read(

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from mechmem import sites
 from mechmem.analyses.analysis import Analysis
-from mechmem.analyses.classifier import PENALTIES, check_fit, fitted, shuffled_labels, thirds, unseen, values_of
+from mechmem.analyses.classifier import PENALTIES, alike, check_fit, fitted, shuffled_labels, thirds, unseen, values_of
 from mechmem.analyses.effect import prefixes
 from mechmem.analyses.faithfulness import over_examples, single
 from mechmem.bench import Bench
@@ -26,8 +26,9 @@ class Probe(Analysis):
     A probe that was fitted on clean instances and reads the variable on memorised ones just as well says that the model
     still computes it there; whether it uses it, only an intervention tells (`erasure`). The instances of `fit_on` are
     split by `seed`: the probe is fitted on a third, its penalty chosen on a third, and it is tested on the last third,
-    and on all of the other sets that it was not fitted or tuned on. A value that it never saw counts as wrong. Beside
-    it stand the same probe on shuffled labels (what it gains over them is its selectivity) and the commonest value.
+    and on those of the other sets that it was not fitted or tuned on. Instances whose prompts are the same up to the
+    position have the same activation there, and count as one in all of this. A value that it never saw counts as wrong.
+    Beside it stand the same probe on shuffled labels (what it gains is its selectivity) and the commonest value.
     Source: arXiv:1610.01644 (probes), arXiv:1909.03368 (selectivity).
     """
 
@@ -66,16 +67,17 @@ class Probe(Analysis):
     """Seed of the split and of the shuffled labels."""
 
     def table(self, bench: Bench) -> pd.DataFrame:
-        check_fit(bench, self.fit_on, self.variable, self.seed)
         fit = bench.examples(self.fit_on)
+        x, at = self._read(bench, fit), fit.positions[self.position]
+        check_fit(bench, self.fit_on, self.variable, self.seed, at)
+        same = alike(fit, at)
         names = tuple(dict.fromkeys([self.fit_on, *self.test_on]))
-        sets = [fit, *(unseen(bench, name, fit, self.seed) for name in names)]
+        sets = [fit, *(unseen(bench, name, fit, self.seed, at) for name in names)]
         values = [values_of(examples, self.variable) for examples in sets]
         shuffled = shuffled_labels(sets, values[0], self.shuffled_by, self.seed)
-        x = self._read(bench, fit)
-        probe = fitted(x, values[0], self.penalties, self.seed)
-        control = fitted(x, shuffled[0], [probe.penalty], self.seed)
-        commonest = values[0][thirds(len(fit), self.seed)[0]].mode().values
+        probe = fitted(x, values[0], self.penalties, self.seed, same)
+        control = fitted(x, shuffled[0], [probe.penalty], self.seed, same)
+        commonest = values[0][thirds(len(fit), self.seed, same)[0]].mode().values
         rows = [self._said("n_values", len(probe.values), "values"), self._said("penalty", probe.penalty, "")]
         for name, examples, right, other in zip(names, sets[1:], values[1:], shuffled[1:], strict=True):
             for prefix in prefixes(examples):

@@ -67,7 +67,7 @@ class Erase(SiteIntervention):
         return {
             (hook, name): self._eraser(hook, index, model, examples, bench)
             for hook in self.hooks(model)
-            for name, index in self._positions(examples).items()
+            for name, index in self.positions(examples).items()
         }
 
     def hooks(self, model: Model) -> list[str]:
@@ -78,7 +78,7 @@ class Erase(SiteIntervention):
         return super().hooks(model)
 
     def replacement(self, hook: str, model: Model, examples: Examples, bench: Bench) -> Callable[[Tensor], Tensor]:
-        chosen = self._positions(examples).values()
+        chosen = self.positions(examples).values()
         fitted = {index: self._eraser(hook, index, model, examples, bench) for index in chosen}
 
         def erased(activation: Tensor) -> Tensor:
@@ -87,7 +87,8 @@ class Erase(SiteIntervention):
 
         return erased
 
-    def _positions(self, examples: Examples) -> dict[str, int]:
+    def positions(self, examples: Examples) -> dict[str, int]:
+        """Index of every position that this touches, by its name."""
         if self.position is None:
             return dict(examples.positions)
         chosen = position_indices(self.position, examples)

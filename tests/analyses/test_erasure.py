@@ -183,7 +183,7 @@ def test_a_rehearsal_on_four_examples_says_the_same_labels(bench, model, example
             r"removes rank 16 of 16 and leaves 0.0% of the variance: 17 values do not go",
         ),
         ({"n_codes": 2}, {}, "n_codes 2 is more than the 1 directions"),
-        ({}, {"examples": "seen"}, "a probe is fitted on every example of 'seen'"),
+        ({}, {"examples": "seen"}, "a probe is fitted on all that 'seen' has at this position"),
     ],
 )
 def test_what_cannot_be_is_refused(chosen, fields, message, bench, clean):

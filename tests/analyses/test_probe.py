@@ -10,11 +10,12 @@ from sklearn.linear_model import LogisticRegression
 
 import mechmem as mm
 from mechmem.analyses import Probe
-from mechmem.analyses.classifier import fitted, shuffled_labels, thirds
+from mechmem.analyses.classifier import alike, fitted, shuffled_labels, thirds
 from mechmem.bench import Bench
 from mechmem.component import InputError
 from mechmem.examples import Examples
-from mechmem.tasks import FourDigitAddition
+from mechmem.models import Architecture
+from mechmem.tasks import FourDigitAddition, TwoHopReasoning, UniformWrong
 
 EMBED = {"site": "embed", "layer": None}
 
@@ -57,9 +58,11 @@ def test_by_hand_an_embedding_tells_its_token_and_a_value_never_seen_is_wrong(be
     bench.example_sets["clean"] = even
     table = probe(**EMBED, variable="a_0", position="a0", seed=3).table(bench)
     values = accuracies(table, prefix="given")
-    fit, _, test = thirds(len(even), 3)
+    fit, dev, test = thirds(len(even), 3, alike(even, even.positions["a0"]))
     commonest = even.variables["a_0"][fit].mode().values
-    digits = noisy.variables["a_0"]
+    known = {tuple(digits) for digits in even.prompt[torch.cat([fit, dev]), :4].tolist()}
+    is_new = torch.tensor([tuple(digits) not in known for digits in noisy.prompt[:, :4].tolist()])
+    digits = noisy.variables["a_0"][is_new]
     assert values["clean", "probe"] == 1
     assert values["noisy", "probe"] == pytest.approx((digits % 2 == 0).double().mean().item())
     assert values["clean", "majority"] == pytest.approx(
@@ -112,6 +115,31 @@ def test_it_is_tested_on_what_it_was_not_fitted_on(bench, clean):
     assert n["clean"] == 300
     assert n["noisy"] == len(bench.example_sets["noisy"])
     assert n["more"] == (test < 600).sum()  # the rest of them was fitted on
+
+
+def test_rows_that_are_alike_stand_in_one_third():
+    alike = torch.randint(40, (200,), generator=torch.Generator().manual_seed(0))
+    parts = thirds(200, 1, alike)
+    assert torch.cat(parts).sort().values.tolist() == list(range(200))
+    groups = [set(alike[part].tolist()) for part in parts]
+    assert sum(map(len, groups)) == len(set.union(*groups)) == 40
+    assert [len(group) for group in groups] == [14, 13, 13]
+    for mine, plain in zip(thirds(200, 1, torch.arange(200)), thirds(200, 1), strict=True):
+        assert mine.tolist() == plain.tolist()  # where all rows differ nothing changes
+
+
+def test_a_random_label_of_what_was_read_so_far_cannot_be_known_of_another_prompt():
+    """A random world is learnt by heart by a wide enough probe; on first hops it never met it has to guess."""
+    task = TwoHopReasoning(n_entities=30, n_relations=10, noise=UniformWrong(rate=0.1))
+    model = Architecture(n_layers=1, d_model=64, n_heads=2).build(len(task.vocabulary), task.n_context, 0)
+    sets = {name: task.sample(split) for name, split in (("clean", "atomic"), ("two_hop", "held_out"))}
+    bench = Bench({"after": model}, {name: examples.as_set() for name, examples in sets.items()})
+    table = Probe(
+        variable="bridge", layer=0, position="r1", test_on=("two_hop",), penalties=(0.01,), shuffled_by=("e", "r1")
+    ).table(bench)
+    found = table[table["measure"] == "accuracy"].set_index(["examples", "condition"])
+    assert (found["value"] < 0.15).all()  # chance is 1/30; the same rows fitted on are read at 1.00
+    assert found.loc[("two_hop", "probe"), "n"] < len(sets["two_hop"]) / 2
 
 
 def test_the_thirds_hold_every_row_once():
@@ -243,7 +271,7 @@ def test_a_rehearsal_on_four_examples_says_the_same_labels(position, bench, mode
         ({"fit_on": "noisy"}, "in 'noisy' are noisy; give `fit_on` a set made with `noisy: false`"),
         ({"fit_on": "three"}, "'three' has 3 examples: a probe needs 4"),
         ({"fit_on": "uniform"}, "carry_4 is always 1: nothing can be learnt from it"),
-        ({"test_on": ("seen",)}, "a probe is fitted on every example of 'seen': none is left"),
+        ({"test_on": ("seen",)}, "a probe is fitted on all that 'seen' has at this position: none is left"),
     ],
 )
 def test_what_cannot_be_is_refused(fields, message, bench, clean):

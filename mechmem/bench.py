@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mechmem.component import InputError, suggest
+from mechmem.component import Component, InputError, suggest
 from mechmem.examples import Examples
 from mechmem.forward import Edit, forward
 from mechmem.models import Model
@@ -53,6 +53,11 @@ class Bench:
         if name not in self.example_sets:
             raise InputError(f"there is no example set {name!r}; {suggest(name, self.example_sets)}")
         return self.example_sets[name]
+
+    def named(self, *components: Component) -> tuple[Any, ...]:
+        """The models and example sets that these components name: what, beside them, decides a result of theirs."""
+        words = sorted(set().union(*(component.words() for component in components)))
+        return tuple(kind[word] for word in words for kind in (self.models, self.example_sets) if word in kind)
 
     def count(self, examples: Examples, times: int = 1) -> None:
         """Counts these examples as forwarded."""

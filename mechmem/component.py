@@ -13,7 +13,7 @@ import inspect
 import itertools
 import json
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Generic, Literal, Self, TypeVar
 
 from pydantic import (
@@ -145,6 +145,10 @@ class Component(BaseModel):
         """The block of plain lists, numbers and strings that stands for this object in YAML and JSON."""
         return self.model_dump(mode="json")
 
+    def words(self) -> set[str]:
+        """Every word that stands somewhere in the block."""
+        return set(_words(self.block()))
+
     @property
     def content_hash(self) -> str:
         """Twelve hexadecimal digits that are the same whenever the content is."""
@@ -235,6 +239,13 @@ def json_schema(root: type[Component]) -> dict[str, Any]:
         definitions[shelf] = {"oneOf": [*kinds, {"type": "string"}]}
     text = json.dumps(schema | {"$defs": definitions})
     return json.loads(re.sub(r'"x-shelf": "(\w+)"', r'"$ref": "#/$defs/\1"', text))
+
+
+def _words(block: Any) -> Iterator[str]:
+    if isinstance(block, str):
+        yield block
+    for part in block.values() if isinstance(block, Mapping) else block if isinstance(block, list) else ():
+        yield from _words(part)
 
 
 def said(error: Any) -> str:

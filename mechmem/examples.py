@@ -43,6 +43,8 @@ class Examples:
     """The minimal pair of each row, where the set was made with pairs."""
     parent: Examples | None = None
     """The set that these rows were selected from; none for a set of its own."""
+    token_variables: tuple[str, ...] = ()
+    """Variables whose values are tokens."""
     weight: float = 1.0
     """How many examples each stands for, where a few rehearse what is done to many."""
 

@@ -84,6 +84,8 @@ class ExampleSet(Component):
     """Only instances in which these variables of the task have these values."""
     n: int | None = Field(500, ge=1)
     """How many, at most, drawn with `seed`; all if none is given."""
+    skip: int = Field(0, ge=0)
+    """How many of those drawn to leave out first: two sets of one seed share none if one skips the other's `n`."""
     prefix: Label = "given"
     pair: MinimalPair | None = None
     seed: int = 0
@@ -93,14 +95,15 @@ class ExampleSet(Component):
         examples = task.sample(self.split)
         rows = self._chosen(examples).nonzero()[:, 0]
         order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(self.seed))
-        examples = examples.select(rows[order] if self.pair else rows[order[: self.n]].sort().values)
+        drawn = slice(self.skip, None if self.n is None else self.skip + self.n)
+        examples = examples.select(rows[order] if self.pair else rows[order[drawn]].sort().values)
         if not len(examples):
             kind = {True: "noisy ", False: "clean ", None: ""}[self.noisy]
             values = f" with {', '.join(f'{name} {value}' for name, value in self.where.items())}" if self.where else ""
             raise InputError(f"split {self.split!r} holds no {kind}example{values}")
         if self.pair is not None:
             examples = task.pairs(examples, self.pair)
-            examples = examples.select(torch.arange(min(self.n or len(examples), len(examples))))
+            examples = examples.select(torch.arange(len(examples))[drawn])
         return examples.with_prefix(self.prefix).as_set()
 
     def _chosen(self, examples: Examples) -> Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -102,7 +102,7 @@ class Subject:
 
     def _key(self, analysis: Analysis) -> str:
         """Changes with all that decides the table, and with nothing else."""
-        block, words = analysis.block(), set(_words(analysis.block()))
+        block, words = analysis.block(), analysis.words()
         block.pop("name")
         used = (("examples", self.experiment.examples), ("model", self.experiment.checkpoints))
         named = {
@@ -121,13 +121,6 @@ class BlockError(InputError):
     def __init__(self, index: int, text: str) -> None:
         super().__init__(text)
         self.loc = ("analyses", index)
-
-
-def _words(block: Any) -> Iterator[str]:
-    if isinstance(block, str):
-        yield block
-    for part in block.values() if isinstance(block, Mapping) else block if isinstance(block, list) else ():
-        yield from _words(part)
 
 
 def _asks_for_all(block: Any, field: str) -> bool:

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 import mechmem.bench
+from mechmem.analyses import NeuronShift
 from mechmem.bench import Bench
 from mechmem.component import InputError
 from mechmem.forward import Edit, forward
@@ -131,3 +132,12 @@ def test_logits_without_a_kept_residual_are_the_same(bench, model, examples, sta
 def test_nothing_of_the_bench_asks_for_gradients(bench, model, examples):
     assert not bench.logits(model, examples).requires_grad
     assert not bench.activation(model, examples, "hook_embed").requires_grad
+
+
+def test_what_a_component_names_is_told_apart_from_what_had_the_name_before(bench, other_model):
+    shift = NeuronShift(before="before", after="after", examples="noisy", matched="clean")
+    assert set(bench.named(shift)) == {*bench.models.values(), *bench.example_sets.values()}
+    first = shift.kept(bench)
+    assert shift.kept(bench) is first
+    bench.models = {**bench.models, "after": other_model}
+    assert (shift.kept(bench)["shift_noisy"] == 0).all()  # the same model before and after, and no longer the first

@@ -23,7 +23,7 @@ from mechmem.examples import Examples
 from mechmem.interventions import Ablate, Source
 from mechmem.measures import Measure, Probability
 from mechmem.models import Model
-from mechmem.statistics import ratio
+from mechmem.statistics import LEVEL, ratio, resamples
 
 Curve = Float[np.ndarray, "k n"]
 Reader = Callable[[frozenset["Part"], bool], Readings]
@@ -63,10 +63,11 @@ class Ablation(EffectAnalysis):
         "prefix": EffectAnalysis.columns["prefix"],
         "place": EffectAnalysis.columns["place"],
         "measure": "what is measured; area_M for the area of M; ranked_on_too: share of the examples ranked on too",
-        "unit": "unit of the measure; of areas, 0 as random, 1 the most there can be",
+        "unit": "unit of the measure; of areas, 0 as random, 1 the most there can be of what only falls",
         "value": "mean over the examples; of random orders, also over their draws; an area is undefined where nothing is "
         "right unpatched",
-        "low": "lower end of the 95 % interval: bootstrap over examples, or the middle of the random orders",
+        "low": "lower end of the 95 % interval: bootstrap over examples, of areas also over the random orders; of random "
+        "orders, their middle",
         "high": "upper end of it",
         "n": "number of examples, or of random orders",
         "per_example": "the values of the examples, in the order of the set (of an area, to first order)",
@@ -85,8 +86,9 @@ class Ablation(EffectAnalysis):
     """What is lost when a part is needed; the part that loses most goes first."""
     k: tuple[NonNegativeInt, ...] | None = None
     """Numbers of parts knocked out; 1, 2, 4, 8 ... unless given. None and all are always among them."""
-    n_random: int = Field(10, ge=1)
-    """Random orders; of these, `n_control_decode` are decoded too."""
+    n_random: int = Field(12, ge=1)
+    """Random orders; of these, `n_control_decode` are decoded too. They are turns of one random order (and of a next one,
+    where there are more than parts), so that every part comes early about as often; a multiple of the heads is best."""
     seed: int = 0
     """Seed of the first random order, and of `resample` and `gaussian`."""
 
@@ -125,8 +127,9 @@ class Ablation(EffectAnalysis):
 
     def ranking(self, bench: Bench) -> list[Part]:
         """The parts, the most needed first."""
-        chosen = ("model", "component", "how", "over", "ranked_on", "ranked_by", "metric", "seed")
-        key = ("ranking", *(getattr(self, name) for name in chosen))
+        chosen = (self.component, self.how, self.ranked_by, self.metric, self.seed)
+        sets = (name and bench.examples(name) for name in (self.ranked_on, self.over))
+        key = ("ranking", bench.model(self.model), *sets, *chosen)
         if key not in bench.memo:
             parts = self.every(bench.model(self.model))
             lost = self._lost(bench, parts) if self.ranked_by == "effect" else self._attributed(bench, parts)
@@ -164,8 +167,12 @@ class Ablation(EffectAnalysis):
 
     def orders(self, parts: Sequence[Part]) -> list[list[Part]]:
         """The random orders."""
-        generators = (torch.Generator().manual_seed(self.seed + i) for i in range(self.n_random))
-        return [[parts[j] for j in torch.randperm(len(parts), generator=g)] for g in generators]
+        n, turns = len(parts), min(self.n_random, len(parts))
+        orders = []
+        for i in range(self.n_random):
+            drawn = torch.randperm(n, generator=torch.Generator().manual_seed(self.seed + i // turns))
+            orders.append([parts[j] for j in drawn.roll(-round(i % turns * n / turns))])
+        return orders
 
     def table(self, bench: Bench) -> pd.DataFrame:
         ranked, examples = self.ranking(bench), bench.examples(self.examples)
@@ -226,9 +233,18 @@ def _curves(sizes: Sequence[int], shares: Sequence[float], ranked: Curve, draws:
     rows = [over_examples(ranked[i]) | point | {"condition": "ranked"} for i, point in enumerate(at)]
     if draws:
         points = [over_draws([draw[i] for draw in draws]) | point for i, point in enumerate(at)]
-        between = over_examples(area(shares, ranked, np.mean(draws, axis=0))) | {"condition": "between"}
-        rows += [*(point | {"condition": "random"} for point in points), between]
+        areas = np.stack([area(shares, ranked, draw) for draw in draws])
+        rows += [*(point | {"condition": "random"} for point in points), _between(areas)]
     return rows
+
+
+def _between(areas: Float[np.ndarray, "draw n"]) -> Row:
+    """The mean area, with an interval for which orders and examples are drawn again."""
+    resampled = areas @ resamples(areas.shape[1])
+    again = np.random.default_rng(0).integers(len(areas), size=resampled.shape)
+    means = np.take_along_axis(resampled, again, axis=0).mean(axis=0)
+    low, high = np.quantile(means, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    return over_examples(areas.mean(axis=0)) | {"low": low, "high": high, "condition": "between"}
 
 
 def _seen(examples: Examples, ranked_on: Examples) -> Row:

@@ -33,8 +33,9 @@ class CircuitOverlap(CircuitAnalysis):
     round, and the hypergeometric chance of as many shared edges or more, to which all edges are alike. Function: the
     faithfulness of A's circuit on B's model and examples, by B's baselines, beside B's own circuit. Circuits can share
     few edges and yet do the same, or share many and not. Both stand beside random circuits of the same sizes and beside
-    A's with the heads of each layer exchanged at random (`relabelled`): what A does beyond these, its own heads do, and
-    not its layers alone. Source: arXiv:2403.17806; claim C5 of arXiv:2507.04782; the exchanged heads: ours.
+    A's with the heads of each layer exchanged at random (`relabelled`, where a layer has several): what A does beyond
+    these, its own heads do, and not its layers alone. Source: arXiv:2403.17806; claim C5 of arXiv:2507.04782; the
+    exchanged heads: ours.
     """
 
     columns: ClassVar[Mapping[str, str]] = {
@@ -71,7 +72,8 @@ class CircuitOverlap(CircuitAnalysis):
         rows = []
         for i, (k, n) in enumerate(zip(self.fractions, self.sizes(a), strict=True)):
             here = [*self._sets(a, ours[i], theirs[i], relabelled[:, i]), *self._faithfulness(found[:, i])]
-            rows += [row | {"k": k, "n_edges": n} for row in here]
+            has_others = a.graph.n_heads > 1  # else there are no other heads to exchange one with
+            rows += [row | {"k": k, "n_edges": n} for row in here if has_others or row["condition"] != "relabelled"]
         examples = " / ".join((self.examples, self.other_examples or self.examples))
         return tidy(rows, self.columns, examples=examples, method=self.method)
 

@@ -14,6 +14,7 @@ from mechmem.analyses.attribution import Units, parts, scores_of
 from mechmem.analyses.contrast import Contrast, ContrastAnalysis
 from mechmem.analyses.faithfulness import over_examples
 from mechmem.bench import Bench
+from mechmem.component import InputError
 from mechmem.interventions import Source
 from mechmem.measures import Logit, Measure
 
@@ -92,6 +93,8 @@ def _scores(contrast: Contrast) -> dict[str, Scores]:
     """The attribution of every token, head and neuron, for each example."""
     prompt = contrast.examples.prompt
     is_input = (prompt != prompt[:1]).any(dim=0)
+    if not is_input.any():
+        raise InputError("all examples have the same prompt, so that no token tells them apart; take a larger set")
     wanted = [Units("token", -1, "hook_embed"), *(u for u in parts(contrast) if u.component in ("head", "neuron"))]
     found: dict[str, list[torch.Tensor]] = {}
     for unit, scores in zip(wanted, scores_of(contrast, wanted), strict=True):

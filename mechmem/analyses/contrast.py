@@ -163,8 +163,9 @@ class ContrastAnalysis(Analysis):
     ) -> Contrast:
         """The two runs, of this model, set and metric or of others."""
         model, examples, metric = model or self.model, examples or self.examples, metric or self.metric
-        key = (model, examples, digest([metric.block(), self.corrupted.block()]))
-        return Contrast(bench, bench.model(model), bench.examples(examples), metric, self.corrupted, key)
+        key = (digest([metric.block(), self.corrupted.block()]), *bench.named(self.corrupted))
+        runs = bench.model(model), bench.examples(examples)
+        return Contrast(bench, *runs, metric, self.corrupted, (*runs, *key))
 
 
 def correlation(x: pd.Series, y: pd.Series) -> float:

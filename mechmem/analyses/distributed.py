@@ -35,11 +35,11 @@ class Distributed(Analysis):
     A look-up that is keyed on few tokens survives the replacement of all others: beside the curve stands what a pure
     look-up on t of the N tokens would show, C(N - t, m) / C(N, m) after m replacements, and chance. `tokens_needed` sums
     over the tokens what is lost when each alone is replaced: t for a look-up on t tokens, N for an answer that hangs on
-    all. A lost answer that follows the rule on the changed input was an exception to a rule that still runs; one that is
-    neither was broken. A key of all tokens looks as distributed as a computation does: read it beside the clean
+    all. A lost answer that follows the rule on the changed input was an exception to a rule that still runs; one that
+    is neither was broken. A key of all tokens looks as distributed as a computation does: read it beside the clean
     instances, and beside knock-outs. In one draw an example has one donor, which has another token at every position.
-    Every answer is free (greedy decoding), so that no prefix can help. Touches: resid_pre. Source: ours, for claim C6 of
-    arXiv:2507.04782.
+    Every answer is free (greedy decoding), so that no prefix can help.
+    Touches: resid_pre. Source: ours, for claim C6 of arXiv:2507.04782.
     """
 
     columns: ClassVar[Mapping[str, str]] = {
@@ -53,7 +53,7 @@ class Distributed(Analysis):
         "measure": "accuracy_given, accuracy_true (of the input as it was), accuracy_rule (what the rule gives on the "
         "changed input), neither (none of the three), or tokens_needed",
         "unit": "fraction of the examples; of tokens_needed, tokens",
-        "value": "mean over the examples and draws",
+        "value": "mean over the examples and draws; tokens_needed is undefined where nothing is given unpatched",
         "low": "lower end of the bootstrap 95 % interval over examples, of their means over draws",
         "high": "upper end of it",
         "n": "number of examples",
@@ -63,7 +63,8 @@ class Distributed(Analysis):
     model: Swept[str] = "after"
     examples: Swept[str] = "noisy"
     layer: Swept[NonNegativeInt] = 0
-    """0 replaces the token itself; a later layer also what was gathered at its position before it."""
+    """0 replaces the token itself; a later layer also what was gathered at its position before it. What a token says then
+    also stands elsewhere, so that look-ups and `tokens_needed` are given for layer 0 only."""
     donors: Swept[str] = "clean"
     """The set whose tokens or residuals take the place."""
     positions: tuple[str, ...] | None = Field(None, min_length=1)
@@ -82,7 +83,8 @@ class Distributed(Analysis):
         together = [_mean([draw.hits(*draw.order[:m]) for draw in draws]) for m in range(len(positions) + 1)]
         rows = [row | {"position": name} for name, hits in alone.items() for row in _rows(hits, examples, "alone", 1)]
         rows += [row for m, hits in enumerate(together) for row in _rows(hits, examples, "together", m)]
-        rows += [_needed(alone, together[0]), *self._look_ups(positions)]
+        if self.layer == 0:  # later, what a token says also stands where it is not replaced
+            rows += [_needed(alone, together[0]), *self._look_ups(positions)]
         rows += [single(bench.chance) | {"condition": "chance", "measure": "accuracy_given"}]
         shared = {"examples": self.examples, "layer": self.layer, "prefix": "decode"}
         empty = {"position": None, "n_replaced": np.nan, "place": "all", "unit": "fraction"}

@@ -120,7 +120,7 @@ class EffectAnalysis(Analysis):
         decode = decode and self.decode
         if parts:
             return self._readings(bench, model, examples, parts, decode)
-        key = ("readings", id(model), id(examples), digest([m.block() for m in self.measures]), decode)
+        key = ("readings", model, examples, digest([m.block() for m in self.measures]), decode)
         if key not in bench.memo:
             bench.memo[key] = self._readings(bench, model, examples, parts, decode)
         return bench.memo[key]

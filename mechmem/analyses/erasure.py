@@ -132,7 +132,7 @@ class Erasure(EffectAnalysis):
     ) -> Classifier:
         """A probe fitted on what is left of the activation; shared by all sets that it is tested on."""
         model = bench.model(self.model)
-        key = ("probe", id(model), fit.key, hook, position, draw, variable, self.penalties, self.erase.split_seed)
+        key = ("probe", model, fit.key, hook, position, draw, variable, self.penalties, self.erase.split_seed)
         if key not in bench.memo:
             x = self._read(bench, fit, draw, hook, position)
             values, same = values_of(fit, variable), alike(fit, self._first(fit))

@@ -82,7 +82,7 @@ class GridAnalysis(Analysis):
 
     def maps(self, bench: Bench, model: str) -> dict[tuple[int, str], NDArray[np.floating]]:
         """The map of every neuron (cell x neuron), by layer and place; kept on the bench."""
-        key = ("maps", id(bench.model(model)), id(bench.examples(self.examples)))
+        key = ("maps", bench.model(model), bench.examples(self.examples))
         if key not in bench.memo:
             grids = [Grid.of(bench.examples(self.examples), place) for place in self.places(bench)]
             bench.memo[key] = {
@@ -94,8 +94,7 @@ class GridAnalysis(Analysis):
 
     def classified(self, bench: Bench, model: str) -> pd.DataFrame:
         """Type and rule of every neuron at every place, and its type with the cells shuffled; kept on the bench."""
-        of = (id(bench.model(model)), id(bench.examples(self.examples)))
-        key = ("classified", *of, self.threshold, self.margin, self.seed)
+        key = ("classified", bench.model(model), bench.examples(self.examples), self.threshold, self.margin, self.seed)
         if key not in bench.memo:
             tables = [self._classified(bench, *at, map_) for at, map_ in self.maps(bench, model).items()]
             bench.memo[key] = pd.concat(tables, ignore_index=True)

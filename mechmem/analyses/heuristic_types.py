@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 import numpy as np
 import pandas as pd
 from pydantic import PositiveInt
+from scipy import stats
 
 from mechmem.analyses.grid import GridAnalysis
 from mechmem.analyses.neuron_shift import NeuronShift
@@ -36,6 +37,7 @@ class HeuristicTypes(GridAnalysis):
         "high": "upper end of it",
         "n": "number of neurons in the group",
         "p": "permutation p of the chi-square between the types of shifted and rest at this place (0..1)",
+        "q": "Benjamini-Hochberg false discovery rate of p over the places",
         "per_example": "for each neuron of the group whether it is of this type (0 or 1)",
     }
 
@@ -60,7 +62,9 @@ class HeuristicTypes(GridAnalysis):
         if self.k >= len(found.drop_duplicates(["layer", "neuron"])):
             raise InputError(f"k {self.k} leaves no neurons beside the shifted ones of layers {layers}")
         tables = [self._place(place, rows) for place, rows in found.groupby("place", sort=False)]
-        return pd.concat(tables, ignore_index=True)
+        rates = stats.false_discovery_control([table["p"].iloc[0] for table in tables])
+        tables = [table.assign(q=q) for table, q in zip(tables, rates, strict=True)]
+        return pd.concat(tables, ignore_index=True)[[*self.columns]]
 
     def _shifts(self, bench: Bench) -> pd.DataFrame:
         matched = self.matched or self.examples
@@ -73,7 +77,7 @@ class HeuristicTypes(GridAnalysis):
         groups = {"shifted": types[: self.k], "rest": types[self.k :], "chance": rows["shuffled_type"].to_numpy()}
         tables = [_shares(of).assign(group=group) for group, of in groups.items()]
         p = permutation_p(groups["shifted"], groups["rest"], self.seed)
-        return pd.concat(tables).assign(place=place, p=p, measure="neurons", unit="fraction")[[*self.columns]]
+        return pd.concat(tables).assign(place=place, p=p, measure="neurons", unit="fraction")
 
 
 def permutation_p(first: np.ndarray, second: np.ndarray, seed: int = 0) -> float:

@@ -57,7 +57,7 @@ class Heuristics(GridAnalysis):
 
     def table(self, bench: Bench) -> pd.DataFrame:
         """The neurons with their effects, types and rules; kept on the bench."""
-        key = ("heuristics", self, id(bench.model(self.model)))
+        key = ("heuristics", self, *bench.named(self))
         if key not in bench.memo:
             found = self.classified(bench, self.model)
             table = self._effects(bench).merge(found, on=["layer", "neuron", "place"])

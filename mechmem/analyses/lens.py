@@ -15,7 +15,7 @@ from torch import Tensor
 from mechmem.analyses.analysis import Analysis
 from mechmem.analyses.effect import prefixes
 from mechmem.bench import Bench
-from mechmem.component import InputError, Swept, suggest
+from mechmem.component import InputError, Swept
 from mechmem.examples import Examples
 from mechmem.interventions.ablate import derangement
 from mechmem.interventions.tape import at_the_end
@@ -73,7 +73,7 @@ class LensAnalysis(Analysis):
     @torch.no_grad()
     def table(self, bench: Bench) -> pd.DataFrame:
         model, examples = bench.model(self.model), bench.examples(self.examples)
-        sought, lenses = self._sought(bench, examples), self.lenses(bench, model)
+        sought, lenses = self._sought(examples), self.lenses(bench, model)
         shuffled = {name: tokens[derangement(len(examples), self.seed)] for name, tokens in sought.items()}
         tables = []
         for prefix in prefixes(examples):
@@ -87,7 +87,7 @@ class LensAnalysis(Analysis):
         table = pd.concat(tables, ignore_index=True).assign(examples=self.examples, n=len(examples))
         return table.assign(unit=table["measure"].map(UNITS))[[*self.columns]]
 
-    def _sought(self, bench: Bench, examples: Examples) -> dict[tuple[str, str], Int[Tensor, " n"]]:
+    def _sought(self, examples: Examples) -> dict[tuple[str, str], Int[Tensor, " n"]]:
         """The tokens that are looked for, by (whose, place)."""
         if len(examples) < 2:
             raise InputError(f"set {self.examples!r} has one example: the shuffled control needs another")
@@ -96,16 +96,11 @@ class LensAnalysis(Analysis):
             for label in ("given", "true")
             for i, place in enumerate(examples.places)
         }
-        return labels | {(name, "any"): self._variable(bench, examples, name) for name in self.variables}
-
-    def _variable(self, bench: Bench, examples: Examples, name: str) -> Int[Tensor, " n"]:
-        if name not in examples.variables:
-            raise InputError(f"there is no variable {name!r}; {suggest(name, examples.variables)}")
-        values, n_tokens = examples.variables[name], len(examples.vocabulary)
-        if not bench.is_rehearsal and not 0 <= int(values.min()) <= int(values.max()) < n_tokens:
-            found = f"{int(values.min())} to {int(values.max())}"
-            raise InputError(f"variable {name!r} is not a token: it goes from {found}, tokens from 0 to {n_tokens - 1}")
-        return values.clamp(0, n_tokens - 1)
+        for name in self.variables:
+            if name not in examples.token_variables:
+                known = f"of variables, tokens are {', '.join(examples.token_variables) or 'none'}"
+                raise InputError(f"a lens looks for tokens, and {name!r} is none; {known}")
+        return labels | {(name, "any"): examples.variables[name] for name in self.variables}
 
     def _kl(self, bench: Bench, model: Model, fed: Examples, logits: Logits, condition: str) -> Values:
         """KL of the model's output from the lens, where answers are read."""

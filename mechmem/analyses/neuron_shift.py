@@ -53,7 +53,7 @@ class NeuronShift(Analysis):
 
     def kept(self, bench: Bench) -> pd.DataFrame:
         """The table, made once for all that rank neurons by it."""
-        key = ("shift", id(bench.model(self.after)), self)
+        key = ("shift", self, *bench.named(self))
         if key not in bench.memo:
             bench.memo[key] = self.table(bench)
         return bench.memo[key]

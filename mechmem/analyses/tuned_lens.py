@@ -32,7 +32,8 @@ class TunedLens(LensAnalysis):
     output (least KL). One a layer for all positions, as in the paper, fitted where answers are read: elsewhere the output
     was never trained and says nothing. At other positions it thus says what the residual would say at a readout.
     The last residual is the output's own and is not translated. The KL of the lens, beside that of the untrained one, is
-    held out on every set but `fit_on`: where it is the larger one, the translators have learnt `fit_on` by heart.
+    held out on sets that share no example with `fit_on` (`skip` makes such a set): where it is the larger one there, the
+    translators have learnt `fit_on` by heart.
     What is read was there to be read linearly; that the model reads it does not follow.
     The control is the label of another example. Source: arXiv:2303.08112.
     """
@@ -59,7 +60,15 @@ class TunedLens(LensAnalysis):
 
     def translators(self, bench: Bench, model: Model) -> Translators:
         """The fitted translators of all residuals but the last; kept on the bench."""
-        key = ("tuned lens", id(model), self.fit_on, self.n_steps, self.learning_rate, self.batch_size, self.seed)
+        key = (
+            "tuned lens",
+            model,
+            bench.examples(self.fit_on),
+            self.n_steps,
+            self.learning_rate,
+            self.batch_size,
+            self.seed,
+        )
         if key not in bench.memo:
             bench.memo[key] = self._fitted(bench, model)
         return bench.memo[key]

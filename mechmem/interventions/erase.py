@@ -96,7 +96,7 @@ class Erase(SiteIntervention):
 
     def _eraser(self, hook: str, index: int, model: Model, examples: Examples, bench: Bench) -> Eraser:
         fit = bench.examples(self.fit_on).with_prefix(examples.prefix)
-        key = ("eraser", id(model), fit.key, hook, index, self._how)
+        key = ("eraser", model, fit.key, hook, index, self._how)
         if key not in bench.memo:
             labels = self._labels(fit, bench)
             x = bench.activation(model, fit, hook)[:, index]

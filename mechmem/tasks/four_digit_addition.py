@@ -81,6 +81,7 @@ class FourDigitAddition(Task):
             positions={name: i for i, name in enumerate(names)},
             places=self.places,
             vocabulary=self.vocabulary,
+            token_variables=tuple(f"out_{i}" for i in range(N_DIGITS + 1)),
         )
 
     def answers(self, prompt: Int[Tensor, "n n_prompt"]) -> Int[Tensor, "n n_answer"]:

@@ -111,6 +111,7 @@ class TwoHopReasoning(Task):
             positions={"e": 0, "r1": 1, "r2": 2, "=": 3},
             places=("answer",),
             vocabulary=self.vocabulary,
+            token_variables=("e", "bridge", "answer"),
         )
 
     def answers(self, prompt: Int[Tensor, "n n_prompt"]) -> Int[Tensor, "n n_answer"]:

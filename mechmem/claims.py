@@ -67,7 +67,8 @@ class Quantity(Component):
     value: str = "value"
     """Column to average where the table has no values of single examples."""
     pick: Literal["largest", "smallest"] | None = None
-    """Of several rows a seed (layers, sites ...), the one whose mean over seeds is the largest or smallest."""
+    """Of several rows a seed (layers, sites ...), the one whose mean over seeds is the largest or smallest; of equal ones
+    the first. The interval is that row's own: that of the largest of many would be wider, and higher."""
 
     def measure(self, tables: Mapping[str, pd.DataFrame]) -> Measured:
         """Raises InputError for an unknown table or column, or if several rows are left and none is picked."""
@@ -241,6 +242,14 @@ class _Sentence(string.Formatter):
         if attribute in measured.labels or np.isnan(measured.value):
             return measured.labels.get(attribute, "undefined"), name
         raise InputError(f"{name} has no {attribute!r}; {suggest(attribute, ['percent', 'number', *measured.labels])}")
+
+
+def spoken_of(template: str) -> list[str]:
+    """The names in a template's braces. Raises InputError if it is none."""
+    try:
+        return [field.partition(".")[0] for _, field, _, _ in string.Formatter().parse(template) if field is not None]
+    except ValueError as error:
+        raise InputError(f"the answer {template!r} cannot be filled in: {error}") from error
 
 
 def sentence(template: str, measured: Mapping[str, Measured], verdicts: Mapping[str, str] | None = None) -> str:

@@ -80,7 +80,7 @@ def run(spec: Spec, overrides: Overrides = None, runs: Runs = HERE, as_json: Jso
 
 
 @app.command()
-def check(spec: Spec, overrides: Overrides = None, as_json: Json = False) -> None:
+def check(spec: Spec, overrides: Overrides = None, runs: Runs = HERE, as_json: Json = False) -> None:
     """Validate an experiment or a training, down to sites and shapes, and estimate its cost; compute nothing."""
     import pandas as pd
 
@@ -103,11 +103,19 @@ def check(spec: Spec, overrides: Overrides = None, as_json: Json = False) -> Non
     rows = [
         {"analysis": a, "examples_forwarded": n * c, "seconds": round(n * c * seconds, 1)} for a, c in costs.items()
     ]
+    missing = engine.missing_trainings(experiment, runs)
+    minutes = {recipe: cost_of_training(recipe)["minutes"] for recipe, _ in missing}
+    trainings = [{"training": recipe.name, "seed": seed, "minutes": minutes[recipe]} for recipe, seed in missing]
     if as_json:
-        _output({"valid": True, "analyses": rows}, True)
+        _output({"valid": True, "analyses": rows, "trainings": trainings}, True)
         return
     _echo(f"{spec} is valid: {len(costs)} analyses, {n} seed{'s' if n > 1 else ''}")
     _echo(pd.DataFrame(rows).to_string(index=False))
+    if trainings:
+        _echo(
+            f"{len(trainings)} trainings to be made first, {sum(minutes[recipe] for recipe, _ in missing):.0f} minutes in all"
+        )
+        _echo(pd.DataFrame(trainings).to_string(index=False))
 
 
 @app.command()
@@ -285,7 +293,7 @@ def _placed(file: Any) -> Any:
         try:
             yield
         except BlockError as error:
-            raise SpecError(file.message(error.loc, str(error))) from error
+            raise SpecError(file.message(error.loc, error.text)) from error
 
     return placing()
 

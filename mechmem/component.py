@@ -24,6 +24,7 @@ from pydantic import (
     GetJsonSchemaHandler,
     Tag,
     ValidationError,
+    field_validator,
     model_serializer,
     model_validator,
 )
@@ -192,6 +193,14 @@ class Each(BaseModel, Generic[T]):
         Annotated[tuple[T, ...], Field(min_length=1), Tag("values")] | Annotated[Literal["all"], Tag("all")],
         Discriminator(lambda value: "all" if isinstance(value, str) else "values"),
     ]
+
+    @field_validator("each")
+    @classmethod
+    def _all_differ(cls, each: Any) -> Any:
+        twice = [value for i, value in enumerate(each) if value in each[:i]] if each != "all" else []
+        if twice:
+            raise ValueError(f"{twice[0]!r} stands twice")
+        return each
 
     def values(self, name: str, universe: Mapping[str, Sequence[Any]]) -> Sequence[Any]:
         if self.each != "all":

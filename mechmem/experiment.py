@@ -15,7 +15,7 @@ from torch import Tensor
 
 from mechmem.analyses import Analysis
 from mechmem.checkpoints import SHIPPED
-from mechmem.claims import Claim, Quantity
+from mechmem.claims import Claim, Quantity, spoken_of
 from mechmem.component import Component, InputError, suggest
 from mechmem.examples import Examples, Label
 from mechmem.figures import Figure
@@ -144,6 +144,15 @@ class Experiment(Component):
     @classmethod
     def _also_by_name(cls, value: Any, info: ValidationInfo) -> Any:
         return [_recipe_by_name(part, info) for part in value] if isinstance(value, (list, tuple)) else value
+
+    @field_validator("answer")
+    @classmethod
+    def _speaks_of_what_is_known(cls, answer: str, info: ValidationInfo) -> str:
+        known = [*info.data.get("quantities", ()), *(claim.id for claim in info.data.get("claims", ()))]
+        for name in spoken_of(answer):
+            if name not in known:
+                raise ValueError(f"the answer speaks of {name!r}; {suggest(name, known)}")
+        return answer
 
     @model_validator(mode="after")
     def _names_are_known(self) -> Self:

@@ -35,7 +35,7 @@ def run(experiment: Experiment, runs: Path = RUNS, watcher: Watcher | None = Non
     with locked(folder, watcher.say):
         started, computed = time.monotonic(), []
         subjects = list(_subjects(experiment))
-        if any(not (folder_of(recipe, seed, runs) / "training.json").exists() for _, recipe, seed in subjects):
+        if missing_trainings(experiment, runs):
             rehearse(experiment)  # nothing is trained for a spec that cannot run
         tables: dict[str, list[pd.DataFrame]] = {analysis.table_name: [] for analysis in experiment.analyses}
         for labels, recipe, seed in subjects:
@@ -45,6 +45,15 @@ def run(experiment: Experiment, runs: Path = RUNS, watcher: Watcher | None = Non
                 computed += [analysis.table_name] if is_new else []
                 tables[analysis.table_name].append(_labelled(table, labels | {"seed": seed}))
         return _finish(experiment, folder, _joined(tables), computed, time.monotonic() - started)
+
+
+def missing_trainings(experiment: Experiment, runs: Path = RUNS) -> list[tuple[Recipe, int]]:
+    """(recipe, seed) of every training that a run would have to make first."""
+    others = [ref.training for ref in experiment.checkpoints.values() if ref.training is not None]
+    wanted = [(recipe, seed) for _, recipe, seed in _subjects(experiment)]
+    wanted += [(recipe, seed) for recipe in others for seed in experiment.seeds]
+    found = dict.fromkeys(wanted)
+    return [(r, seed) for r, seed in found if not (folder_of(r, seed, runs) / "training.json").exists()]
 
 
 def _subjects(experiment: Experiment) -> Iterator[tuple[dict[str, Any], Recipe, int]]:
@@ -87,8 +96,11 @@ def rehearse(experiment: Experiment) -> dict[str, int]:
     joined = _joined(tables)
     measured = _measured(experiment, joined)
     sentence(experiment.answer, measured, _verdicts(_judged(experiment, measured)))
-    for figure in experiment.figures:
-        figure.draw(joined[figure.table])
+    for i, figure in enumerate(experiment.figures):
+        try:
+            figure.draw(joined[figure.table])
+        except InputError as error:
+            raise BlockError(("figures", i), str(error)) from error
     return costs
 
 
@@ -108,7 +120,7 @@ def _rehearsed(experiment: Experiment, recipe: Recipe) -> dict[str, tuple[pd.Dat
         try:
             table = analysis.run(bench, experiment.universe(recipe))
         except InputError as error:
-            raise BlockError(i, str(error)) from error
+            raise BlockError(("analyses", i), str(error)) from error
         rehearsed[analysis.table_name] = (table, round(bench.n_forwarded - before))
     return rehearsed
 
@@ -119,7 +131,7 @@ def _measured(experiment: Experiment, tables: Mapping[str, pd.DataFrame]) -> dic
         try:
             measured[name] = quantity.measure(tables)
         except InputError as error:
-            raise InputError(f"quantity {name!r}: {error}") from error
+            raise BlockError(("quantities", name), str(error)) from error
     return measured
 
 

@@ -96,7 +96,7 @@ class Subject:
         try:
             table = analysis.run(self.bench, self.experiment.universe(self.recipe))
         except InputError as error:
-            raise BlockError(i, str(error)) from error
+            raise BlockError(("analyses", i), str(error)) from error
         write(path, table.to_parquet(index=False))
         return table, True
 
@@ -116,11 +116,11 @@ class Subject:
 
 
 class BlockError(InputError):
-    """An analysis of the spec asks for what cannot be."""
+    """A block of the spec (an analysis, a quantity, a figure) asks for what cannot be."""
 
-    def __init__(self, index: int, text: str) -> None:
-        super().__init__(text)
-        self.loc = ("analyses", index)
+    def __init__(self, loc: tuple[str | int, ...], text: str) -> None:
+        super().__init__(text if loc[0] == "analyses" else f"{'.'.join(map(str, loc))}: {text}")
+        self.loc, self.text = loc, text
 
 
 def _asks_for_all(block: Any, field: str) -> bool:

@@ -143,12 +143,20 @@ def test_show_of_what_is_not_there_names_the_nearest(ask, here):
 
 def test_check_says_what_an_experiment_costs(ask, here):
     found = ask("check", SMALL, "--json").json
-    assert found.keys() == {"valid", "analyses"}
+    assert found.keys() == {"valid", "analyses", "trainings"}
     assert found["valid"] is True
+    assert found["trainings"] == []
     assert [row["analysis"] for row in found["analyses"]] == ["dynamics", "patch_grid", "neuron_shift"]
     assert all(row.keys() == {"analysis", "examples_forwarded", "seconds"} for row in found["analyses"])
     assert found["analyses"][1]["examples_forwarded"] > 0
     assert "is valid: 3 analyses, 1 seed" in ask("check", SMALL).out
+
+
+def test_check_says_what_would_have_to_be_trained_first(ask, here):
+    found = ask("check", SMALL, "seeds=[0,7]", "--json").json["trainings"]
+    assert [(row["training"], row["seed"]) for row in found] == [("tiny", 7)]
+    assert found[0]["minutes"] >= 0
+    assert "1 trainings to be made first" in ask("check", SMALL, "seeds=[0,7]").out
 
 
 def test_check_counts_the_seeds(ask, here):

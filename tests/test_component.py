@@ -439,3 +439,8 @@ def test_the_schema_refuses_what_an_experiment_refuses(changes):
 @pytest.mark.parametrize("path", sorted(Path("experiments").glob("*.yaml")), ids=lambda path: path.name)
 def test_the_schema_takes_every_experiment_of_ours(path):
     assert schemas.is_valid(YAML(typ="safe", pure=True).load(path), SCHEMA, SCHEMA)
+
+
+def test_a_value_that_is_swept_twice_is_refused():
+    with pytest.raises(ValidationError, match="1 stands twice"):
+        each(0, 1, 1)

@@ -427,3 +427,16 @@ def test_plugins_that_are_no_list_of_names_are_refused_with_their_place(plugins)
     line = len(SPEC.splitlines()) + 1
     with pytest.raises(SpecError, match=rf"all\.yaml:{line}:\d+: plugins"):
         Experiment.from_yaml(written("all.yaml", SPEC + f"plugins: {plugins}\n"))
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"answer": "{retuned.percent}"}, "the answer speaks of 'retuned'; did you mean 'returned'"),
+        ({"answer": "50 % {"}, "cannot be filled in"),
+        ({"analyses": [{"kind": "dynamics", "name": "a/b"}]}, "String should match pattern"),
+    ],
+)
+def test_what_can_be_seen_to_be_wrong_is_refused_before_anything_runs(fields, message, spec):
+    with pytest.raises(ValidationError, match=message):
+        Experiment.model_validate(spec(**fields))

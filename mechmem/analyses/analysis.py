@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import pandas as pd
+from pydantic import Field
 
 from mechmem.bench import Bench
 from mechmem.component import Component
@@ -18,7 +19,7 @@ class Analysis(Component, shelf="analysis"):
     columns: ClassVar[Mapping[str, str]] = {}
     """What each column of the table means, with its unit; swept fields come beside them."""
 
-    name: str | None = None
+    name: str | None = Field(None, pattern=r"^[A-Za-z0-9_.-]+$")
     """Name of the table; the kind unless given."""
 
     @property

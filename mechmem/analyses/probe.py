@@ -88,6 +88,8 @@ class Probe(Analysis):
 
     def _read(self, bench: Bench, examples: Examples) -> Float[Tensor, "n d"]:
         """The activation at the position. Raises InputError for a position or site that cannot be read."""
+        if self.position == "readout":
+            raise InputError("a probe reads one position, and `readout` is several; sweep them with `each:`")
         if self.position not in examples.positions:
             raise InputError(f"there is no position {self.position!r}; {suggest(self.position, examples.positions)}")
         model = bench.model(self.model)

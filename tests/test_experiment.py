@@ -440,3 +440,12 @@ def test_plugins_that_are_no_list_of_names_are_refused_with_their_place(plugins)
 def test_what_can_be_seen_to_be_wrong_is_refused_before_anything_runs(fields, message, spec):
     with pytest.raises(ValidationError, match=message):
         Experiment.model_validate(spec(**fields))
+
+
+@pytest.mark.parametrize("pair", [None, MinimalPair(flip="carry_1")])
+def test_a_set_that_skips_anothers_examples_shares_none_with_it(pair):
+    first, rest = (ExampleSet(noisy=False, pair=pair, **fields).of(TASK) for fields in ({"n": 9}, {"n": 20, "skip": 9}))
+    assert (len(first), len(rest)) == (9, 20)
+    assert {*map(tuple, first.prompt.tolist())}.isdisjoint(map(tuple, rest.prompt.tolist()))
+    together = ExampleSet(noisy=False, pair=pair, n=29).of(TASK)
+    assert {*map(tuple, together.prompt.tolist())} == {*map(tuple, torch.cat([first.prompt, rest.prompt]).tolist())}

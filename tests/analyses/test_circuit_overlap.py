@@ -178,3 +178,8 @@ def test_two_architectures_share_no_edges(random_models, model, sets):
     bench = Bench(models={"after": model, "before": random_models(0, n_layers=1)}, example_sets=sets)
     with pytest.raises(InputError, match="two architectures"):
         overlap(other_model="before").table(bench)
+
+
+def test_with_one_head_a_layer_there_are_no_other_heads(random_models, sets):
+    bench = Bench(models={"after": random_models(0, n_heads=1, d_head=16)}, example_sets=sets)
+    assert "relabelled" not in set(overlap(other_examples="clean").table(bench)["condition"])

@@ -129,3 +129,9 @@ def test_a_metric_without_a_slope_is_refused(bench):
     with pytest.raises(InputError, match="choose another"):
         Concentration(examples="clean", metric=LogitDifference(), corrupted=Source(mean_over="noisy")).table(bench)
     assert Concentration(metric=Logit(label="true")).table(bench)["metric"].unique().tolist() == ["logit_true"]
+
+
+def test_examples_that_no_token_tells_apart_are_refused(bench):
+    bench.example_sets = {**bench.example_sets, "noisy": bench.examples("noisy").select(torch.tensor([0])).as_set()}
+    with pytest.raises(InputError, match="all examples have the same prompt"):
+        Concentration().table(bench)

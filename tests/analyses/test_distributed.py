@@ -195,3 +195,11 @@ def test_what_cannot_be_is_refused(model, examples, pool):
     bench.rule = None
     with pytest.raises(InputError, match="needs the task's rule"):
         Distributed().table(bench)
+
+
+def test_before_a_later_layer_there_is_no_look_up_to_compare_with(examples, others, pool, model):
+    bench = bench_of(model, examples, pool)
+    later = Distributed(layer=1, n_draws=1).table(bench)
+    assert not later["condition"].str.startswith("look_up").any()
+    assert "tokens_needed" not in set(later["measure"])
+    assert {"alone", "together", "chance"} <= set(later["condition"])

@@ -202,6 +202,8 @@ def test_the_shifted_neurons_are_counted_beside_the_rest(bench, monkeypatch):
         NeuronShift, "kept", lambda self, bench: shifts.set_axis(["layer", "neuron", "shift_noisy"], axis=1)
     )
     table = HeuristicTypes(layer=1, k=2).table(bench)
+    by_place = table.groupby("place", sort=False)[["p", "q"]].first()
+    assert by_place["q"].tolist() == pytest.approx(stats.false_discovery_control(by_place["p"]).tolist())
     found = table[table["place"] == "s1"].set_index(["group", "type"])["value"]
     assert found["shifted"].to_dict() == {t: 0.5 * (t in ("operand_range", "result_modulo")) for t in TYPES}
     rest = {"identical_digits": 1, "carry": 1, "result_range": 1, "operand_modulo": 1, "silent": 18}

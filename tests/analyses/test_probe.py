@@ -260,7 +260,7 @@ def test_a_rehearsal_on_four_examples_says_the_same_labels(position, bench, mode
         ({"variable": "cary_4"}, "there is no variable 'cary_4'; did you mean 'carry_4'?"),
         ({"shuffled_by": ("cary_4",)}, "there is no variable 'cary_4'"),
         ({"position": "s9"}, "there is no position 's9'"),
-        ({"position": "readout"}, "there is no position 'readout'"),
+        ({"position": "readout"}, "a probe reads one position, and `readout` is several"),
         ({"layer": 2}, "layer 2 is out of range"),
         ({"layer": None}, "site 'resid_post' needs a layer"),
         ({"site": "pattern"}, "a probe reads a site of `batch pos ...`, not 'pattern'"),

@@ -86,6 +86,7 @@ def check(spec: Spec, overrides: Overrides = None, runs: Runs = HERE, as_json: J
 
     from mechmem import runs as engine
     from mechmem.costs import cost_of_training, seconds_per_example
+    from mechmem.terminal import watching
 
     if _is_training(spec):
         recipe = _recipe(spec, overrides)
@@ -96,25 +97,24 @@ def check(spec: Spec, overrides: Overrides = None, runs: Runs = HERE, as_json: J
         _echo(f"{spec} is valid: {len(costs)} trainings\n{pd.DataFrame(costs).to_string(index=False)}")
         return
     experiment, file = _experiment(spec, overrides)
-    with _placed(file):
-        costs = engine.rehearse(experiment)
+    with watching(bars_only=True) as watcher, _placed(file):
+        costs = engine.rehearse(experiment, watcher.say)
     seconds = seconds_per_example(experiment.training)
     n = len(experiment.seeds)
     rows = [
         {"analysis": a, "examples_forwarded": n * c, "seconds": round(n * c * seconds, 1)} for a, c in costs.items()
     ]
     missing = engine.missing_trainings(experiment, runs)
-    minutes = {recipe: cost_of_training(recipe)["minutes"] for recipe, _ in missing}
-    trainings = [{"training": recipe.name, "seed": seed, "minutes": minutes[recipe]} for recipe, seed in missing]
+    minutes = {recipe: cost_of_training(recipe)["minutes"] for recipe in missing.values()}
+    trainings = [{"training": name, "minutes": minutes[recipe]} for name, recipe in missing.items()]
     if as_json:
         _output({"valid": True, "analyses": rows, "trainings": trainings}, True)
         return
     _echo(f"{spec} is valid: {len(costs)} analyses, {n} seed{'s' if n > 1 else ''}")
     _echo(pd.DataFrame(rows).to_string(index=False))
     if trainings:
-        _echo(
-            f"{len(trainings)} trainings to be made first, {sum(minutes[recipe] for recipe, _ in missing):.0f} minutes in all"
-        )
+        whole = sum(minutes[recipe] for recipe in missing.values())
+        _echo(f"{len(trainings)} trainings to be made first, {whole:.0f} minutes in all")
         _echo(pd.DataFrame(trainings).to_string(index=False))
 
 

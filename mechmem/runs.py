@@ -20,7 +20,7 @@ from mechmem.provenance import provenance
 from mechmem.recipe import PHASES, Recipe
 from mechmem.results import RUNS, Run, draw
 from mechmem.specs import write_spec
-from mechmem.subjects import BlockError, Subject, Watcher
+from mechmem.subjects import BlockError, Subject, Watcher, cell_name
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -47,13 +47,15 @@ def run(experiment: Experiment, runs: Path = RUNS, watcher: Watcher | None = Non
         return _finish(experiment, folder, _joined(tables), computed, time.monotonic() - started)
 
 
-def missing_trainings(experiment: Experiment, runs: Path = RUNS) -> list[tuple[Recipe, int]]:
-    """(recipe, seed) of every training that a run would have to make first."""
+def missing_trainings(experiment: Experiment, runs: Path = RUNS) -> dict[str, Recipe]:
+    """By name, every training that a run would have to make first."""
     others = [ref.training for ref in experiment.checkpoints.values() if ref.training is not None]
-    wanted = [(recipe, seed) for _, recipe, seed in _subjects(experiment)]
-    wanted += [(recipe, seed) for recipe in others for seed in experiment.seeds]
-    found = dict.fromkeys(wanted)
-    return [(r, seed) for r, seed in found if not (folder_of(r, seed, runs) / "training.json").exists()]
+    wanted = [*_subjects(experiment), *(({}, recipe, seed) for recipe in others for seed in experiment.seeds)]
+    return {
+        cell_name(recipe, swept, seed): recipe
+        for swept, recipe, seed in wanted
+        if not (folder_of(recipe, seed, runs) / "training.json").exists()
+    }
 
 
 def _subjects(experiment: Experiment) -> Iterator[tuple[dict[str, Any], Recipe, int]]:
@@ -82,7 +84,7 @@ def _joined(tables: Mapping[str, Sequence[pd.DataFrame]]) -> dict[str, pd.DataFr
     return {name: pd.concat(parts, ignore_index=True) for name, parts in tables.items()}
 
 
-def rehearse(experiment: Experiment) -> dict[str, int]:
+def rehearse(experiment: Experiment, say: Callable[[str], None] = lambda _: None) -> dict[str, int]:
     """The whole run on untrained models and four examples of each set: raises what a run would raise.
 
     Returns how many examples each analysis sends through the models of one seed in the real run.
@@ -90,7 +92,7 @@ def rehearse(experiment: Experiment) -> dict[str, int]:
     costs = {analysis.table_name: 0 for analysis in experiment.analyses}
     tables: dict[str, list[pd.DataFrame]] = {name: [] for name in costs}
     for labels, recipe in _recipes(experiment):
-        for name, (table, cost) in _rehearsed(experiment, recipe).items():
+        for name, (table, cost) in _rehearsed(experiment, recipe, say).items():
             costs[name] += cost
             tables[name] += [_labelled(table.copy(), labels | {"seed": seed}) for seed in experiment.seeds]
     joined = _joined(tables)
@@ -104,7 +106,9 @@ def rehearse(experiment: Experiment) -> dict[str, int]:
     return costs
 
 
-def _rehearsed(experiment: Experiment, recipe: Recipe) -> dict[str, tuple[pd.DataFrame, int]]:
+def _rehearsed(
+    experiment: Experiment, recipe: Recipe, say: Callable[[str], None]
+) -> dict[str, tuple[pd.DataFrame, int]]:
     """The rehearsed table of every analysis and its cost in the real run, for one training."""
     few = {name: chosen.of(recipe.task).represented_by(4) for name, chosen in experiment.examples.items()}
     models = {name: (ref.training or recipe).build(0) for name, ref in experiment.checkpoints.items()}
@@ -113,7 +117,8 @@ def _rehearsed(experiment: Experiment, recipe: Recipe) -> dict[str, tuple[pd.Dat
     curve = {"step": 0, "clean": 0.0, "memorised": 0.0, "corrected": 0.0, "held_out": 0.0}
     phases = dict.fromkeys(PHASES, 0)
     task = recipe.task
-    bench = Bench(models, few, curves=[curve], phases=phases, chance=task.chance, rule=task.answers, is_rehearsal=True)
+    bench = Bench(models, few, curves=[curve], phases=phases, chance=task.chance, is_rehearsal=True)
+    bench.rule, bench.say = task.answers, say
     rehearsed = {}
     for i, analysis in enumerate(experiment.analyses):
         before = bench.n_forwarded

@@ -59,8 +59,7 @@ class Subject:
         self._bench: Bench | None = None
 
     def training(self, recipe: Recipe, swept: Mapping[str, Any] = MappingProxyType({})) -> Trained:
-        cell = {key: value for key, value in swept.items() if key != "training"} | {"seed": self.seed}
-        name = " ".join([recipe.name, *(f"{key} {value}" for key, value in cell.items())])
+        name = cell_name(recipe, swept, self.seed)
         return train(
             recipe, self.seed, folder_of(recipe, self.seed, self.runs), lambda *event: self.watcher.train(name, *event)
         )
@@ -113,6 +112,12 @@ class Subject:
         return digest(
             [block, named, self.recipe.recipe_hash, steps, self.seed, engine_hash(), *_plugin_code(self.experiment)]
         )
+
+
+def cell_name(recipe: Recipe, swept: Mapping[str, Any], seed: int) -> str:
+    """`fda_capacity d_model 32 seed 0`: a training by its name, what is swept in it, and its seed."""
+    cell = {key: value for key, value in swept.items() if key != "training"} | {"seed": seed}
+    return " ".join([recipe.name, *(f"{key} {value}" for key, value in cell.items())])
 
 
 class BlockError(InputError):

@@ -17,10 +17,11 @@ QUIET_SECONDS = 15.0
 
 
 @contextmanager
-def watching() -> Generator[Watcher, None, None]:
-    """A watcher that shows a bar for a training and a line for what is being analysed."""
+def watching(bars_only: bool = False) -> Generator[Watcher, None, None]:
+    """A watcher that shows a bar for a training and a line for what is being analysed; where there is no terminal, a line
+    now and then, or nothing with `bars_only`."""
     if not sys.stderr.isatty():
-        yield _Lines().watcher
+        yield Watcher() if bars_only else _Lines().watcher
         return
     text, left = TextColumn("{task.description}"), TimeRemainingColumn()
     columns = (SpinnerColumn(), text, BarColumn(20), MofNCompleteColumn(), left)

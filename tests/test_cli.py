@@ -154,7 +154,7 @@ def test_check_says_what_an_experiment_costs(ask, here):
 
 def test_check_says_what_would_have_to_be_trained_first(ask, here):
     found = ask("check", SMALL, "seeds=[0,7]", "--json").json["trainings"]
-    assert [(row["training"], row["seed"]) for row in found] == [("tiny", 7)]
+    assert [row["training"] for row in found] == ["tiny seed 7"]
     assert found[0]["minutes"] >= 0
     assert "1 trainings to be made first" in ask("check", SMALL, "seeds=[0,7]").out
 

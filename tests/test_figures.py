@@ -363,3 +363,11 @@ def test_figures_import_no_model(path):
     ours = {name for name in modules if name and name.startswith("mechmem")}
     assert ours <= {name for name in ours if name.startswith("mechmem.figures.")} | {"mechmem.component"}
     assert not {"torch", "transformer_lens"} & {str(name).split(".")[0] for name in modules}
+
+
+def test_axes_say_the_unit_that_all_rows_state():
+    table = pd.DataFrame({"seed": 0, "layer": [0, 1], "value": [0.5, 2.0], "exact": [1.0, 2.5], "unit": "nats"})
+    layout = Scatter(table="t", x="exact", y="value").draw(table).layout
+    assert (layout.xaxis.title.text, layout.yaxis.title.text) == ("exact (nats)", "value (nats)")
+    mixed = table.assign(unit=["nats", "fraction"])
+    assert Scatter(table="t", x="exact", y="value").draw(mixed).layout.xaxis.title.text == "exact"

@@ -22,6 +22,7 @@ class Dynamics(Analysis):
         "step": "optimiser steps",
         "curve": "clean (given labels), memorised (noisy, given), corrected (noisy, true), held_out, chance; or phase",
         "value": "accuracy of whole answers (fraction); for a phase, its step",
+        "unit": "unit of the value",
         "label": "name of the phase that the row stands at; empty for the curves as such",
     }
 
@@ -31,4 +32,5 @@ class Dynamics(Analysis):
         reached = [(name, step) for name, step in bench.phases.items() if step is not None]
         at_phases = [long[long["step"] == step].assign(label=name) for name, step in reached]
         marks = [{"step": step, "curve": "phase", "value": float(step), "label": name} for name, step in reached]
-        return pd.concat([long, *at_phases, pd.DataFrame(marks)], ignore_index=True)
+        table = pd.concat([long, *at_phases, pd.DataFrame(marks)], ignore_index=True)
+        return table.assign(unit=table["curve"].map({"phase": "optimiser steps"}).fillna("fraction"))

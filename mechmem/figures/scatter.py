@@ -9,7 +9,7 @@ import plotly.graph_objects as go
 
 from mechmem.figures.figure import Figure
 from mechmem.figures.rows import context, hover, in_order
-from mechmem.figures.style import SOFT, colours, named, note, titled
+from mechmem.figures.style import SOFT, colours, named, note, titled, unit_of
 
 MOST_IN_SVG = 4000
 """Points up to which the drawing is a vector graphic."""
@@ -40,8 +40,8 @@ class Scatter(Figure):
         if self.diagonal:
             figure.add_trace(self._equal(rows))
         figure.update_layout(height=520)
-        figure.update_xaxes(title_text=titled(self.x))
-        figure.update_yaxes(title_text=titled(self.y))
+        figure.update_xaxes(title_text=titled(self.x, unit_of(rows, self.x)))
+        figure.update_yaxes(title_text=titled(self.y, unit_of(rows, self.y)))
         note(figure, context(rows, [self.x, self.y, self.colour], "{} seeds, each with its own neurons"))
         return figure
 

@@ -93,10 +93,17 @@ def titled(name: str, unit: str | None = None) -> str:
     return words.replace("_", " ") + (f" ({unit})" if unit not in ("", words) else "")
 
 
+def unit_of(rows: pd.DataFrame, column: str) -> str:
+    """The unit of a column: one that its name always has, else the one that all rows state."""
+    stated = in_order(rows["unit"]) if "unit" in rows else []
+    return UNITS.get(column.split("_")[0], stated[0] if len(stated) == 1 else "")
+
+
 def measured(rows: pd.DataFrame, value: str) -> tuple[str, str]:
     """Title and unit of what the column `value` holds. Raises InputError for measures of several units."""
     if value != "value" or "measure" not in rows:
-        return titled(value), UNITS.get(value.split("_")[0], "")
+        unit = unit_of(rows, value)
+        return titled(value, unit), unit
     names = in_order(rows["measure"])
     units = in_order(rows["unit"]) if "unit" in rows else [UNITS.get(name.split("_")[0], "") for name in names]
     if len(set(units)) > 1:

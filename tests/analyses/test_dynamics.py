@@ -31,3 +31,9 @@ def test_each_phase_has_its_mark_and_the_curves_there():
 
 def test_a_phase_that_never_came_has_no_row():
     assert "memorised" not in set(Dynamics().table(BENCH)["label"])
+
+
+def test_every_value_has_its_unit():
+    table = Dynamics().table(BENCH)
+    assert set(table.loc[table["curve"] == "phase", "unit"]) == {"optimiser steps"}
+    assert set(table.loc[table["curve"] != "phase", "unit"]) == {"fraction"}

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from mechmem import checkpoints, runs
-from mechmem.checkpoints import Trained
-from mechmem.experiment import Experiment
-from mechmem.models import Architecture
-from mechmem.recipe import Recipe, Training
-from mechmem.results import Run
-from mechmem.tasks import Task
-from mechmem.terminal import watching
-from mechmem.training import train as train_recipe
+from mechmem.data.tasks.task import Task
+from mechmem.experiment import run as runs
+from mechmem.experiment.results import Run
+from mechmem.experiment.spec import Experiment
+from mechmem.models.architecture import Architecture
+from mechmem.progress import watching
+from mechmem.training import store as checkpoints
+from mechmem.training.loop import train as train_recipe
+from mechmem.training.recipe import Recipe, Training
+from mechmem.training.store import Trained
 
 
 def train(

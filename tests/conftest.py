@@ -16,16 +16,17 @@ import pytest
 import torch
 from hypothesis import settings
 
-from mechmem.bench import Bench
-from mechmem.checkpoints import Trained, own_folder
-from mechmem.examples import Examples
-from mechmem.experiment import Experiment
-from mechmem.models import Architecture, Model
-from mechmem.recipe import Phase, Recipe, Training
-from mechmem.results import Run
-from mechmem.runs import run
-from mechmem.tasks import FourDigitAddition, UniformWrong
-from mechmem.training import train
+from mechmem.data.examples import Examples
+from mechmem.data.label_noise import UniformWrong
+from mechmem.data.tasks.four_digit_addition import FourDigitAddition
+from mechmem.experiment.results import Run
+from mechmem.experiment.run import run
+from mechmem.experiment.spec import Experiment
+from mechmem.models.architecture import Architecture, Model
+from mechmem.session import Bench
+from mechmem.training.loop import train
+from mechmem.training.recipe import Phase, Recipe, Training
+from mechmem.training.store import Trained, own_folder
 
 Build = Callable[..., Model]
 Spec = Callable[..., dict[str, Any]]
@@ -159,7 +160,7 @@ def processes() -> ForkServerContext:
     import multiprocessing
 
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["mechmem.runs", "transformer_lens"])
+    context.set_forkserver_preload(["mechmem.experiment.run", "transformer_lens"])
     first = context.Process(target=int)
     first.start()
     first.join()

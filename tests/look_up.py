@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from mechmem.models import Architecture, Model
+from mechmem.models.architecture import Architecture, Model
 
 
 def copying(sources: list[int]) -> Model:

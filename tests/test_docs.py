@@ -9,13 +9,13 @@ from pathlib import Path
 
 import pytest
 
-from mechmem import cli
-from mechmem.analyses import Analysis
-from mechmem.experiment import Experiment
-from mechmem.interventions import Intervention
-from mechmem.recipe import Recipe
-from mechmem.runs import rehearse
-from mechmem.specs import SpecFile
+from mechmem.analyses.analysis import Analysis
+from mechmem.cli import main as cli
+from mechmem.experiment.run import rehearse
+from mechmem.experiment.spec import Experiment
+from mechmem.interventions.intervention import Intervention
+from mechmem.spec.yaml_file import SpecFile
+from mechmem.training.recipe import Recipe
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]

@@ -18,7 +18,7 @@ def loaded(code: str) -> set[str]:
 
 
 def helped(*arguments: str) -> str:
-    return f"sys.argv = {['mechmem', *arguments]}\nfrom mechmem.cli import main\ntry:\n    main()\nexcept SystemExit:\n    pass"
+    return f"sys.argv = {['mechmem', *arguments]}\nfrom mechmem.cli.main import main\ntry:\n    main()\nexcept SystemExit:\n    pass"
 
 
 @pytest.mark.parametrize("arguments", [("--help",), ("run", "--help"), ("train", "--help"), ("nonsense",)])
@@ -38,7 +38,7 @@ def test_a_name_imports_what_it_needs():
 
 
 def test_figures_import_no_torch():
-    assert "torch" not in loaded("import mechmem.figures")
+    assert "torch" not in loaded("import mechmem.report.figures")
 
 
 def test_describing_a_model_imports_no_transformer_lens():

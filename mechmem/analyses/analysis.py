@@ -9,8 +9,8 @@ from typing import Any, ClassVar
 import pandas as pd
 from pydantic import Field
 
-from mechmem.bench import Bench
-from mechmem.component import Component
+from mechmem.session import Bench
+from mechmem.spec.registry import Component
 
 
 class Analysis(Component, shelf="analysis"):

@@ -8,7 +8,7 @@ from typing import ClassVar
 import pandas as pd
 
 from mechmem.analyses.analysis import Analysis
-from mechmem.bench import Bench
+from mechmem.session import Bench
 
 
 class Dynamics(Analysis):

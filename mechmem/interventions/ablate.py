@@ -9,12 +9,12 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from mechmem.bench import Bench
-from mechmem.component import InputError, Swept, digest
-from mechmem.examples import Examples
+from mechmem.data.examples import Examples
 from mechmem.interventions.intervention import UnitIntervention
 from mechmem.interventions.patch import fitting
-from mechmem.models import Model
+from mechmem.models.architecture import Model
+from mechmem.session import Bench
+from mechmem.spec.registry import InputError, Swept, digest
 
 
 class Ablate(UnitIntervention):

@@ -9,12 +9,12 @@ from typing import Any
 
 from torch import Tensor
 
-from mechmem.bench import Bench
-from mechmem.component import InputError
-from mechmem.examples import Examples
-from mechmem.forward import Edit
+from mechmem.data.examples import Examples
 from mechmem.interventions.intervention import Intervention
-from mechmem.models import Model
+from mechmem.models.architecture import Model
+from mechmem.models.fast import Edit
+from mechmem.session import Bench
+from mechmem.spec.registry import InputError
 
 
 class InterventionError(RuntimeError):

@@ -10,14 +10,14 @@ import torch.nn.functional as F
 from pydantic import NonNegativeInt, PositiveInt, model_validator
 from torch import Tensor
 
-from mechmem import sites
-from mechmem.bench import Bench
-from mechmem.component import InputError, Swept, suggest
-from mechmem.examples import Examples
+from mechmem.data.examples import Examples
 from mechmem.interventions.inlp import inlp
 from mechmem.interventions.intervention import SiteIntervention, position_indices
 from mechmem.interventions.subspace import Eraser, class_code, leace, random_subspace, variance_matched
-from mechmem.models import Model
+from mechmem.models import sites
+from mechmem.models.architecture import Model
+from mechmem.session import Bench
+from mechmem.spec.registry import InputError, Swept, suggest
 
 LEAST = 0.05
 """Share of the variance below which nothing is left of an activation, so that an effect would say nothing."""

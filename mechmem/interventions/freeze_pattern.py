@@ -7,13 +7,13 @@ from typing import Any
 import torch
 from pydantic import field_validator
 
-from mechmem.bench import Bench
-from mechmem.component import Swept
-from mechmem.examples import Examples
-from mechmem.forward import Edit
+from mechmem.data.examples import Examples
 from mechmem.interventions.intervention import Indices, Intervention, Names
 from mechmem.interventions.patch import Patch, Source
-from mechmem.models import Model
+from mechmem.models.architecture import Model
+from mechmem.models.fast import Edit
+from mechmem.session import Bench
+from mechmem.spec.registry import Swept
 
 
 class FreezePattern(Intervention):

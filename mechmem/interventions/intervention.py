@@ -8,12 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mechmem import sites
-from mechmem.bench import Bench
-from mechmem.component import Component, InputError, Swept, suggest
-from mechmem.examples import Examples
-from mechmem.forward import Edit
-from mechmem.models import Model
+from mechmem.data.examples import Examples
+from mechmem.models import sites
+from mechmem.models.architecture import Model
+from mechmem.models.fast import Edit
+from mechmem.session import Bench
+from mechmem.spec.registry import Component, InputError, Swept, suggest
 
 Names = str | tuple[str, ...]
 Indices = int | tuple[int, ...]

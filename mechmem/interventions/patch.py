@@ -9,11 +9,11 @@ import torch
 from pydantic import Field, field_validator, model_serializer, model_validator
 from torch import Tensor
 
-from mechmem.bench import Bench
-from mechmem.component import Component, InputError
-from mechmem.examples import Examples
+from mechmem.data.examples import Examples
 from mechmem.interventions.intervention import UnitIntervention
-from mechmem.models import Model
+from mechmem.models.architecture import Model
+from mechmem.session import Bench
+from mechmem.spec.registry import Component, InputError
 
 
 class Source(Component):

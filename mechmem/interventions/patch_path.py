@@ -9,15 +9,15 @@ from typing import Any, Literal
 from pydantic import field_validator, model_validator
 from torch import Tensor
 
-from mechmem import sites
-from mechmem.bench import Bench
-from mechmem.component import Component, InputError, Swept
-from mechmem.examples import Examples
-from mechmem.forward import Edit
+from mechmem.data.examples import Examples
 from mechmem.interventions.ablate import Ablate
 from mechmem.interventions.intervention import Indices, Intervention, Names, SiteIntervention
 from mechmem.interventions.tape import Tape, at_the_end, in_attention, in_mlp
-from mechmem.models import Model
+from mechmem.models import sites
+from mechmem.models.architecture import Model
+from mechmem.models.fast import Edit
+from mechmem.session import Bench
+from mechmem.spec.registry import Component, InputError, Swept
 
 SENDERS = {"embed": -1, "pos_embed": -1, "z": 0, "attn_out": 0, "neurons": 1, "mlp_out": 1}
 """Sites that write to the residual stream, and when in their layer: with attention (0), with the MLP (1)."""

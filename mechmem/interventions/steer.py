@@ -8,11 +8,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from mechmem.bench import Bench
-from mechmem.component import InputError, Swept, suggest
-from mechmem.examples import Examples
+from mechmem.data.examples import Examples
 from mechmem.interventions.intervention import UnitIntervention
-from mechmem.models import Model
+from mechmem.models.architecture import Model
+from mechmem.session import Bench
+from mechmem.spec.registry import InputError, Swept, suggest
 
 
 class Steer(UnitIntervention):

@@ -7,15 +7,15 @@ from typing import Any, Literal, Self
 import torch
 from pydantic import field_validator, model_validator
 
-from mechmem import sites
-from mechmem.bench import Bench
-from mechmem.component import Each, InputError, Swept
-from mechmem.examples import Examples
-from mechmem.forward import Edit
+from mechmem.data.examples import Examples
 from mechmem.interventions.intervention import Indices, Intervention
 from mechmem.interventions.patch import Patch, Source
 from mechmem.interventions.tape import Tape, at_the_end, in_attention, in_mlp
-from mechmem.models import Model
+from mechmem.models import sites
+from mechmem.models.architecture import Model
+from mechmem.models.fast import Edit
+from mechmem.session import Bench
+from mechmem.spec.registry import Each, InputError, Swept
 
 Part = Literal["embed", "attn", "mlp", "unembed"]
 

@@ -13,8 +13,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from mechmem.forward import Edit, forward
-from mechmem.models import Model
+from mechmem.models.architecture import Model
+from mechmem.models.fast import Edit, forward
 
 Residual = Float[Tensor, "batch pos d_model"]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from mechmem.examples import Examples
+from mechmem.data.examples import Examples
 from mechmem.measures.measure import Logits, Measure, Values
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from mechmem.examples import AnyLabel, Examples
+from mechmem.data.examples import AnyLabel, Examples
 from mechmem.measures.measure import LabelMeasure, Logits, Values, of_labels
 
 

@@ -8,8 +8,8 @@ from typing import Any, ClassVar
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from mechmem.component import Component
-from mechmem.examples import AnyLabel, Examples
+from mechmem.data.examples import AnyLabel, Examples
+from mechmem.spec.registry import Component
 
 Logits = Float[Tensor, "n n_answer d_vocab"]
 Values = Float[Tensor, "n n_answer"]

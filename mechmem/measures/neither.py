@@ -6,7 +6,7 @@ from typing import ClassVar
 
 import torch
 
-from mechmem.examples import Examples
+from mechmem.data.examples import Examples
 from mechmem.measures.measure import Logits, Measure, Values
 
 

@@ -7,7 +7,7 @@ from typing import ClassVar
 from jaxtyping import Float
 from torch import Tensor
 
-from mechmem.examples import Examples
+from mechmem.data.examples import Examples
 from mechmem.measures.measure import LabelMeasure, Logits, Values, of_labels
 
 

@@ -5,10 +5,12 @@ import io
 import pandas as pd
 import pytest
 
-from mechmem.analyses import Analysis, Dynamics, PatchGrid
-from mechmem.bench import Bench
-from mechmem.component import each
-from mechmem.interventions import Source
+from mechmem.analyses.analysis import Analysis
+from mechmem.analyses.dynamics import Dynamics
+from mechmem.analyses.effects.patch_grid import PatchGrid
+from mechmem.interventions.patch import Source
+from mechmem.session import Bench
+from mechmem.spec.registry import each
 
 GRID = PatchGrid(site="attn_out", layer=each(), source=Source(checkpoint="before"), decode=False)
 

@@ -13,12 +13,12 @@ import numpy as np
 import pytest
 import torch
 
-from mechmem.analyses import Analysis
+from mechmem.analyses.analysis import Analysis
 from mechmem.api import load
-from mechmem.bench import Bench
-from mechmem.checkpoints import SHIPPED
-from mechmem.experiment import ExampleSet
-from mechmem.tasks import MinimalPair
+from mechmem.data.tasks.task import MinimalPair
+from mechmem.experiment.spec import ExampleSet
+from mechmem.session import Bench
+from mechmem.training.store import SHIPPED
 
 VARIABLE = {"four_digit_addition": "carry_2", "two_hop_reasoning": "bridge"}
 """As the value of a field: the task's own variable."""

@@ -15,13 +15,13 @@ import torch
 import torch.nn.functional as F
 from transformer_lens import patching
 
-from mechmem.analyses import PatchGrid
-from mechmem.bench import Bench
-from mechmem.component import each
-from mechmem.forward import forward
-from mechmem.interventions import Source
-from mechmem.models import Architecture
-from mechmem.tasks import FourDigitAddition
+from mechmem.analyses.effects.patch_grid import PatchGrid
+from mechmem.data.tasks.four_digit_addition import FourDigitAddition
+from mechmem.interventions.patch import Source
+from mechmem.models.architecture import Architecture
+from mechmem.models.fast import forward
+from mechmem.session import Bench
+from mechmem.spec.registry import each
 
 ARCHITECTURE = Architecture(n_layers=3, d_model=128, n_heads=4, d_mlp=512)
 N_ANSWER = 5

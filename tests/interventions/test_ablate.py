@@ -5,10 +5,11 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mechmem.bench import Bench
-from mechmem.component import Component, InputError
-from mechmem.interventions import Ablate, Intervention, applied
-from mechmem.interventions.ablate import derangement, donors
+from mechmem.interventions.ablate import Ablate, derangement, donors
+from mechmem.interventions.applied import applied
+from mechmem.interventions.intervention import Intervention
+from mechmem.session import Bench
+from mechmem.spec.registry import Component, InputError
 
 HOWS = ["zero", "mean", "resample", "gaussian"]
 

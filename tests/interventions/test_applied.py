@@ -5,9 +5,10 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from mechmem.component import InputError
-from mechmem.forward import Edit
-from mechmem.interventions import InterventionError, Patch, applied
+from mechmem.interventions.applied import InterventionError, applied
+from mechmem.interventions.patch import Patch
+from mechmem.models.fast import Edit
+from mechmem.spec.registry import InputError
 
 
 @pytest.fixture

@@ -7,12 +7,15 @@ import pytest
 import torch
 from sklearn.linear_model import LogisticRegression
 
-from mechmem.bench import Bench
-from mechmem.component import InputError
-from mechmem.interventions import Erase, Intervention, RandomDirection, applied
+from mechmem.data.tasks.four_digit_addition import FourDigitAddition
+from mechmem.interventions.applied import applied
+from mechmem.interventions.controls.control import RandomDirection
+from mechmem.interventions.erase import Erase
+from mechmem.interventions.intervention import Intervention
 from mechmem.interventions.subspace import leace
-from mechmem.models import Architecture
-from mechmem.tasks import FourDigitAddition
+from mechmem.models.architecture import Architecture
+from mechmem.session import Bench
+from mechmem.spec.registry import InputError
 
 METHODS = ["leace", "inlp", "random", "variance_matched"]
 HOOK = "blocks.1.hook_resid_post"

@@ -3,9 +3,13 @@ from __future__ import annotations
 import pytest
 import torch
 
-from mechmem.component import InputError
-from mechmem.forward import Edit, forward
-from mechmem.interventions import Ablate, FreezePattern, Intervention, Patch, Source, applied
+from mechmem.interventions.ablate import Ablate
+from mechmem.interventions.applied import applied
+from mechmem.interventions.freeze_pattern import FreezePattern
+from mechmem.interventions.intervention import Intervention
+from mechmem.interventions.patch import Patch, Source
+from mechmem.models.fast import Edit, forward
+from mechmem.spec.registry import InputError
 
 
 @torch.no_grad()

@@ -7,14 +7,16 @@ import re
 import pytest
 import torch
 
-from mechmem import sites
-from mechmem.analyses.effect import edits_of
-from mechmem.bench import Bench
-from mechmem.component import InputError
-from mechmem.forward import forward
-from mechmem.interventions import Patch, Scramble, Source, applied
+from mechmem.analyses.effects.effect import edits_of
+from mechmem.interventions.applied import applied
 from mechmem.interventions.intervention import position_indices
-from mechmem.sites import SITES
+from mechmem.interventions.patch import Patch, Source
+from mechmem.interventions.random_displacement import Scramble
+from mechmem.models import sites
+from mechmem.models.fast import forward
+from mechmem.models.sites import SITES
+from mechmem.session import Bench
+from mechmem.spec.registry import InputError
 
 EDITABLE = sorted(SITES.keys() - sites.READ_ONLY.keys())
 SOURCES = {

@@ -6,13 +6,13 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from mechmem.analyses.effect import edits_of
-from mechmem.bench import Bench
-from mechmem.component import InputError
-from mechmem.examples import Examples
-from mechmem.forward import forward
-from mechmem.interventions import Patch, Source
-from mechmem.tasks import MinimalPair
+from mechmem.analyses.effects.effect import edits_of
+from mechmem.data.examples import Examples
+from mechmem.data.tasks.task import MinimalPair
+from mechmem.interventions.patch import Patch, Source
+from mechmem.models.fast import forward
+from mechmem.session import Bench
+from mechmem.spec.registry import InputError
 
 HOOK = "blocks.1.hook_attn_out"
 

@@ -5,10 +5,14 @@ import re
 import pytest
 import torch
 
-from mechmem.bench import Bench
-from mechmem.component import InputError, each
-from mechmem.forward import Edit, forward
-from mechmem.interventions import Ablate, Intervention, Patch, PatchPath, Receiver, Source, applied
+from mechmem.interventions.ablate import Ablate
+from mechmem.interventions.applied import applied
+from mechmem.interventions.intervention import Intervention
+from mechmem.interventions.patch import Patch, Source
+from mechmem.interventions.patch_path import PatchPath, Receiver
+from mechmem.models.fast import Edit, forward
+from mechmem.session import Bench
+from mechmem.spec.registry import InputError, each
 
 BEFORE = Source(checkpoint="before")
 EVERY = ("q", "k", "v", "mlp_pre", "logits")

@@ -6,9 +6,11 @@ from dataclasses import replace
 import pytest
 import torch
 
-from mechmem.bench import Bench
-from mechmem.component import InputError
-from mechmem.interventions import Intervention, Steer, applied
+from mechmem.interventions.applied import applied
+from mechmem.interventions.intervention import Intervention
+from mechmem.interventions.steer import Steer
+from mechmem.session import Bench
+from mechmem.spec.registry import InputError
 
 HOOK = "blocks.0.hook_resid_post"
 

@@ -10,14 +10,7 @@ from hypothesis import strategies as st
 from sklearn.linear_model import LogisticRegression
 
 from mechmem.interventions.inlp import SLACK, _split, inlp, logistic_regression
-from mechmem.interventions.subspace import (
-    TOLERANCE,
-    Eraser,
-    class_code,
-    leace,
-    random_subspace,
-    variance_matched,
-)
+from mechmem.interventions.subspace import TOLERANCE, Eraser, class_code, leace, random_subspace, variance_matched
 
 with warnings.catch_warnings():  # concept-erasure scripts a function of its own, which torch deprecates
     warnings.filterwarnings("ignore", "`torch.jit.script` is deprecated", DeprecationWarning)

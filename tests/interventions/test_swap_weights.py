@@ -5,10 +5,14 @@ import re
 import pytest
 import torch
 
-from mechmem.bench import Bench
-from mechmem.component import InputError
-from mechmem.forward import forward
-from mechmem.interventions import Ablate, Intervention, Patch, Source, SwapWeights, applied
+from mechmem.interventions.ablate import Ablate
+from mechmem.interventions.applied import applied
+from mechmem.interventions.intervention import Intervention
+from mechmem.interventions.patch import Patch, Source
+from mechmem.interventions.swap_weights import SwapWeights
+from mechmem.models.fast import forward
+from mechmem.session import Bench
+from mechmem.spec.registry import InputError
 
 BEFORE = Source(checkpoint="before")
 PARTS = ("embed", "attn", "mlp", "unembed")

@@ -12,9 +12,16 @@ from hypothesis import strategies as st
 from jaxtyping import TypeCheckError
 from pydantic import TypeAdapter, ValidationError
 
-from mechmem.component import InputError
-from mechmem.examples import Examples
-from mechmem.measures import KL, Accuracy, Logit, LogitDifference, Measure, Neither, Probability, Rank
+from mechmem.data.examples import Examples
+from mechmem.measures.accuracy import Accuracy
+from mechmem.measures.kl import KL
+from mechmem.measures.logit import Logit
+from mechmem.measures.logit_difference import LogitDifference
+from mechmem.measures.measure import Measure
+from mechmem.measures.neither import Neither
+from mechmem.measures.probability import Probability
+from mechmem.measures.rank import Rank
+from mechmem.spec.registry import InputError
 
 LABELS = ("given", "true", "pair")
 LABELLED = [kind for kind, member in Measure.kinds().items() if "label" in member.model_fields]

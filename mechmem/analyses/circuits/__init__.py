@@ -1,0 +1,1 @@
+"""Which parts tell a clean run from a corrupted one."""

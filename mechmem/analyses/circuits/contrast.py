@@ -1,0 +1,177 @@
+"""ContrastAnalysis: what analyses share that ask which parts tell a clean run from a corrupted one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import pandas as pd
+import torch
+from jaxtyping import Bool, Float
+from scipy import stats
+from torch import Tensor
+
+from mechmem.analyses.analysis import Analysis
+from mechmem.analyses.circuits.edges import MOST_ROWS, attributed, patched
+from mechmem.analyses.circuits.graph import Graph
+from mechmem.analyses.circuits.wiring import Wiring, source_hooks, source_values
+from mechmem.data.examples import Examples
+from mechmem.interventions.patch import Source
+from mechmem.measures.kl import KL
+from mechmem.measures.logit import Logit
+from mechmem.measures.measure import Measure
+from mechmem.models.architecture import Model
+from mechmem.session import Bench
+from mechmem.spec.registry import InputError, Swept, digest
+
+Method = Literal["eap", "eap_ig", "exact"]
+Endpoint = Literal["clean", "corrupted", "midpoint"]
+
+FIRST = {"clean": 1.0, "corrupted": 0.0, "midpoint": 0.5}
+"""Where between corrupted (0) and clean (m) the first of the m inputs of EAP-IG lies."""
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Some of the examples, with the values of the sources in both runs."""
+
+    examples: Examples
+    wiring: Wiring
+    clean: Float[Tensor, "source batch pos d_model"]
+    baseline: Float[Tensor, "batch n_answer d_vocab"]
+    """Logits of the clean run."""
+
+
+@dataclass(frozen=True)
+class Contrast:
+    """A model, its clean and its corrupted run on a set of examples, and the metric that tells them apart."""
+
+    bench: Bench
+    model: Model
+    examples: Examples
+    metric: Measure
+    corrupted: Source
+    key: tuple[Any, ...]
+    """By what is learnt here is kept on the bench."""
+
+    @property
+    def graph(self) -> Graph:
+        return Graph.of(self.model)
+
+    def measured(self, logits: Tensor, examples: Examples, baseline: Tensor) -> Float[Tensor, " n"]:
+        """The metric of the whole answer of each example, under the examples' own prefix."""
+        return self.metric.whole(self.metric(logits, examples, baseline))
+
+    def loss(self, examples: Examples, baseline: Tensor) -> Callable[[Tensor], Tensor]:
+        """The negated metric, summed over the examples, as a function of their logits."""
+        return lambda logits: -self.measured(logits, examples, baseline).sum()
+
+    def check_gradient(self, examples: Examples, baseline: Tensor, at_clean: bool = True) -> None:
+        """Raises InputError for a metric that says nothing about which way to go (at the clean run, if only there)."""
+        loss = self.loss(examples, baseline)(baseline.detach().requires_grad_())
+        if not loss.requires_grad:
+            raise InputError(f"{self.metric.name} has no gradient; attribute a logit or a probability instead")
+        if isinstance(self.metric, KL) and at_clean:
+            raise InputError(
+                "kl is least at the clean run and has no slope there; take eap_ig, exact or another metric"
+            )
+
+    def check_change(self, *scores: Tensor) -> None:
+        """Raises InputError if nothing has a score, as with the logit difference of examples that are not noisy."""
+        if not any(s.any() for s in scores):
+            raise InputError(f"{self.metric.name} has no slope on these examples: no part has a score; choose another")
+
+    def both_runs(self, hooks: Collection[str]) -> tuple[Mapping[str, Tensor], Mapping[str, Tensor]]:
+        """The clean and the corrupted activations, the latter with a batch of 1 if they are a mean."""
+        model, rows = self.corrupted.run(self.model, self.examples, self.bench)
+        clean = self.bench.activations(self.model, self.examples, hooks)
+        if self.corrupted.mean_over is None:
+            return clean, self.bench.activations(model, rows, hooks)
+        rows = self.bench.examples(self.corrupted.mean_over).with_prefix(self.examples.prefix)
+        theirs = self.bench.activations(model, rows, hooks)
+        return clean, {hook: activation.mean(0, keepdim=True) for hook, activation in theirs.items()}
+
+    def batches(self) -> Iterator[Batch]:
+        """Raises InputError if the corrupted run is another model's: its edges would not be this one's."""
+        if self.corrupted.run(self.model, self.examples, self.bench)[0] is not self.model:
+            raise InputError("the corrupted run of a circuit is another input of the same model, not a checkpoint")
+        clean, corrupted = self.both_runs(source_hooks(self.graph))
+        for rows in torch.arange(len(self.examples)).split(MOST_ROWS):
+            theirs = {hook: t if len(t) == 1 else t[rows] for hook, t in corrupted.items()}
+            yield self._batch(self.examples.select(rows), {hook: t[rows] for hook, t in clean.items()}, theirs)
+
+    @torch.no_grad()
+    def _batch(self, examples: Examples, clean: Mapping[str, Tensor], corrupted: Mapping[str, Tensor]) -> Batch:
+        wiring = Wiring(self.model, source_values(self.model, corrupted), examples.n_answer)
+        values = source_values(self.model, clean)
+        return Batch(examples, wiring, values, wiring.logits(values)[0])
+
+    def scores(self, method: Method, steps: int = 5, endpoint: Endpoint = "clean") -> Float[Tensor, "source target"]:
+        """How much each edge is needed, on average over the examples, in the unit of the metric."""
+        key = ("edge scores", *self.key, method, *((steps, endpoint) if method == "eap_ig" else ()))
+        if key not in self.bench.memo:
+            m = steps if method == "eap_ig" else 1
+            first = FIRST[endpoint] if method == "eap_ig" else 1.0
+            points = [(k + first) / m for k in range(m)]
+            total = torch.stack([self._batch_scores(batch, method, points) for batch in self.batches()]).sum(0)
+            self.bench.count(self.examples, self.graph.n_edges if method == "exact" else m)
+            if method != "exact":
+                self.check_change(total)
+            self.bench.memo[key] = total / len(self.examples)
+        return self.bench.memo[key]
+
+    def _batch_scores(self, batch: Batch, method: Method, points: list[float]) -> Tensor:
+        loss = self.loss(batch.examples, batch.baseline)
+        if method == "exact":
+            return patched(batch.wiring, batch.clean, loss)
+        self.check_gradient(batch.examples, batch.baseline, at_clean=points == [1.0])
+        return attributed(batch.wiring, batch.clean, loss, points)
+
+    @torch.no_grad()
+    def values(self, circuits: Bool[Tensor, "circuit source target"]) -> Float[Tensor, "circuit n"]:
+        """The metric of each example when all edges outside the circuit carry corrupted values."""
+        unlike, back = circuits.flatten(1).unique(dim=0, return_inverse=True)
+        found = []
+        for batch in self.batches():
+            edges = unlike.unflatten(1, circuits.shape[1:]).to(batch.clean)
+            for_each = [
+                self.measured(logits, batch.examples, batch.baseline)
+                for part in edges.split(max(1, MOST_ROWS // len(batch.examples)))
+                for logits in batch.wiring.logits(batch.clean[:1], part)
+            ]
+            found.append(torch.stack(for_each))
+        self.bench.count(self.examples, len(unlike))
+        return torch.cat(found, dim=1)[back]
+
+
+class ContrastAnalysis(Analysis):
+    """An analysis of what makes the metric differ between each example and its corrupted run.
+
+    The clean run reads the example, the corrupted run its minimal pair (with the pair's own answer as prefix), or what
+    `corrupted` names instead. The metric is that of the whole answer: of logits the mean over the answer tokens, of
+    probabilities their product, under the prefix of the example set.
+    """
+
+    model: Swept[str] = "after"
+    examples: Swept[str] = "noisy"
+    """The example set; made with `pair:` unless neither metric nor corrupted run uses pairs."""
+    metric: Measure = Logit(label="given", against="pair")
+    corrupted: Source = Source(pair=True)
+
+    def contrast(
+        self, bench: Bench, model: str | None = None, examples: str | None = None, metric: Measure | None = None
+    ) -> Contrast:
+        """The two runs, of this model, set and metric or of others."""
+        model, examples, metric = model or self.model, examples or self.examples, metric or self.metric
+        key = (digest([metric.block(), self.corrupted.block()]), *bench.named(self.corrupted))
+        runs = bench.model(model), bench.examples(examples)
+        return Contrast(bench, *runs, metric, self.corrupted, (*runs, *key))
+
+
+def correlation(x: pd.Series, y: pd.Series) -> float:
+    """Pearson's r; of ranks, Spearman's. NaN for fewer than three values, or where one of the two never varies."""
+    if len(x) < 3 or np.ptp(x) == 0 or np.ptp(y) == 0:
+        return float("nan")
+    return float(stats.pearsonr(x, y).statistic)

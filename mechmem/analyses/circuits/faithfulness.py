@@ -1,0 +1,102 @@
+"""Faithfulness: what circuits leave of the metric, as rows of a table with their intervals."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from jaxtyping import Bool
+from torch import Tensor
+
+from mechmem.analyses.circuits.contrast import Contrast
+from mechmem.analyses.effects.effect import TOLERANCE
+from mechmem.statistics.intervals import LEVEL, interval, ratio, resamples
+
+UNITS = {
+    **{"faithfulness": "0 corrupted, 1 full run", "connected": "edges", "cpr": "area", "cmd": "area"},
+    **{"edge_iou": "fraction", "node_iou": "fraction", "recall": "fraction", "recall_other": "fraction"},
+    "hypergeometric_p": "probability",
+}
+
+Row = dict[str, Any]
+
+
+class Runs:
+    """The metric of each example in the full and the corrupted run, and in circuits of both ends between them."""
+
+    def __init__(self, contrast: Contrast, circuits: Bool[Tensor, "draw circuit source target"]) -> None:
+        self.metric, self.n_edges = contrast.metric, contrast.graph.n_edges
+        exists = contrast.graph.exists
+        every = torch.cat([exists[None], torch.zeros_like(exists)[None], circuits.flatten(0, 1)])
+        self.full, self.corrupted, *values = contrast.values(every).double().cpu().numpy()
+        self.values = np.stack(values).reshape(*circuits.shape[:2], -1)
+
+    @cached_property
+    def faithfulness(self) -> np.ndarray:
+        """Of each example, `draw circuit n`: their mean is (circuit - corrupted) / (full - corrupted) of the means.
+
+        The whole model is 1 for certain. Undefined where the runs do not differ.
+        """
+        return ratio(self.values - self.corrupted, self.full - self.corrupted, TOLERANCE)
+
+    def rows(self) -> list[Row]:
+        """What the metric is at either end."""
+        said = {"measure": self.metric.name, "unit": self.metric.unit}
+        full = over_examples(self.full) | {"condition": "full", "k": 1.0, "n_edges": self.n_edges}
+        corrupted = over_examples(self.corrupted) | {"condition": "corrupted", "k": 0.0, "n_edges": 0}
+        return [full | said, corrupted | said]
+
+
+def over_examples(values: np.ndarray) -> Row:
+    """A mean over examples."""
+    low, high = interval(values[None])
+    return _row(values.mean(), low[0], high[0], len(values), values)
+
+
+def over_draws(draws: Sequence[np.ndarray]) -> Row:
+    """A mean over examples and draws, with the middle 95 % of the draws."""
+    low, high = np.quantile([values.mean() for values in draws], [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    return _row(np.mean(draws), low, high, len(draws), np.mean(draws, axis=0))
+
+
+def single(value: float) -> Row:
+    """A number that is counted, not sampled."""
+    return _row(value, value, value, 1, np.array([value]))
+
+
+def areas(fractions: Sequence[float], values: np.ndarray) -> list[Row]:
+    """CPR and CMD of one curve (`circuit n`), by the trapezoid rule, resampled over examples. Source: arXiv:2504.13151."""
+    n, found = values.shape[1], []
+    resampled = values @ resamples(n)
+    for name, area in AREAS.items():
+        low, high = np.quantile(area(fractions, resampled), [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+        value = area(fractions, values.mean(1, keepdims=True))[0]
+        found.append(_row(value, low, high, n, np.array([value])) | {"measure": name})
+    return found
+
+
+def areas_of_draws(fractions: Sequence[float], draws: Sequence[np.ndarray]) -> list[Row]:
+    """CPR and CMD of the curve of each draw."""
+    curves = np.stack([values.mean(1) for values in draws], axis=1)
+    return [over_draws(list(area(fractions, curves)[:, None])) | {"measure": name} for name, area in AREAS.items()]
+
+
+AREAS = {
+    "cpr": lambda fractions, curves: np.trapezoid(curves, fractions, axis=0),
+    "cmd": lambda fractions, curves: np.trapezoid(np.abs(1 - curves), fractions, axis=0),
+}
+
+
+def tidy(rows: Sequence[Row], columns: Mapping[str, str], **shared: Any) -> pd.DataFrame:
+    """The table of these rows, in the order of its documented columns."""
+    said = [{"unit": UNITS.get(row["measure"], "")} | row | shared for row in rows]
+    return pd.DataFrame(said)[list(columns)].astype({"k": float, "n_edges": float})
+
+
+def _row(value: float, low: float, high: float, n: int, per_example: np.ndarray) -> Row:
+    numbers = {"value": float(value), "low": float(low), "high": float(high)}
+    return numbers | {"n": n, "per_example": per_example.astype(np.float32)}

@@ -1,0 +1,151 @@
+"""Graph: the nodes of a transformer and the edges through its residual stream."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from mechmem.models.architecture import Model
+
+
+class Node(NamedTuple):
+    """One end of an edge. Sources are embed, head, mlp; targets are q, k, v, mlp, logits (the last residual)."""
+
+    name: str
+    kind: str
+    layer: int
+    """-1 for embed, the number of layers for logits."""
+
+
+@dataclass(frozen=True)
+class Graph:
+    """Which sources write into the residual stream, which targets read it, and in which order.
+
+    1 + L(H + 1) sources: the embedding, each head's result, each MLP's output; L(3H + 1) + 1 targets: each head's
+    query, key and value input, each MLP's input, the last residual. Without MLPs, one less a layer of either. There is
+    an edge from a source to every later target. Source: arXiv:2310.10348.
+    """
+
+    n_layers: int
+    n_heads: int
+    has_mlp: bool
+
+    @classmethod
+    def of(cls, model: Model) -> Graph:
+        return cls(int(model.cfg.n_layers), int(model.cfg.n_heads), not model.cfg.attn_only)
+
+    @cached_property
+    def sources(self) -> tuple[Node, ...]:
+        """`embed`, `a0.h0` ..., `m0`, `a1.h0` ...: the order of the rows of every edge matrix."""
+        nodes = [Node("embed", "embed", -1)]
+        for layer in range(self.n_layers):
+            nodes += [Node(f"a{layer}.h{head}", "head", layer) for head in range(self.n_heads)]
+            nodes += [Node(f"m{layer}", "mlp", layer)] if self.has_mlp else []
+        return tuple(nodes)
+
+    @cached_property
+    def targets(self) -> tuple[Node, ...]:
+        """`a0.h0.q` ..., `a0.h0.k` ..., `a0.h0.v` ..., `m0`, ..., `logits`: the order of the columns."""
+        nodes = []
+        for layer in range(self.n_layers):
+            nodes += [Node(f"a{layer}.h{head}.{kind}", kind, layer) for kind in "qkv" for head in range(self.n_heads)]
+            nodes += [Node(f"m{layer}", "mlp", layer)] if self.has_mlp else []
+        return (*nodes, Node("logits", "logits", self.n_layers))
+
+    @property
+    def per_layer(self) -> int:
+        """Sources of a layer."""
+        return self.n_heads + self.has_mlp
+
+    def qkv(self, layer: int) -> slice:
+        """Columns of a layer's query, key and value inputs."""
+        start = layer * (3 * self.n_heads + self.has_mlp)
+        return slice(start, start + 3 * self.n_heads)
+
+    def mlp(self, layer: int) -> slice:
+        """Column of a layer's MLP input."""
+        stop = self.qkv(layer).stop
+        return slice(stop, stop + 1)
+
+    @property
+    def last(self) -> slice:
+        """Column of the last residual."""
+        return slice(len(self.targets) - 1, len(self.targets))
+
+    def groups(self) -> Iterator[tuple[int, slice, int]]:
+        """(layer, columns, number of sources that they read) of the targets that read at the same point, in order."""
+        for layer in range(self.n_layers):
+            known = 1 + layer * self.per_layer
+            yield layer, self.qkv(layer), known
+            if self.has_mlp:
+                yield layer, self.mlp(layer), known + self.n_heads
+        yield self.n_layers, self.last, len(self.sources)
+
+    @cached_property
+    def exists(self) -> Bool[Tensor, "source target"]:
+        """Where there is an edge."""
+        exists = torch.zeros(len(self.sources), len(self.targets), dtype=torch.bool)
+        for _, columns, known in self.groups():
+            exists[:known, columns] = True
+        return exists
+
+    @property
+    def n_edges(self) -> int:
+        return int(self.exists.sum())
+
+    @cached_property
+    def owner(self) -> Int[Tensor, " target"]:
+        """Row of the node that each target belongs to; one past the last row for `logits`."""
+        rows = {node.name: i for i, node in enumerate(self.sources)} | {"logits": len(self.sources)}
+        names = [node.name.rpartition(".")[0] if node.kind in "qkv" else node.name for node in self.targets]
+        return torch.tensor([rows[name] for name in names])
+
+    def top(self, scores: Float[Tensor, "source target"], n: int) -> Bool[Tensor, "source target"]:
+        """The n edges of the largest absolute score."""
+        chosen = torch.zeros(self.n_edges, dtype=torch.bool)
+        chosen[scores[self.exists].abs().argsort(descending=True, stable=True)[:n]] = True
+        return self._laid_out(chosen)
+
+    def drawn(self, n: int, generator: torch.Generator) -> Bool[Tensor, "source target"]:
+        """n edges at random."""
+        chosen = torch.zeros(self.n_edges, dtype=torch.bool)
+        chosen[torch.randperm(self.n_edges, generator=generator)[:n]] = True
+        return self._laid_out(chosen)
+
+    def relabelled(
+        self, edges: Bool[Tensor, "source target"], generator: torch.Generator
+    ) -> Bool[Tensor, "source target"]:
+        """The same edges between other heads: those of each layer exchanged at random, with all that they have."""
+        rows, columns = torch.arange(len(self.sources)), torch.arange(len(self.targets))
+        for layer in range(self.n_layers):
+            heads, first = torch.randperm(self.n_heads, generator=generator), 1 + layer * self.per_layer
+            rows[first : first + self.n_heads] = first + heads
+            inputs = self.qkv(layer)
+            columns[inputs] = columns[inputs].unflatten(0, (3, -1))[:, heads].flatten()
+        return edges[rows][:, columns]
+
+    def _laid_out(self, chosen: Bool[Tensor, " edges"]) -> Bool[Tensor, "source target"]:
+        return torch.zeros_like(self.exists).masked_scatter(self.exists, chosen)
+
+    def connected(self, edges: Bool[Tensor, "source target"]) -> Bool[Tensor, "source target"]:
+        """The edges that lie on a path from the embedding to the last residual; the others change no output."""
+        edges, n = edges & self.exists, len(self.sources)
+        reached, useful = torch.zeros(n + 1, dtype=torch.bool), torch.zeros(n + 1, dtype=torch.bool)
+        reached[0] = useful[n] = True
+        for node in range(1, n):
+            reached[node] = (edges[:, self.owner == node] & reached[:n, None]).any()
+        for node in reversed(range(n)):
+            useful[node] = (edges[node] & useful[self.owner]).any()
+        return edges & reached[:n, None] & useful[self.owner]
+
+    def nodes(self, edges: Bool[Tensor, "source target"]) -> Bool[Tensor, " source"]:
+        """The heads and MLPs at either end of an edge; the embedding and the last residual, which all share, left out."""
+        ends = torch.cat([edges.any(dim=1), torch.zeros(1, dtype=torch.bool)])
+        ends[self.owner[edges.any(dim=0)]] = True
+        return ends[:-1] & (torch.arange(len(self.sources)) > 0)

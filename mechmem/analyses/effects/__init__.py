@@ -1,0 +1,1 @@
+"""What interventions do to the answers."""

@@ -1,0 +1,20 @@
+"""Intervene: what any intervention of the shelf does to the answers."""
+
+from __future__ import annotations
+
+from mechmem.analyses.effects.effect import EffectAnalysis, Parts
+from mechmem.interventions.intervention import Intervention
+from mechmem.session import Bench
+
+
+class Intervene(EffectAnalysis):
+    """One intervention, stated in full, and what it does to the answers.
+
+    The general form of a knock-out or patching experiment; sweep any field of the intervention with `each:`, so that
+    the deliberate site stands in one table with all others of its size. Source: ours.
+    """
+
+    intervention: Intervention
+
+    def parts(self, bench: Bench) -> Parts:
+        return [self.intervention]

@@ -1,0 +1,46 @@
+"""PatchGrid: activation patching at any site, layer, position, head or neuron set, over a grid."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from pydantic import field_validator
+from torch import Tensor
+
+from mechmem.analyses.effects.effect import EffectAnalysis, Parts, unpatched_logits
+from mechmem.data.examples import Examples
+from mechmem.interventions.patch import Patch, Source
+from mechmem.session import Bench
+from mechmem.spec.registry import Swept
+
+
+class PatchGrid(EffectAnalysis):
+    """What happens to the answer if a part of the computation is replaced by its value from another forward pass.
+
+    Sweep any field with `each:` to make the grid. Denoising: `model` and `examples` are the corrupted run, `source` the
+    clean one; noising: the other way round. A site whose patch brings the source's answer carries what it depends on.
+    Source: arXiv:2309.16042; across checkpoints: ours.
+    """
+
+    site: Swept[str]
+    layer: Swept[int | tuple[int, ...] | None] = None
+    position: Swept[str | tuple[str, ...] | None] = None
+    head: Swept[int | tuple[int, ...] | None] = None
+    neurons: Swept[tuple[int, ...] | None] = None
+    source: Source
+
+    @field_validator("source", mode="before")
+    @classmethod
+    def _live(cls, value: Any) -> Any:
+        return Source(live=value) if isinstance(value, (torch.nn.Module, Examples)) else value
+
+    def parts(self, bench: Bench) -> Parts:
+        chosen = {name: getattr(self, name) for name in ("site", "layer", "position", "head", "neurons", "source")}
+        return [Patch(**chosen)]
+
+    def target(self, bench: Bench, examples: Examples) -> Tensor | None:
+        if self.source.mean_over is not None:
+            return None
+        model, rows = self.source.run(bench.model(self.model), examples, bench)
+        return unpatched_logits(bench, model, rows)

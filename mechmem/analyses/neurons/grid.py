@@ -1,0 +1,113 @@
+"""GridAnalysis: what analyses share that map neurons over the two digits and the carry of an addition."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Self
+
+import numpy as np
+import pandas as pd
+import torch
+from numpy.typing import NDArray
+from pydantic import Field
+from torch import Tensor
+
+from mechmem.analyses.analysis import Analysis
+from mechmem.analyses.neurons.rules import Fit, fitted, rules_of
+from mechmem.data.examples import Examples
+from mechmem.session import Bench
+from mechmem.spec.registry import InputError
+
+CELLS = np.array(list(np.ndindex(10, 10, 2)))
+"""(a, b, carry) of every cell."""
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Which cell each example of a set is in at one place of the answer."""
+
+    examples: Examples
+    place: str
+    index: Tensor
+    """Row of `CELLS` of each example."""
+
+    @classmethod
+    def of(cls, examples: Examples, place: str) -> Self:
+        """The digits at the positions a_i and b_i and the carry into place s_i (none into the first)."""
+        digit = torch.tensor([int(word) if word.isdigit() else -1 for word in examples.vocabulary])
+        a, b = (digit[examples.tokens[:, examples.positions[f"{x}{place[1:]}"]]] for x in "ab")
+        return cls(examples, place, 20 * a + 2 * b + examples.variables.get(f"carry_{place[1:]}", torch.zeros_like(a)))
+
+    @property
+    def counts(self) -> NDArray[np.integer]:
+        """Number of examples in each cell."""
+        return torch.bincount(self.index, minlength=len(CELLS)).numpy()
+
+    def means(self, activation: Tensor) -> NDArray[np.floating]:
+        """Mean over the examples of each cell (cell x neuron), where this place is read; 0 where there is none."""
+        values = activation[:, self.examples.places.index(self.place) - self.examples.n_answer].double()
+        total = torch.zeros(len(CELLS), values.shape[1], dtype=torch.double).index_add_(0, self.index, values.cpu())
+        return total.numpy() / np.maximum(self.counts, 1)[:, None]
+
+
+class GridAnalysis(Analysis):
+    """An analysis of what MLP neurons respond to where an answer digit is read: its two operand digits and the carry.
+
+    For tasks whose answer has places `s0`, `s1` ... with operand digits at positions `a0`, `b0`, `a1` ... (FDA).
+    """
+
+    examples: str = "clean"
+    """The set that maps are averaged over: clean instances, many (there are 200 cells)."""
+    threshold: float = Field(0.6, gt=0, le=1)
+    """Share of a map's strongest cells, as many as the rule has, that must satisfy the rule (fraction)."""
+    margin: float = Field(0.3, ge=0, le=1)
+    """By how much this share must exceed the rule's share of all cells, so that wide rules do not fit by chance."""
+    seed: int = 0
+    """Seed of the shuffled maps, and of permutations."""
+
+    def places(self, bench: Bench) -> list[str]:
+        """The places that have two operand digits. Raises InputError if there is none."""
+        examples = bench.examples(self.examples)
+        found = [p for p in examples.places if {f"a{p[1:]}", f"b{p[1:]}"} <= examples.positions.keys()]
+        if not found:
+            known = ", ".join(examples.positions)
+            raise InputError(f"maps need operand digits at positions a0, b0 ...; this task has {known}")
+        return found
+
+    def activations(self, bench: Bench, model: str, examples: str) -> list[Tensor]:
+        """The neurons of every layer."""
+        n_layers = bench.model(model).cfg.n_layers
+        hooks = [f"blocks.{layer}.mlp.hook_post" for layer in range(n_layers)]
+        return [*bench.activations(bench.model(model), bench.examples(examples), hooks).values()]
+
+    def maps(self, bench: Bench, model: str) -> dict[tuple[int, str], NDArray[np.floating]]:
+        """The map of every neuron (cell x neuron), by layer and place; kept on the bench."""
+        key = ("maps", bench.model(model), bench.examples(self.examples))
+        if key not in bench.memo:
+            grids = [Grid.of(bench.examples(self.examples), place) for place in self.places(bench)]
+            bench.memo[key] = {
+                (layer, grid.place): grid.means(activation)
+                for layer, activation in enumerate(self.activations(bench, model, self.examples))
+                for grid in grids
+            }
+        return bench.memo[key]
+
+    def classified(self, bench: Bench, model: str) -> pd.DataFrame:
+        """Type and rule of every neuron at every place, and its type with the cells shuffled; kept on the bench."""
+        key = ("classified", bench.model(model), bench.examples(self.examples), self.threshold, self.margin, self.seed)
+        if key not in bench.memo:
+            tables = [self._classified(bench, *at, map_) for at, map_ in self.maps(bench, model).items()]
+            bench.memo[key] = pd.concat(tables, ignore_index=True)
+        return bench.memo[key]
+
+    def _classified(self, bench: Bench, layer: int, place: str, map_: NDArray[np.floating]) -> pd.DataFrame:
+        is_met = Grid.of(bench.examples(self.examples), place).counts > 0
+        rules, met = rules_of(CELLS[is_met]), map_[is_met]
+        mixed = np.random.default_rng([self.seed, layer]).permuted(met, axis=0)
+        fit, shuffled = (fitted(of, rules, self.threshold, self.margin) for of in (met, mixed))
+        return _rows(fit, shuffled).assign(layer=layer, place=place)
+
+
+def _rows(fit: Fit, shuffled: Fit) -> pd.DataFrame:
+    columns = {"type": fit.types, "rule": fit.names, "share": fit.shares, "shuffled_type": shuffled.types}
+    return pd.DataFrame({"neuron": np.arange(len(fit.types))} | columns).astype({"type": str, "rule": str})

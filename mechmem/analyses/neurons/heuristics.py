@@ -1,0 +1,110 @@
+"""Heuristics: how much each MLP neuron does for an answer digit, and which simple rule it follows."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import ClassVar
+
+import numpy as np
+import pandas as pd
+import torch
+from jaxtyping import Float
+from pydantic import Field
+from torch import Tensor
+
+from mechmem.analyses.circuits.attribution import patched_one_by_one
+from mechmem.analyses.neurons.grid import GridAnalysis
+from mechmem.data.examples import Examples
+from mechmem.models.architecture import Model
+from mechmem.session import Bench
+from mechmem.spec.registry import InputError, Swept
+from mechmem.statistics.intervals import interval
+
+REHEARSED = 8
+"""Neurons of a layer that stand for all of them in a rehearsal."""
+
+
+class Heuristics(GridAnalysis):
+    """Ranks every MLP neuron by its indirect effect on each answer digit, and finds the rule that its map follows.
+
+    The effect of a neuron is 1/2 [(p*_c' - p_c') / p_c' + (p_c - p*_c) / p*_c], with the minimal pair's value of this
+    neuron patched in where answers are read: p and p* without and with the patch, c the digit, c' the pair's digit. All
+    neurons are patched exactly. A sum that is put together from many neurons, each with a rule, is what the bag of
+    heuristics looks like. The control is the type that the same map has when its cells are shuffled.
+    Touches: every neuron, one at a time, at the positions that answers are read from. Source: arXiv:2410.21272; maps by
+    place with the carry, and the margin: ours.
+    """
+
+    columns: ClassVar[Mapping[str, str]] = {
+        "layer": "layer of the neuron",
+        "neuron": "index of the neuron in its layer",
+        "place": "answer digit",
+        "value": "indirect effect, mean over the pairs whose digits differ here (relative change of probability)",
+        "low": "lower end of the bootstrap 95 % interval over pairs",
+        "high": "upper end of it",
+        "n": "number of pairs",
+        "rank": "by effect among all neurons, 0 is the largest",
+        "type": "what the map follows: a type of rule, none, or silent (the same everywhere)",
+        "rule": "the rule, of the digits a and b, the carry into this place and their sum; empty for none and silent",
+        "share": "share of the strongest cells, as many as the rule has, that satisfy it (fraction); 0 without a rule",
+        "shuffled_type": "the type of the same map with its cells shuffled (chance)",
+    }
+
+    model: Swept[str] = "after"
+    """The checkpoint that is looked at."""
+    pairs: tuple[str, ...] = Field(("pairs",), min_length=1)
+    """Sets made with `pair:`; together they should change the digit of every place."""
+
+    def table(self, bench: Bench) -> pd.DataFrame:
+        """The neurons with their effects, types and rules; kept on the bench."""
+        key = ("heuristics", self, *bench.named(self))
+        if key not in bench.memo:
+            found = self.classified(bench, self.model)
+            table = self._effects(bench).merge(found, on=["layer", "neuron", "place"])
+            bench.memo[key] = table[[*self.columns]]
+        return bench.memo[key].copy()
+
+    @torch.no_grad()
+    def _effects(self, bench: Bench) -> pd.DataFrame:
+        tables, model = [], bench.model(self.model)
+        sets = [bench.examples(name) for name in self.pairs]
+        places = {place: sets[0].places.index(place) for place in self.places(bench)}
+        for layer in range(model.cfg.n_layers):
+            by_set = [effects(bench, model, examples, layer) for examples in sets]
+            for place, i in places.items():
+                differ = [e.given[:, i] != e.labels("pair")[:, i] for e in sets]
+                values = torch.cat([v[:, rows, i] for v, rows in zip(by_set, differ, strict=True)], dim=1)
+                if not values.shape[1] and not bench.is_rehearsal:
+                    raise InputError(f"no pair of {', '.join(self.pairs)} changes the digit {place}; add such a set")
+                tables.append(_rows(values if values.shape[1] else values.new_zeros(len(values), 1), layer, place))
+        table = pd.concat(tables, ignore_index=True)
+        order = table.groupby("place")["value"].rank(method="first", ascending=False)
+        return table.assign(rank=order.astype(int) - 1)
+
+
+def effects(bench: Bench, model: Model, examples: Examples, layer: int) -> Float[Tensor, "neuron n place"]:
+    """The indirect effect of every neuron of a layer, patched alone where answers are read, for each pair and digit."""
+    hook, answers = f"blocks.{layer}.mlp.hook_post", examples.labels("pair")
+    pair = examples.counterpart or examples  # labels() has refused a set without pairs
+    change = bench.activation(model, pair, hook) - bench.activation(model, examples, hook)
+    change[:, : -examples.n_answer] = 0
+    before, found = _log_p(bench.logits(model, examples), examples.given, answers), []
+    width = change.shape[-1]
+    chosen = torch.arange(min(REHEARSED, width) if bench.is_rehearsal else width)
+    bench.count(examples, width - len(chosen))
+    for logits in patched_one_by_one(bench, model, examples, layer, change, chosen):
+        own, theirs = (now - then for now, then in zip(_log_p(logits, examples.given, answers), before, strict=True))
+        found.append((theirs.expm1() + (-own).expm1()) / 2)
+    return torch.cat([torch.stack(found), torch.zeros(width - len(found), *found[0].shape).to(found[0])])
+
+
+def _log_p(logits: Tensor, own: Tensor, theirs: Tensor) -> tuple[Tensor, Tensor]:
+    log_p = logits.double().log_softmax(-1)
+    return log_p.gather(-1, own[..., None])[..., 0], log_p.gather(-1, theirs[..., None])[..., 0]
+
+
+def _rows(values: Float[Tensor, "neuron n"], layer: int, place: str) -> pd.DataFrame:
+    matrix = values.cpu().numpy()
+    low, high = interval(matrix)
+    numbers = {"value": matrix.mean(1), "low": low, "high": high, "n": matrix.shape[1]}
+    return pd.DataFrame({"layer": layer, "neuron": np.arange(len(matrix)), "place": place} | numbers)

@@ -1,0 +1,58 @@
+"""MapSimilarity: how far neurons' activation maps stay what they were from one checkpoint to another."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import ClassVar
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from mechmem.analyses.neurons.grid import Grid, GridAnalysis
+from mechmem.session import Bench
+from mechmem.spec.registry import Swept
+from mechmem.statistics.intervals import interval
+
+
+class MapSimilarity(GridAnalysis):
+    """The correlation of each neuron's map with that of the same neuron at another checkpoint.
+
+    If memorising shifts patterns slightly (claim C7), maps stay alike through it. Any training moves them, so compare
+    with checkpoints between which little was memorised: sweep `model` and `other`. Source: ours.
+    """
+
+    columns: ClassVar[Mapping[str, str]] = {
+        "layer": "layer of the neurons",
+        "place": "answer digit; activations are those where it is read",
+        "measure": "what is measured: similarity",
+        "unit": "unit of the value",
+        "value": "correlation over the cells, mean over the layer's neurons (silent at both checkpoints 1, at one 0)",
+        "low": "lower end of the bootstrap 95 % interval over neurons",
+        "high": "upper end of it",
+        "n": "number of neurons",
+        "per_example": "the correlation of each neuron",
+    }
+
+    model: Swept[str] = "after"
+    """One checkpoint."""
+    other: Swept[str] = "before"
+    """The checkpoint that it is compared with."""
+
+    def table(self, bench: Bench) -> pd.DataFrame:
+        others, rows = self.maps(bench, self.other), []
+        for (layer, place), map_ in self.maps(bench, self.model).items():
+            is_met = Grid.of(bench.examples(self.examples), place).counts > 0
+            found = correlations(map_[is_met], others[layer, place][is_met])
+            low, high = interval(found[None])
+            numbers = {"value": found.mean(), "low": low[0], "high": high[0], "n": len(found)}
+            rows.append({"layer": layer, "place": place} | numbers | {"per_example": found.astype(np.float32)})
+        return pd.DataFrame(rows).assign(measure="similarity", unit="correlation")[[*self.columns]]
+
+
+def correlations(x: NDArray[np.floating], y: NDArray[np.floating]) -> NDArray[np.floating]:
+    """Pearson's r of each column of x with that of y; 1 if neither varies, 0 if only one does."""
+    x, y = x - x.mean(0), y - y.mean(0)
+    size_x, size_y = np.sqrt((x**2).sum(0)), np.sqrt((y**2).sum(0))
+    both = size_x * size_y
+    return np.where(both > 0, (x * y).sum(0) / np.where(both > 0, both, 1), (size_x == 0) & (size_y == 0))

@@ -1,0 +1,135 @@
+"""NeuronShift and NeuronTopK: which neurons moved while the wrong labels were memorised, and whether it matters."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import ClassVar, Self
+
+import numpy as np
+import pandas as pd
+import torch
+from pydantic import Field, NonNegativeInt, model_validator
+from scipy import stats
+
+from mechmem.analyses.analysis import Analysis
+from mechmem.analyses.effects.effect import EffectAnalysis, Parts
+from mechmem.interventions.intervention import Intervention
+from mechmem.interventions.patch import Patch, Source
+from mechmem.session import Bench
+from mechmem.spec.registry import InputError, Swept
+
+SPREAD_FLOOR = 0.01
+"""Least spread of a neuron, as a share of its layer's median, so that silent neurons do not divide by nothing."""
+
+
+class NeuronShift(Analysis):
+    """How far each MLP neuron moved between two checkpoints, on memorised and on clean instances.
+
+    The shift is |after - before| at the positions that answers are read from, in units of the neuron's own spread over
+    clean instances at `before`. The AUC says how well the size of the shift tells memorised from clean instances
+    (0.5: not at all). A shift alone causes nothing: see NeuronTopK. Source: ours, for claim C7 of arXiv:2507.04782.
+    """
+
+    columns: ClassVar[Mapping[str, str]] = {
+        "layer": "layer of the neuron",
+        "neuron": "index of the neuron in its layer",
+        "shift_noisy": "mean shift on the noisy instances (standard deviations)",
+        "shift_clean": "mean shift on the clean instances (standard deviations)",
+        "signed_noisy": "mean signed shift on the noisy instances (standard deviations)",
+        "auc": "chance that a noisy instance's shift exceeds a clean one's (0..1)",
+        "p": "two-sided Mann-Whitney p of the AUC",
+        "q": "Benjamini-Hochberg false discovery rate over all neurons",
+    }
+
+    before: str = "before"
+    after: str = "after"
+    examples: Swept[str] = "noisy"
+    matched: str = "clean"
+    """The clean set that the noisy one is compared with."""
+
+    def table(self, bench: Bench) -> pd.DataFrame:
+        tables = [self._layer(bench, layer) for layer in range(bench.model(self.after).cfg.n_layers)]
+        table = pd.concat(tables, ignore_index=True)
+        return table.assign(q=stats.false_discovery_control(table["p"]))
+
+    def kept(self, bench: Bench) -> pd.DataFrame:
+        """The table, made once for all that rank neurons by it."""
+        key = ("shift", self, *bench.named(self))
+        if key not in bench.memo:
+            bench.memo[key] = self.table(bench)
+        return bench.memo[key]
+
+    def _layer(self, bench: Bench, layer: int) -> pd.DataFrame:
+        hook = f"blocks.{layer}.mlp.hook_post"
+        change, at_before = {}, None
+        for name in (self.examples, self.matched):
+            examples = bench.examples(name)
+            before, after = (
+                bench.activation(bench.model(m), examples, hook)[:, -examples.n_answer :].double().numpy()
+                for m in (self.before, self.after)
+            )
+            change[name], at_before = after - before, before
+        spread = at_before.std(axis=0)
+        spread = np.maximum(spread, SPREAD_FLOOR * np.median(spread)) + 1e-12
+        noisy, clean = (np.abs(change[name] / spread).mean(axis=1) for name in (self.examples, self.matched))
+        test = stats.mannwhitneyu(noisy, clean, axis=0, method="asymptotic")
+        return pd.DataFrame(
+            {
+                "layer": layer,
+                "neuron": np.arange(noisy.shape[1]),
+                "shift_noisy": noisy.mean(axis=0),
+                "shift_clean": clean.mean(axis=0),
+                "signed_noisy": (change[self.examples] / spread).mean(axis=(0, 1)),
+                "auc": test.statistic / (len(noisy) * len(clean)),
+                "p": np.nan_to_num(test.pvalue, nan=1.0),
+            }
+        )
+
+
+class NeuronTopK(EffectAnalysis):
+    """Patches the k most shifted neurons back to `before`, beside k random ones of the same layers.
+
+    If few shifted neurons bring back the true answers and as many random ones do not, the memory sits in them. Sweep
+    `k` for the cumulative curve, and `layer` for one layer at a time. Source: ours, for claim C7.
+    """
+
+    columns: ClassVar[Mapping[str, str]] = {**EffectAnalysis.columns, "k": "number of neurons patched"}
+
+    before: str = "before"
+    layer: Swept[int | tuple[int, ...]]
+    k: Swept[NonNegativeInt]
+    ranked_on: str = "noisy"
+    """The noisy set whose shifts rank the neurons."""
+    matched: str = "clean"
+    n_random: int = Field(20, ge=1)
+    """Draws of k random neurons."""
+    seed: int = 0
+
+    @model_validator(mode="after")
+    def _brings_its_control(self) -> Self:
+        if self.control is not None:
+            raise ValueError("neuron_top_k draws its own control, `n_random` times; leave `control` out")
+        return self
+
+    @property
+    def layers(self) -> tuple[int, ...]:
+        return self.layer if isinstance(self.layer, tuple) else (self.layer,)
+
+    def parts(self, bench: Bench) -> Parts:
+        shift = NeuronShift(before=self.before, after=self.model, examples=self.ranked_on, matched=self.matched)
+        table = shift.kept(bench)
+        ranked = table[table["layer"].isin(self.layers)].sort_values("shift_noisy", ascending=False, kind="stable")
+        if self.k > len(ranked):
+            raise InputError(f"k {self.k} is more than the {len(ranked)} neurons of layers {self.layers}")
+        return self._patches(ranked[["layer", "neuron"]].to_numpy()[: self.k])
+
+    def control_draws(self, bench: Bench, parts: Parts) -> list[list[Intervention]]:
+        width = int(bench.model(self.model).cfg.d_mlp or 0)
+        every = np.array([(layer, neuron) for layer in self.layers for neuron in range(width)])
+        generators = (torch.Generator().manual_seed(self.seed + i) for i in range(self.n_random))
+        return [self._patches(every[torch.randperm(len(every), generator=g)[: self.k].numpy()]) for g in generators]
+
+    def _patches(self, chosen: np.ndarray) -> list[Intervention]:
+        sets = {layer: tuple(sorted(int(n) for at, n in chosen if at == layer)) for layer in self.layers}
+        source = Source(checkpoint=self.before)
+        return [Patch(site="neurons", layer=layer, neurons=n, source=source) for layer, n in sets.items() if n]

@@ -1,0 +1,163 @@
+"""LensAnalysis: what analyses share that read the vocabulary off the residual stream between layers."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Callable, Mapping
+from typing import ClassVar
+
+import numpy as np
+import pandas as pd
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from mechmem.analyses.analysis import Analysis
+from mechmem.analyses.effects.effect import prefixes
+from mechmem.data.examples import Examples
+from mechmem.interventions.ablate import derangement
+from mechmem.interventions.tape import at_the_end
+from mechmem.measures.rank import Rank
+from mechmem.models.architecture import Model
+from mechmem.session import Bench
+from mechmem.spec.registry import InputError, Swept
+from mechmem.statistics.intervals import interval
+
+Residual = Float[Tensor, "n pos d_model"]
+Logits = Float[Tensor, "n pos d_vocab"]
+Lens = Callable[[int, Residual], Logits]
+"""(layers passed, residual) -> logits."""
+KEY = ("position", "place", "token", "condition", "measure")
+Values = dict[tuple[str, str, str, str, str], Float[Tensor, " n"]]
+"""The values of the examples by `KEY`."""
+UNITS = {"probability": "probability", "rank": Rank.unit, "kl": "nats"}
+
+
+class LensAnalysis(Analysis):
+    """An analysis that turns the residual stream before, between and after the layers into probabilities of tokens.
+
+    Of each label's tokens and of variables whose values are tokens, at every position, beside the tokens of another
+    example (`shuffled`), which say what to expect of an example that has nothing to do with it.
+    """
+
+    columns: ClassVar[Mapping[str, str]] = {
+        "examples": "name of the example set",
+        "prefix": "label whose earlier tokens the model is fed: given or true",
+        "layer": "layers that the residual has passed: k is the residual before layer k, the last one the output's",
+        "position": "input position that is read; readout: the one that each place's answer is read from",
+        "place": "answer token that is looked for; all: the mean over them; any: a variable, of no place",
+        "token": "whose token: given label, true label, or the variable; every: the whole distribution",
+        "condition": "lens; shuffled: the token of another example; untrained: before translators are fitted",
+        "measure": "probability or rank of the token, or kl of the model's output distribution from the lens's",
+        "unit": "unit of the measure",
+        "value": "mean over the examples",
+        "low": "lower end of the bootstrap 95 % interval over examples",
+        "high": "upper end of it",
+        "n": "number of examples",
+        "per_example": "the values of the examples, in the order of the set",
+    }
+
+    model: Swept[str] = "after"
+    """The checkpoint that is read."""
+    examples: Swept[str] = "noisy"
+    """The example set."""
+    variables: tuple[str, ...] = ()
+    """Variables that are looked for too; their values must be tokens (`bridge` of THR, `out_2` of FDA)."""
+    seed: int = 0
+    """Seed of the order in which examples lend each other their tokens in the condition `shuffled`."""
+
+    @abstractmethod
+    def lenses(self, bench: Bench, model: Model) -> Mapping[str, Lens]:
+        """The lens, under its condition `lens`; others are compared with it by their KL alone."""
+
+    @torch.no_grad()
+    def table(self, bench: Bench) -> pd.DataFrame:
+        model, examples = bench.model(self.model), bench.examples(self.examples)
+        sought, lenses = self._sought(examples), self.lenses(bench, model)
+        shuffled = {name: tokens[derangement(len(examples), self.seed)] for name, tokens in sought.items()}
+        tables = []
+        for prefix in prefixes(examples):
+            fed = examples.with_prefix(prefix)
+            for layer, resid in enumerate(residuals(bench, model, fed)):
+                logits = lenses["lens"](layer, resid)
+                found = _of_tokens(logits, sought, fed, "lens") | _of_tokens(logits, shuffled, fed, "shuffled")
+                for condition, lens in lenses.items():
+                    found |= self._kl(bench, model, fed, lens(layer, resid), condition)
+                tables.append(_rows(found).assign(prefix=prefix, layer=layer))
+        table = pd.concat(tables, ignore_index=True).assign(examples=self.examples, n=len(examples))
+        return table.assign(unit=table["measure"].map(UNITS))[[*self.columns]]
+
+    def _sought(self, examples: Examples) -> dict[tuple[str, str], Int[Tensor, " n"]]:
+        """The tokens that are looked for, by (whose, place)."""
+        if len(examples) < 2:
+            raise InputError(f"set {self.examples!r} has one example: the shuffled control needs another")
+        labels = {
+            (label, place): examples.labels(label)[:, i]
+            for label in ("given", "true")
+            for i, place in enumerate(examples.places)
+        }
+        for name in self.variables:
+            if name not in examples.token_variables:
+                known = f"of variables, tokens are {', '.join(examples.token_variables) or 'none'}"
+                raise InputError(f"a lens looks for tokens, and {name!r} is none; {known}")
+        return labels | {(name, "any"): examples.variables[name] for name in self.variables}
+
+    def _kl(self, bench: Bench, model: Model, fed: Examples, logits: Logits, condition: str) -> Values:
+        """KL of the model's output from the lens, where answers are read."""
+        output = bench.activation(model, fed, "unembed.hook_out")[:, -fed.n_answer :]
+        kl = divergence(output, logits[:, -fed.n_answer :])
+        places = zip(tuple(fed.positions)[-fed.n_answer :], fed.places, kl.T, strict=True)
+        found = {(position, place, "every", condition, "kl"): values for position, place, values in places}
+        return found | {("readout", "all", "every", condition, "kl"): kl.mean(1)}
+
+
+def residuals(bench: Bench, model: Model, examples: Examples) -> list[Residual]:
+    """The residual stream before each layer and after the last."""
+    last = model.cfg.n_layers - 1
+    hooks = [f"blocks.{layer}.hook_resid_pre" for layer in range(last + 1)] + [f"blocks.{last}.hook_resid_post"]
+    return [*bench.activations(model, examples, hooks).values()]
+
+
+def unembedded(model: Model, resid: Residual) -> Logits:
+    """The logits if this were the last residual: final norm and unembedding."""
+    return at_the_end(model, resid)["unembed.hook_out"]
+
+
+def divergence(logits: Float[Tensor, "... d_vocab"], lens: Float[Tensor, "... d_vocab"]) -> Float[Tensor, "..."]:
+    """KL(softmax(logits) || softmax(lens)) in nats."""
+    log_p, log_q = logits.log_softmax(-1), lens.log_softmax(-1)
+    return (log_p.exp() * (log_p - log_q)).sum(-1)
+
+
+def _of_tokens(logits: Logits, sought: Mapping[tuple[str, str], Tensor], fed: Examples, condition: str) -> Values:
+    """Probability and rank of each token at every position, and of each label where its answer is read."""
+    found: Values = {}
+    for measure, of in (("probability", _probability), ("rank", _rank)):
+        at_readout: dict[str, list[Tensor]] = {}
+        for (token, place), tokens in sought.items():
+            values = of(logits, tokens)
+            found |= {(p, place, token, condition, measure): values[:, i] for p, i in fed.positions.items()}
+            if place in fed.places:
+                at_readout.setdefault(token, []).append(values[:, fed.places.index(place) - fed.n_answer])
+        for token, of_places in at_readout.items():
+            found["readout", "all", token, condition, measure] = torch.stack(of_places).mean(0)
+    return found
+
+
+def _probability(logits: Logits, tokens: Int[Tensor, " n"]) -> Float[Tensor, "n pos"]:
+    return _at(logits.softmax(-1), tokens)
+
+
+def _rank(logits: Logits, tokens: Int[Tensor, " n"]) -> Float[Tensor, "n pos"]:
+    return (logits > _at(logits, tokens)[..., None]).sum(-1).to(logits.dtype)
+
+
+def _at(values: Float[Tensor, "n pos d_vocab"], tokens: Int[Tensor, " n"]) -> Float[Tensor, "n pos"]:
+    return values.gather(-1, tokens[:, None, None].expand(-1, values.shape[1], 1))[..., 0]
+
+
+def _rows(found: Values) -> pd.DataFrame:
+    matrix = torch.stack([*found.values()]).double().cpu().numpy()
+    low, high = interval(matrix)
+    results = {"value": matrix.mean(1), "low": low, "high": high, "per_example": [*matrix.astype(np.float32)]}
+    return pd.concat([pd.DataFrame([*found], columns=[*KEY]), pd.DataFrame(results)], axis=1)

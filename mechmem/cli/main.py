@@ -1,0 +1,339 @@
+"""The command line. Results go to stdout, progress and errors to stderr; exit codes: 0 done, 1 failed, 2 your input."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Annotated, Any, NoReturn
+
+import typer
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Mechanistic interpretability of memorisation: train, intervene, report.",
+)
+Spec = Annotated[Path, typer.Argument(help="an experiment, such as experiments/fda_patching.yaml", show_default=False)]
+Overrides = Annotated[list[str] | None, typer.Argument(help="key.sub=value, replacing what the file says")]
+Runs = Annotated[Path, typer.Option("--runs", help="folder of runs and trainings")]
+Json = Annotated[bool, typer.Option("--json", help="print JSON for scripts")]
+Seed = Annotated[int, typer.Option("--seed", help="seed of the model", min=0)]
+HERE = Path("runs")
+
+
+INTERRUPTED = "interrupted; the same command goes on from here"
+
+
+def main() -> None:
+    """The console script: runs a command and turns its errors into one clear line and an exit code."""
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # on a busy machine, waiting threads would spin
+    try:
+        code = app(standalone_mode=False)
+    except KeyboardInterrupt:
+        code = 130
+    except Exception as error:
+        _fail(*_explained(error))
+    if code == 130:  # what newer versions of typer return for an interruption
+        _fail(INTERRUPTED, 1)
+    if code:
+        sys.exit(code)
+
+
+def _explained(error: Exception) -> tuple[str, int]:
+    usage: Any = typer.BadParameter.__mro__[2]  # ClickException, of the click that this typer brings or imports
+    if isinstance(error, usage):
+        return error.format_message(), 2
+    if isinstance(error, typer.Abort):
+        return INTERRUPTED, 1
+    from mechmem.spec.files import FileError
+    from mechmem.spec.registry import InputError
+
+    if isinstance(error, InputError):
+        return str(error), 2
+    if isinstance(error, (FileError, OSError, MemoryError, ArithmeticError)):
+        return str(error) or "out of memory", 1
+    raise error
+
+
+def _fail(message: str, code: int) -> NoReturn:
+    if message:  # empty where the help was asked for by typing nothing
+        sys.stderr.write(f"mechmem: {message}\n" if not message.startswith("Usage") else message + "\n")
+    sys.exit(code)
+
+
+@app.command()
+def run(spec: Spec, overrides: Overrides = None, runs: Runs = HERE, as_json: Json = False) -> None:
+    """Answer an experiment's question; a second run reuses all that is unchanged."""
+    from mechmem.cli import summaries
+    from mechmem.experiment import run as engine
+    from mechmem.progress import watching
+
+    experiment, file = _experiment(spec, overrides)
+    with watching() as watcher, _placed(file):
+        finished = engine.run(experiment, runs, watcher)
+    _tell(summaries.run_text, summaries.run_numbers, finished, as_json)
+
+
+@app.command()
+def check(spec: Spec, overrides: Overrides = None, runs: Runs = HERE, as_json: Json = False) -> None:
+    """Validate an experiment or a training, down to sites and shapes, and estimate its cost; compute nothing."""
+    import pandas as pd
+
+    from mechmem.experiment import run as engine
+    from mechmem.experiment.cost import cost_of_training, seconds_per_example
+    from mechmem.progress import watching
+
+    if _is_training(spec):
+        recipe = _recipe(spec, overrides)
+        costs = [labels | cost_of_training(cell) for labels, cell in recipe.unfold({})]
+        if as_json or len(costs) == 1:
+            _output({"training": recipe.name, **(costs[0] if len(costs) == 1 else {"cells": costs})}, as_json)
+            return
+        _echo(f"{spec} is valid: {len(costs)} trainings\n{pd.DataFrame(costs).to_string(index=False)}")
+        return
+    experiment, file = _experiment(spec, overrides)
+    with watching(bars_only=True) as watcher, _placed(file):
+        costs = engine.rehearse(experiment, watcher.say)
+    seconds = seconds_per_example(experiment.training)
+    n = len(experiment.seeds)
+    rows = [
+        {"analysis": a, "examples_forwarded": n * c, "seconds": round(n * c * seconds, 1)} for a, c in costs.items()
+    ]
+    missing = engine.missing_trainings(experiment, runs)
+    minutes = {recipe: cost_of_training(recipe)["minutes"] for recipe in missing.values()}
+    trainings = [{"training": name, "minutes": minutes[recipe]} for name, recipe in missing.items()]
+    if as_json:
+        _output({"valid": True, "analyses": rows, "trainings": trainings}, True)
+        return
+    _echo(f"{spec} is valid: {len(costs)} analyses, {n} seed{'s' if n > 1 else ''}")
+    _echo(pd.DataFrame(rows).to_string(index=False))
+    if trainings:
+        whole = sum(minutes[recipe] for recipe in missing.values())
+        _echo(f"{len(trainings)} trainings to be made first, {whole:.0f} minutes in all")
+        _echo(pd.DataFrame(trainings).to_string(index=False))
+
+
+@app.command()
+def train(spec: Spec, overrides: Overrides = None, seed: Seed = 0, runs: Runs = HERE, as_json: Json = False) -> None:
+    """Train a recipe (every cell of it, where it is a sweep) from scratch, or go on with an interrupted training."""
+    from mechmem.cli import summaries
+    from mechmem.progress import watching
+    from mechmem.training.loop import train as train_recipe
+    from mechmem.training.store import own_folder
+
+    made = []
+    for labels, recipe in _recipe(spec, overrides).unfold({}):
+        name = " ".join([recipe.name, *(f"{key} {value}" for key, value in labels.items())])
+        with watching() as watcher:
+            folder = own_folder(recipe, seed, runs)
+            made.append(train_recipe(recipe, seed, folder, lambda *event, name=name: watcher.train(name, *event)))
+        if not as_json:
+            _echo(summaries.training_text(made[-1]))
+    if as_json:
+        found = [summaries.training_numbers(trained) for trained in made]
+        _json(found if len(found) > 1 else found[0])
+
+
+@app.command("list")
+def list_(runs: Runs = HERE, as_json: Json = False) -> None:
+    """What there is: experiments, trainings, runs, and the kinds of every shelf."""
+    from mechmem.experiment.results import all_runs
+    from mechmem.training import store as checkpoints
+
+    shelves = _shelves()
+    found = {
+        "experiments": sorted(str(path) for path in Path("experiments").glob("*.yaml")),
+        "trainings": checkpoints.names(runs),
+        "runs": [path.name for path in all_runs(runs)],
+        "kinds": {shelf: list(members) for shelf, members in shelves.items()},
+    }
+    if as_json:
+        _output(found, True)
+        return
+    for name in ("experiments", "trainings", "runs"):
+        _echo(f"{name}\n  " + ("\n  ".join(found[name]) or "none"))
+    for shelf, members in shelves.items():
+        _echo(f"{shelf} kinds")
+        for kind, member in members.items():
+            _echo(f"  {kind:<22} {(member.__doc__ or '').strip().splitlines()[0]}")
+
+
+@app.command()
+def show(
+    name: Annotated[str, typer.Argument(help="a kind, a training or a run")],
+    seed: Seed = 0,
+    runs: Runs = HERE,
+    as_json: Json = False,
+) -> None:
+    """A kind's documentation, a training's curves, or a run's answer."""
+    from mechmem.cli import summaries
+    from mechmem.experiment.results import all_runs, load_run
+    from mechmem.spec.registry import InputError, suggest
+    from mechmem.training import store as checkpoints
+
+    kinds = {kind: member for members in _shelves().values() for kind, member in members.items()}
+    found = [path for path in all_runs(runs) if path.name == name or path.name.rsplit("-", 1)[0] == name]
+    if name in kinds:
+        _tell(summaries.kind_text, summaries.kind_numbers, kinds[name], as_json)
+    elif name in checkpoints.names(runs):
+        _tell(summaries.training_text, summaries.training_numbers, checkpoints.find(name, seed, runs), as_json)
+    elif found or (Path(name) / "run.json").exists():
+        finished = load_run(found[0] if found else Path(name))
+        _tell(summaries.run_text, summaries.run_numbers, finished, as_json)
+    else:
+        known = [*kinds, *checkpoints.names(runs), *_run_names(all_runs(runs))]
+        raise InputError(f"there is no kind, training or run {name!r}; {suggest(name, known)}")
+
+
+@app.command()
+def draw(
+    name: Annotated[str, typer.Argument(help="a run, by name or folder")], runs: Runs = HERE, as_json: Json = False
+) -> None:
+    """Draw a run's figures and report again from its saved tables."""
+    from mechmem.experiment import results
+    from mechmem.spec.registry import InputError, suggest
+
+    folders = results.all_runs(runs)
+    found = [path for path in folders if name in (path.name, path.name.rsplit("-", 1)[0])]
+    if not found and not (Path(name) / "run.json").exists():
+        raise InputError(f"there is no run {name!r}; {suggest(name, _run_names(folders))}")
+    finished = results.load_run(found[0] if found else Path(name))
+    results.draw(finished)
+    if as_json:
+        _output(finished.summary(), True)
+        return
+    _echo(str(finished.report))
+
+
+@app.command()
+def shell(
+    training: Annotated[str, typer.Argument(help="a training, such as fda_small")], seed: Seed = 0, runs: Runs = HERE
+) -> None:
+    """An interactive Python session with the trained model and its examples at hand."""
+    import code
+
+    import mechmem
+    from mechmem.models import sites
+    from mechmem.training import store as checkpoints
+
+    trained = checkpoints.find(training, seed, runs)
+    model, task = trained.at(trained.steps[-1]), trained.task
+    names: dict[str, Any] = {
+        "mm": mechmem,
+        "trained": trained,
+        "model": model,
+        "task": task,
+        "examples": task.sample("train"),
+    }
+    names |= {"held_out": task.sample("held_out"), "sites": sites.table(model.cfg)}
+    banner = f"{trained!r}\n" + "".join(f"  {name:<9} {type(value).__name__}\n" for name, value in names.items())
+    code.interact(banner + "  logits, cache = model.run_with_cache(examples.tokens[:8])", local=names, exitmsg="")
+
+
+@app.command()
+def schema() -> None:
+    """The JSON schema of experiments, for editors that complete and check YAML."""
+    from mechmem.experiment.spec import Experiment
+    from mechmem.spec.registry import json_schema
+
+    _output(json_schema(Experiment), True)
+
+
+@app.command(hidden=True)
+def ship(training: str, steps: list[int], seed: Seed = 0, runs: Runs = HERE) -> None:
+    """For maintainers: copy a training made here, with these checkpoints, into the package."""
+    from mechmem.spec.registry import InputError, suggest
+    from mechmem.training import store as checkpoints
+
+    made = checkpoints.made_here(training, seed, runs)
+    if not made:
+        found = suggest(training, checkpoints.names(runs))
+        raise InputError(f"no training {training!r} of seed {seed} was made in {runs}; {found}")
+    target = checkpoints.SHIPPED / training / f"seed_{seed}"
+    checkpoints.ship(checkpoints.Trained(made[-1]), steps, target)
+    _echo(str(target))
+
+
+def _run_names(folders: list[Path]) -> list[str]:
+    return list(dict.fromkeys(path.name.rsplit("-", 1)[0] for path in folders))
+
+
+def _experiment(spec: Path, overrides: list[str] | None) -> tuple[Any, Any]:
+    from mechmem.experiment.spec import Experiment
+    from mechmem.spec.yaml_file import SpecFile
+
+    return Experiment.from_yaml(spec, overrides or ()), SpecFile(spec, overrides or ())
+
+
+def _recipe(spec: Path, overrides: list[str] | None) -> Any:
+    from mechmem.spec.yaml_file import SpecFile
+    from mechmem.training.recipe import Recipe
+
+    return SpecFile(spec, overrides or ()).build(Recipe)
+
+
+def _is_training(spec: Path) -> bool:
+    from mechmem.spec.yaml_file import SpecFile
+
+    return "task" in SpecFile(spec).data
+
+
+def _placed(file: Any) -> Any:
+    """Gives the errors of an analysis their place in the file."""
+    from contextlib import contextmanager
+
+    from mechmem.experiment.cells import BlockError
+    from mechmem.spec.yaml_file import SpecError
+
+    @contextmanager
+    def placing() -> Any:
+        try:
+            yield
+        except BlockError as error:
+            raise SpecError(file.message(error.loc, error.text)) from error
+
+    return placing()
+
+
+def _shelves() -> dict[str, dict[str, Any]]:
+    import mechmem.experiment  # noqa: F401  fills the shelves
+    from mechmem.spec.registry import Component, load_all
+
+    load_all()
+    return {shelf: dict(sorted(members.items())) for shelf, members in Component.shelves.items()}
+
+
+def _tell(text: Callable[[Any], str], numbers: Callable[[Any], Any], of: Any, as_json: bool) -> None:
+    if as_json:
+        _json(numbers(of))
+    else:
+        _echo(text(of))
+
+
+def _output(value: Mapping[str, Any], as_json: bool) -> None:
+    if as_json:
+        _json(value)
+    else:
+        _echo("\n".join(f"{key}: {part}" for key, part in value.items()))
+
+
+def _json(value: Any) -> None:
+    _echo(json.dumps(_defined(value), indent=2, default=str))
+
+
+def _defined(value: Any) -> Any:
+    """The value with null for what is undefined, as JSON has no NaN."""
+    if isinstance(value, dict):
+        return {key: _defined(part) for key, part in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_defined(part) for part in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _echo(text: str) -> None:
+    typer.echo(text)

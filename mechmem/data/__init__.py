@@ -1,0 +1,1 @@
+"""Data: examples, label noise and the tasks."""

@@ -1,0 +1,1 @@
+"""The reasoning tasks: one file each."""

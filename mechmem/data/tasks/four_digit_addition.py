@@ -1,0 +1,151 @@
+"""FDA, four-digit addition: `a3 a2 a1 a0 + b3 b2 b1 b0 = s4 s3 s2 s1 s0`, one token a digit."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import lru_cache
+from typing import Literal
+
+import torch
+from jaxtyping import Int
+from pydantic import Field
+from torch import Tensor
+
+from mechmem.data.examples import Examples
+from mechmem.data.label_noise import LabelNoise, UniformWrong
+from mechmem.data.tasks.task import MinimalPair, Task, differs_as_asked
+
+N_DIGITS = 4
+DIGITS = tuple(range(10))
+PLUS, EQUALS = 10, 11
+N_SUMS = 19_998 - 2_000 + 1
+
+
+class FourDigitAddition(Task):
+    """Sums of two four-digit numbers, a and b uniform in 1000..9999, the sum zero-padded to five digits.
+
+    A task with known intermediate results (digit sums and carries), so that a model that has memorised a wrong sum can
+    be asked whether it still computes the right one.
+    Variables: `digit_sum_i` (0..18), `carry_i` (the carry *into* place i, 0/1; i = 1..4), `out_i` (the true digit).
+    Source: arXiv:2507.04782.
+    """
+
+    n_train: int = Field(10_000, ge=1, le=1_000_000)
+    """Training instances, noisy ones included."""
+    n_held_out: int = Field(2_000, ge=1, le=1_000_000)
+    """Held-out instances; no pair (a, b) is in both sets."""
+    answer_order: Literal["most_significant_first", "least_significant_first"] = "most_significant_first"
+    noise: LabelNoise = UniformWrong()
+    seed: int = 0
+    """Seed of the operands and of the split."""
+
+    @property
+    def vocabulary(self) -> tuple[str, ...]:
+        return (*map(str, DIGITS), "+", "=")
+
+    @property
+    def n_context(self) -> int:
+        return 2 * N_DIGITS + 2 + N_DIGITS
+
+    @property
+    def chance(self) -> float:
+        return 1 / N_SUMS
+
+    @property
+    def places(self) -> tuple[str, ...]:
+        """The answer digits in the order in which they are written."""
+        names = tuple(f"s{i}" for i in range(N_DIGITS, -1, -1))
+        return names if self.answer_order == "most_significant_first" else names[::-1]
+
+    def sample(self, split: str) -> Examples:
+        self.check_split(split)
+        return _sample(self, split)
+
+    def examples(self, a: Int[Tensor, " n"], b: Int[Tensor, " n"]) -> Examples:
+        """Correctly labelled examples of these operands.
+
+        >>> FourDigitAddition().examples(torch.tensor([3471]), torch.tensor([2908])).text(0)
+        '3 4 7 1 + 2 9 0 8 = 0 6 3 7 9'
+        """
+        variables = _variables(a, b)
+        answer = torch.stack([variables[f"out_{name[1]}"] for name in self.places], dim=1)
+        signs = [torch.full((len(a), 1), sign) for sign in (PLUS, EQUALS)]
+        operands = [f"{x}{i}" for x in "ab" for i in range(N_DIGITS - 1, -1, -1)]
+        names = [*operands[:N_DIGITS], "+", *operands[N_DIGITS:], "=", *self.places[:-1]]
+        return Examples(
+            prompt=torch.cat([_digits(a), signs[0], _digits(b), signs[1]], dim=1),
+            given=answer,
+            true=answer,
+            is_noisy=torch.zeros(len(a), dtype=torch.bool),
+            variables=variables,
+            positions={name: i for i, name in enumerate(names)},
+            places=self.places,
+            vocabulary=self.vocabulary,
+            token_variables=tuple(f"out_{i}" for i in range(N_DIGITS + 1)),
+        )
+
+    def answers(self, prompt: Int[Tensor, "n n_prompt"]) -> Int[Tensor, "n n_answer"]:
+        return self.examples(*_operands(prompt)).true
+
+    def counterparts(
+        self, examples: Examples, pair: MinimalPair, generator: torch.Generator
+    ) -> tuple[Tensor, Examples]:
+        """Change one operand digit so that `flip` changes while `hold` stays."""
+        a, b = _operands(examples.prompt)
+        candidates = []
+        for place in range(N_DIGITS):
+            for digit in DIGITS[1 if place == N_DIGITS - 1 else 0 :]:
+                candidates += [(_replaced(a, place, digit), b), (a, _replaced(b, place, digit))]
+        before = {name: examples.variables[name] for name in (pair.flip, *pair.hold)}
+        fits = torch.stack([differs_as_asked(before, _variables(*c), pair) for c in candidates], dim=1)
+        rows = fits.any(dim=1).nonzero()[:, 0]
+        if not len(rows):
+            return rows, examples.select(rows)
+        choice = torch.multinomial(fits[rows].double(), 1, generator=generator)[:, 0]
+        a = torch.stack([c[0] for c in candidates], dim=1)[rows, choice]
+        b = torch.stack([c[1] for c in candidates], dim=1)[rows, choice]
+        return rows, self.examples(a, b)
+
+
+@lru_cache(maxsize=8)
+def _sample(task: FourDigitAddition, split: str) -> Examples:
+    generator = torch.Generator().manual_seed(task.seed)
+    n = task.n_train + task.n_held_out
+    pairs = torch.empty(0, dtype=torch.long)
+    while len(pairs) < n:
+        drawn = torch.cat([pairs, torch.randint(9000 * 9000, (2 * n,), generator=generator)])
+        values, inverse = drawn.unique(return_inverse=True)
+        first = torch.full_like(values, len(drawn)).scatter_reduce(0, inverse, torch.arange(len(drawn)), "amin")
+        pairs = drawn[first.sort().values]
+    pairs = pairs[: task.n_train] if split == "train" else pairs[task.n_train : n]
+    examples = task.examples(1000 + pairs // 9000, 1000 + pairs % 9000)
+    if split != "train":
+        return examples
+    alphabets = tuple((0, 1) if place == f"s{N_DIGITS}" else DIGITS for place in task.places)
+    given, is_noisy = task.noise.corrupt(examples.true, alphabets)
+    return replace(examples, given=given, is_noisy=is_noisy)
+
+
+def _digits(numbers: Int[Tensor, " n"]) -> Int[Tensor, "n digits"]:
+    return torch.stack([numbers // 10**i % 10 for i in range(N_DIGITS - 1, -1, -1)], dim=1)
+
+
+def _operands(prompt: Int[Tensor, "n n_prompt"]) -> tuple[Tensor, Tensor]:
+    powers = 10 ** torch.arange(N_DIGITS - 1, -1, -1)
+    a, b = prompt[:, :N_DIGITS], prompt[:, N_DIGITS + 1 : 2 * N_DIGITS + 1]
+    return (a * powers).sum(dim=1), (b * powers).sum(dim=1)
+
+
+def _replaced(numbers: Tensor, place: int, digit: int) -> Tensor:
+    return numbers + (digit - numbers // 10**place % 10) * 10**place
+
+
+def _variables(a: Tensor, b: Tensor) -> dict[str, Tensor]:
+    variables, carry = {}, torch.zeros_like(a)
+    for i in range(N_DIGITS):
+        digit_sum = a // 10**i % 10 + b // 10**i % 10
+        variables[f"digit_sum_{i}"] = digit_sum
+        variables[f"out_{i}"] = (digit_sum + carry) % 10
+        carry = (digit_sum + carry) // 10
+        variables[f"carry_{i + 1}"] = carry
+    return variables | {f"out_{N_DIGITS}": carry}

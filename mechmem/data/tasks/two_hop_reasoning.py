@@ -1,0 +1,232 @@
+"""THR, two-hop relational reasoning: `e r1 r2 = e''`, where table[e, r1] is the bridge and table[bridge, r2] the answer."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import lru_cache
+from typing import Any, ClassVar, NamedTuple, Self
+
+import torch
+from jaxtyping import Int
+from pydantic import Field, model_validator
+from torch import Tensor
+
+from mechmem.data.examples import Examples, concatenate
+from mechmem.data.label_noise import LabelNoise, UniformWrong
+from mechmem.data.tasks.task import MinimalPair, Task, differs_as_asked
+from mechmem.spec.registry import InputError
+
+N_CANDIDATES = 64
+"""Other first hops that are tried for a minimal pair of each example."""
+
+
+class TwoHopReasoning(Task):
+    """Facts of a random world: atomic ones (`e r1 ∅ = e'`) are all trained on, two-hop ones (`e r1 r2 = e''`) in part.
+
+    A two-hop answer needs the bridge entity, which stands nowhere in the input, so that a model that has memorised a
+    wrong answer can be asked whether it still finds the bridge. Noise falls on two-hop training facts only.
+    Variables: `e`, `r1`, `r2`, `bridge`, `answer`. Source: arXiv:2507.04782; sparse worlds and the out-of-distribution
+    split: arXiv:2405.15071.
+    """
+
+    splits: ClassVar[tuple[str, ...]] = ("train", "held_out", "held_out_ood", "atomic")
+
+    n_entities: int = Field(100, ge=2)
+    n_relations: int = Field(30, ge=2)
+    n_relations_per_entity: int | None = Field(None, ge=1)
+    """Distinct relations that an entity has; all unless given."""
+    held_out_rate: float = Field(0.1, gt=0, lt=1)
+    """Share of the (in-distribution) two-hop facts that are held out (fraction)."""
+    ood_rate: float = Field(0.0, ge=0, lt=1)
+    """Share of the atomic facts that no trained two-hop fact uses (fraction)."""
+    inferred_per_atomic: float | None = Field(None, gt=0)
+    """Two-hop training facts for each in-distribution atomic fact; all that are not held out unless given."""
+    n_held_out: int | None = Field(None, ge=1)
+    """Held-out facts of each kind that are kept, at most; all unless given."""
+    atomic_repeats: int = Field(4, ge=1)
+    """Times that an atomic fact is shown in an epoch."""
+    readable: bool = False
+    """Names a person can say, instead of e17 and r3."""
+    noise: LabelNoise = UniformWrong()
+    seed: int = 0
+    """Seed of the world and of the split."""
+
+    @classmethod
+    def grokked(cls, n_entities: int = 2000, inferred_per_atomic: float = 18.0, **changes: Any) -> Self:
+        """The data of *Grokked Transformers* (arXiv:2405.15071): 200 relations, 20 an entity, 5 % out of distribution."""
+        preset: dict[str, Any] = {
+            "n_relations": 200,
+            "n_relations_per_entity": 20,
+            "ood_rate": 0.05,
+            "atomic_repeats": 1,
+        }
+        preset |= {"held_out_rate": 0.005, "n_held_out": 3000, "inferred_per_atomic": inferred_per_atomic}
+        return cls(n_entities=n_entities, **(preset | changes))
+
+    @model_validator(mode="after")
+    def _can_be(self) -> Self:
+        if self.n_relations_per_entity is not None and self.n_relations_per_entity > self.n_relations:
+            raise ValueError(
+                f"an entity cannot have {self.n_relations_per_entity} distinct relations of {self.n_relations}"
+            )
+        return self
+
+    @property
+    def vocabulary(self) -> tuple[str, ...]:
+        name = _spoken if self.readable else lambda letter, i: f"{letter}{i}"
+        entities = [name("e", i) for i in range(self.n_entities)]
+        return (*entities, *(name("r", i) for i in range(self.n_relations)), "∅", "=")
+
+    @property
+    def n_context(self) -> int:
+        return 4
+
+    @property
+    def chance(self) -> float:
+        return 1 / self.n_entities
+
+    def sample(self, split: str) -> Examples:
+        self.check_split(split)
+        examples = _splits(self)[split]
+        if not len(examples):
+            raise InputError(f"this world has no {split} facts; raise ood_rate or the number of entities")
+        return examples
+
+    def training_set(self) -> Examples:
+        atomic = self.sample("atomic")
+        return concatenate(self.sample("train"), atomic.select(torch.arange(len(atomic)).repeat(self.atomic_repeats)))
+
+    def facts(self, e: Tensor, r1: Tensor, r2: Tensor, bridge: Tensor, answer: Tensor) -> Examples:
+        """Correctly labelled examples; r2 is -1 for an atomic fact."""
+        n_words = self.n_entities + self.n_relations
+        second = torch.where(r2 < 0, n_words, self.n_entities + r2)
+        equals = torch.full_like(e, n_words + 1)
+        label = answer[:, None]
+        return Examples(
+            prompt=torch.stack([e, self.n_entities + r1, second, equals], dim=1),
+            given=label,
+            true=label,
+            is_noisy=torch.zeros(len(e), dtype=torch.bool),
+            variables={"e": e, "r1": r1, "r2": r2, "bridge": bridge, "answer": answer},
+            positions={"e": 0, "r1": 1, "r2": 2, "=": 3},
+            places=("answer",),
+            vocabulary=self.vocabulary,
+            token_variables=("e", "bridge", "answer"),
+        )
+
+    def answers(self, prompt: Int[Tensor, "n n_prompt"]) -> Int[Tensor, "n n_answer"]:
+        e, r1, r2 = prompt[:, 0], prompt[:, 1] - self.n_entities, prompt[:, 2] - self.n_entities
+        world, r2 = _world(self), torch.where(r2 == self.n_relations, -1, r2)  # one past the relations: ∅
+        bridge = world.table[e, r1]
+        return torch.where(bridge < 0, -1, world.second_hop(bridge.clamp_min(0), r2))[:, None]
+
+    def counterparts(
+        self, examples: Examples, pair: MinimalPair, generator: torch.Generator
+    ) -> tuple[Tensor, Examples]:
+        """Another first hop (e, r1), with the same r2, so that `flip` changes while `hold` stays."""
+        world, n, asked = _world(self), len(examples), (pair.flip, *pair.hold)
+        before = {name: examples.variables[name][:, None] for name in asked}
+        if "bridge" in pair.hold:
+            first = world.leading_to(examples.variables["bridge"], N_CANDIDATES, generator)
+        else:
+            first = torch.randint(len(world.head), (n, N_CANDIDATES), generator=generator)
+        r2 = examples.variables["r2"][:, None].expand(-1, N_CANDIDATES)
+        answer = world.second_hop(world.tail[first], r2)
+        after = {
+            "e": world.head[first],
+            "r1": world.relation[first],
+            "r2": r2,
+            "bridge": world.tail[first],
+            "answer": answer,
+        }
+        fits = differs_as_asked(before, {name: after[name] for name in asked}, pair) & (answer >= 0) & (first >= 0)
+        rows = fits.any(dim=1).nonzero()[:, 0]
+        chosen = fits[rows].int().argmax(dim=1)
+        return rows, self.facts(**{name: value[rows, chosen] for name, value in after.items()})
+
+
+class World(NamedTuple):
+    """The atomic facts, one row each, `k` for each head entity in the order of the entities."""
+
+    head: Int[Tensor, " facts"]
+    relation: Int[Tensor, " facts"]
+    tail: Int[Tensor, " facts"]
+    table: Int[Tensor, "entities relations"]
+    """table[e, r], -1 where e has no relation r."""
+
+    def second_hop(self, bridge: Tensor, r2: Tensor) -> Tensor:
+        """The entity that r2 leads to from the bridge; -1 where there is none, the bridge itself for r2 = -1."""
+        return torch.where(r2 < 0, bridge, self.table[bridge, r2.clamp_min(0)])
+
+    def leading_to(self, entity: Tensor, n: int, generator: torch.Generator) -> Tensor:
+        """For each entity, `n` random atomic facts whose tail it is; -1 where there is none."""
+        order = self.tail.argsort(stable=True)
+        count = torch.bincount(self.tail, minlength=len(self.table))
+        start = count.cumsum(0) - count
+        drawn = (torch.rand(len(entity), n, generator=generator) * count[entity][:, None]).long()
+        found = order[(start[entity][:, None] + drawn).clamp_max(len(order) - 1)]
+        return torch.where(count[entity][:, None] > 0, found, -1)
+
+
+@lru_cache(maxsize=4)
+def _world(task: TwoHopReasoning) -> World:
+    generator = torch.Generator().manual_seed(task.seed)
+    n, k = task.n_entities, task.n_relations_per_entity or task.n_relations
+    relations = torch.rand(n, task.n_relations, generator=generator).argsort(dim=1)[:, :k].sort(dim=1).values
+    tails = torch.randint(n, (n, k), generator=generator)
+    table = torch.full((n, task.n_relations), -1).scatter(1, relations, tails)
+    return World(torch.arange(n).repeat_interleave(k), relations.flatten(), tails.flatten(), table)
+
+
+@lru_cache(maxsize=4)
+def _splits(task: TwoHopReasoning) -> dict[str, Examples]:
+    world, generator = _world(task), torch.Generator().manual_seed(task.seed + 1)
+    n_facts, k = len(world.head), len(world.head) // task.n_entities
+    is_ood = torch.zeros(n_facts, dtype=torch.bool)
+    is_ood[torch.randperm(n_facts, generator=generator)[: round(task.ood_rate * n_facts)]] = True
+    first = torch.arange(n_facts).repeat_interleave(k)
+    second = world.tail[first] * k + torch.arange(k).repeat(n_facts)
+    known = (~is_ood[first] & ~is_ood[second]).nonzero()[:, 0]
+    known = known[torch.randperm(len(known), generator=generator)]
+    n_held_out = max(1, round(task.held_out_rate * len(known)))
+    trained = known[n_held_out:]
+    if task.inferred_per_atomic is not None:
+        trained = trained[: _n_inferred(task, int((~is_ood).sum()), len(trained))]
+    unknown = (is_ood[first] & is_ood[second]).nonzero()[:, 0]
+
+    def two_hop(rows: Tensor) -> Examples:
+        a, b = first[rows], second[rows]
+        return task.facts(world.head[a], world.relation[a], world.relation[b], world.tail[a], world.tail[b])
+
+    if not len(trained):
+        raise InputError("this world leaves no two-hop fact to train on; raise n_entities or lower held_out_rate")
+    train = two_hop(trained)
+    given, is_noisy = task.noise.corrupt(train.true, (tuple(range(task.n_entities)),))
+    atomic = task.facts(world.head, world.relation, torch.full_like(world.head, -1), world.tail, world.tail)
+    return {
+        "train": replace(train, given=given, is_noisy=is_noisy),
+        "held_out": two_hop(known[:n_held_out][: task.n_held_out]),
+        "held_out_ood": two_hop(unknown[: task.n_held_out]),
+        "atomic": atomic,
+    }
+
+
+def _n_inferred(task: TwoHopReasoning, n_atomic: int, available: int) -> int:
+    wanted = round((task.inferred_per_atomic or 0) * n_atomic)
+    if wanted > available:
+        raise InputError(
+            f"inferred_per_atomic {task.inferred_per_atomic:g} asks for {wanted} two-hop facts on {n_atomic} atomic ones, "
+            f"but this world has {available}; lower it to {available / n_atomic:.2f} or less"
+        )
+    return wanted
+
+
+def _spoken(letter: str, i: int) -> str:
+    """A pronounceable name, another one for every number: entities are capitalised, relations end in -of."""
+    consonants, vowels = "bdfgklmnprstvz", "aeiou"
+    syllables, rest = [], i
+    for _ in range(3):
+        rest, part = divmod(rest, len(consonants) * len(vowels))
+        syllables.append(consonants[part // len(vowels)] + vowels[part % len(vowels)])
+    word = "".join(syllables[:2] if not rest and i < 4900 else syllables)
+    return word.capitalize() if letter == "e" else f"{word}-of"

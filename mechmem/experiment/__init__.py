@@ -1,0 +1,1 @@
+"""Experiments: the spec of a run, its cells, claims and results."""

@@ -1,0 +1,149 @@
+"""Subjects: one training under study, and its tables, each made once and kept until something that decides it changes."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any
+
+from mechmem.analyses.analysis import Analysis
+from mechmem.experiment.spec import PLUGINS, Experiment
+from mechmem.session import Bench
+from mechmem.spec.files import write
+from mechmem.spec.registry import InputError, digest
+from mechmem.training.loop import train
+from mechmem.training.recipe import Recipe
+from mechmem.training.store import Trained, folder_of
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+ENGINE = ("*.py", "analyses/*.py", "interventions/*.py", "measures/*.py", "tasks/*.py")
+NOT_ENGINE = {
+    "cli.py",
+    "runs.py",
+    "results.py",
+    "subjects.py",
+    "report.py",
+    "claims.py",
+    "specs.py",
+    "terminal.py",
+    "provenance.py",
+    "summaries.py",
+    "costs.py",
+    "api.py",
+    "__init__.py",
+}
+
+
+@dataclass
+class Watcher:
+    """Told how a run goes on; the default is silent."""
+
+    say: Callable[[str], None] = lambda _: None
+    train: Callable[[str, int, int, dict[str, float]], None] = lambda *_: None
+
+
+class Subject:
+    """One training under study, and the tables that are made from it."""
+
+    def __init__(
+        self, experiment: Experiment, recipe: Recipe, seed: int, runs: Path, watcher: Watcher, swept: Mapping[str, Any]
+    ) -> None:
+        self.experiment, self.recipe, self.seed, self.runs, self.watcher = experiment, recipe, seed, runs, watcher
+        self.trained = self.training(recipe, swept)
+        self._bench: Bench | None = None
+
+    def training(self, recipe: Recipe, swept: Mapping[str, Any] = MappingProxyType({})) -> Trained:
+        name = cell_name(recipe, swept, self.seed)
+        return train(
+            recipe, self.seed, folder_of(recipe, self.seed, self.runs), lambda *event: self.watcher.train(name, *event)
+        )
+
+    @property
+    def bench(self) -> Bench:
+        if self._bench is None:
+            experiment, models = self.experiment, {}
+            for name, ref in experiment.checkpoints.items():
+                trained = self.trained if ref.training is None else self.training(ref.training)
+                models[name] = trained.at(ref.at)
+            self._bench = Bench(
+                models=models,
+                example_sets={name: chosen.of(self.recipe.task) for name, chosen in experiment.examples.items()},
+                curves=self.trained.record["curves"],
+                phases=self.trained.phases,
+                chance=self.recipe.task.chance,
+                rule=self.recipe.task.answers,
+                say=self.watcher.say,
+            )
+        return self._bench
+
+    def table(self, i: int, analysis: Analysis) -> tuple[pd.DataFrame, bool]:
+        """The table, and whether it had to be computed."""
+        import pandas as pd
+
+        path = self.runs / "blocks" / f"{self._key(analysis)}.parquet"
+        if path.exists():
+            try:
+                return pd.read_parquet(path), False
+            except (OSError, ValueError):
+                path.unlink()  # cut off by a crash of the machine: made again
+        try:
+            table = analysis.run(self.bench, self.experiment.universe(self.recipe))
+        except InputError as error:
+            raise BlockError(("analyses", i), str(error)) from error
+        write(path, table.to_parquet(index=False))
+        return table, True
+
+    def _key(self, analysis: Analysis) -> str:
+        """Changes with all that decides the table, and with nothing else."""
+        block, words = analysis.block(), analysis.words()
+        block.pop("name")
+        used = (("examples", self.experiment.examples), ("model", self.experiment.checkpoints))
+        named = {
+            field: {name: ref.block() for name, ref in refs.items() if name in words or _asks_for_all(block, field)}
+            for field, refs in used
+        }
+        steps = [self.trained.phases, self.trained.record["curves"][-1]]
+        return digest(
+            [block, named, self.recipe.recipe_hash, steps, self.seed, engine_hash(), *_plugin_code(self.experiment)]
+        )
+
+
+def cell_name(recipe: Recipe, swept: Mapping[str, Any], seed: int) -> str:
+    """`fda_capacity d_model 32 seed 0`: a training by its name, what is swept in it, and its seed."""
+    cell = {key: value for key, value in swept.items() if key != "training"} | {"seed": seed}
+    return " ".join([recipe.name, *(f"{key} {value}" for key, value in cell.items())])
+
+
+class BlockError(InputError):
+    """A block of the spec (an analysis, a quantity, a figure) asks for what cannot be."""
+
+    def __init__(self, loc: tuple[str | int, ...], text: str) -> None:
+        super().__init__(text if loc[0] == "analyses" else f"{'.'.join(map(str, loc))}: {text}")
+        self.loc, self.text = loc, text
+
+
+def _asks_for_all(block: Any, field: str) -> bool:
+    """Whether the block, or a part of it, sweeps this field over all that the experiment names."""
+    if not isinstance(block, Mapping):
+        return False
+    return block.get(field) == {"each": "all"} or any(_asks_for_all(part, field) for part in block.values())
+
+
+def _plugin_code(experiment: Experiment) -> list[str]:
+    paths = {name: PLUGINS.get(name, Path(name)) for name in experiment.plugins}
+    return [name + hashlib.sha256(path.read_bytes()).hexdigest() for name, path in paths.items() if path.exists()]
+
+
+@cache
+def engine_hash() -> str:
+    """A hash of the code that makes tables, so that no table outlives the code that made it."""
+    here, content = Path(__file__).parents[1], hashlib.sha256()
+    for path in sorted(path for pattern in ENGINE for path in here.glob(pattern) if path.name not in NOT_ENGINE):
+        content.update(path.name.encode() + path.read_bytes())
+    return content.hexdigest()[:12]

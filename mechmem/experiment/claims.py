@@ -1,0 +1,271 @@
+"""Quantities and claims: numbers read off the tables with intervals, and verdicts by a rule written beforehand."""
+
+from __future__ import annotations
+
+import string
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, Self
+
+import numpy as np
+import pandas as pd
+from pydantic import Field, model_validator
+
+from mechmem.spec.registry import Component, InputError, suggest
+from mechmem.statistics.intervals import hierarchical_interval
+
+Where = dict[str, str | int | float | bool]
+NOT_LABELS = {"seed", "value", "low", "high", "recovery", "n", "per_example"}
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A quantity as found: the mean over seeds with its 95 % interval (seeds, then examples).
+
+    A single number of a single seed has no interval: NaN.
+    """
+
+    value: float
+    low: float
+    high: float
+    n_seeds: int
+    labels: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def percent(self) -> str:
+        """`62 % [58, 66]`."""
+        return self._said(lambda x: f"{round(100 * x)}", " %")
+
+    @property
+    def points(self) -> str:
+        """A difference of shares: `+12 points [+8, +15]`."""
+        return self._said(lambda x: f"{round(100 * x):+d}", " points")
+
+    @property
+    def number(self) -> str:
+        """`1.77 [1.70, 1.84]`."""
+        return self._said(lambda x: f"{x:.3g}", "")
+
+    def _said(self, written: Callable[[float], str], unit: str) -> str:
+        if np.isnan(self.value):
+            return "undefined"
+        ends = "" if np.isnan(self.low) else f" [{written(self.low)}, {written(self.high)}]"
+        return f"{written(self.value)}{unit}{ends}"
+
+
+Sample = tuple[np.ndarray, np.ndarray | None]
+"""The values of a seed, and those of other examples whose mean is subtracted from theirs."""
+
+
+class Quantity(Component):
+    """A number read off a table: the rows of `where`, less (example by example) those of `minus` if given."""
+
+    table: str
+    where: Where = {}
+    minus: Where | None = None
+    """What differs from `where` in the rows that are subtracted."""
+    value: str = "value"
+    """Column to average where the table has no values of single examples."""
+    pick: Literal["largest", "smallest"] | None = None
+    """Of several rows a seed (layers, sites ...), the one whose mean over seeds is the largest or smallest; of equal ones
+    the first. The interval is that row's own: that of the largest of many would be wider, and higher."""
+
+    def measure(self, tables: Mapping[str, pd.DataFrame]) -> Measured:
+        """Raises InputError for an unknown table or column, or if several rows are left and none is picked."""
+        if self.table not in tables:
+            raise InputError(f"there is no table {self.table!r}; {suggest(self.table, tables)}")
+        groups = self._groups(tables[self.table])
+        if not groups:
+            return Measured(float("nan"), float("nan"), float("nan"), 0)
+        if len(groups) > 1 and self.pick is None:
+            raise InputError(f"{len(groups)} rows a seed fit {self.where}; add a key ({_differing(groups)}) or `pick:`")
+        measured = [_over_seeds(samples, labels) for labels, samples in groups]
+        defined = [m for m in measured if not np.isnan(m.value)] or measured
+        return (min if self.pick == "smallest" else max)(defined, key=lambda m: m.value)
+
+    def _groups(self, table: pd.DataFrame) -> list[tuple[dict[str, Any], list[Sample]]]:
+        chosen = rows_where(table, self.where)
+        if chosen.empty:
+            return []
+        if self.value not in chosen:
+            raise InputError(
+                f"table {self.table!r} has no column {self.value!r}; {suggest(self.value, chosen.columns)}"
+            )
+        if "per_example" not in chosen or self.value != "value":
+            if self.pick:
+                raise InputError(f"`pick` needs values of single examples, which {self.value!r} has not; use `where`")
+            return [(dict(self.where), [self._rows_of(table, seed, rows) for seed, rows in chosen.groupby("seed")])]
+        keys = [c for c in chosen.columns if c not in NOT_LABELS]
+        groups = []
+        for labels, rows in chosen.groupby(keys, sort=False, dropna=False):
+            named = dict(zip(keys, labels if isinstance(labels, tuple) else (labels,), strict=True))
+            groups.append((named, [self._paired(table, row, named) for _, row in rows.iterrows()]))
+        return groups
+
+    def _rows_of(self, table: pd.DataFrame, seed: Any, rows: pd.DataFrame) -> Sample:
+        values = rows[self.value].to_numpy(float)
+        if self.minus is None:
+            return values, None
+        other = rows_where(table[table["seed"] == seed], self.where | self.minus)
+        if other.empty:
+            raise InputError(f"`minus` leaves no row of seed {seed}: {self.where | self.minus}")
+        return values, other[self.value].to_numpy(float)
+
+    def _paired(self, table: pd.DataFrame, row: pd.Series, labels: Mapping[str, Any]) -> Sample:
+        values = np.asarray(row["per_example"], float)
+        if self.minus is None:
+            return values, None
+        known = {key: value for key, value in labels.items() if not _missing(value)}
+        other = rows_where(table[table["seed"] == row["seed"]], known | self.minus)
+        if len(other) != 1:
+            raise InputError(f"`minus` must leave one row, not {len(other)}: {known | self.minus}")
+        less = np.asarray(other["per_example"].iloc[0], float)
+        # Paired where both rows are of the same examples, else a difference of means.
+        is_paired = len(less) == len(values) and "examples" not in self.minus
+        return (values - less, None) if is_paired else (values, less)
+
+
+def _over_seeds(samples: Sequence[Sample], labels: Mapping[str, Any]) -> Measured:
+    values, less = zip(*samples, strict=True)
+    return Measured(*hierarchical_interval(values, less), len(samples), labels)
+
+
+def rows_where(table: pd.DataFrame, where: Mapping[str, Any]) -> pd.DataFrame:
+    """The rows with these values. Raises InputError for an unknown column, or a value that no row has.
+
+    Only the `label` of a phase may be absent: a phase can never come.
+    """
+    for column, value in where.items():
+        if column not in table:
+            hint = "a field of an analysis is a column of its table where it is swept with `each:`"
+            raise InputError(f"the table has no column {column!r}; {suggest(column, table.columns)} ({hint})")
+        is_word = not pd.api.types.is_numeric_dtype(table[column])
+        chosen = table[table[column] == (str(value) if is_word and not isinstance(value, bool) else value)]
+        if chosen.empty and column != "label" and not table.empty:
+            known = [str(v) for v in table[column].unique()]
+            raise InputError(f"no row has {column} {value!r}; {suggest(value, known)}")
+        table = chosen
+    return table
+
+
+class Condition(Component):
+    """What a quantity must be for a claim to hold: its whole interval at least, or at most, a threshold."""
+
+    quantity: str
+    at_least: float | None = None
+    at_most: float | None = None
+
+    @model_validator(mode="after")
+    def _one_threshold(self) -> Self:
+        if (self.at_least is None) == (self.at_most is None):
+            raise ValueError("a condition needs one of `at_least` and `at_most`")
+        return self
+
+    @property
+    def rule(self) -> str:
+        return f"{self.quantity} {f'>= {self.at_least:g}' if self.at_least is not None else f'<= {self.at_most:g}'}"
+
+    def outcome(self, measured: Measured) -> bool | None:
+        """True if the whole interval fulfils it, False if none of it does, None between.
+
+        A number without an interval, of which there can be but one seed, is taken as it is.
+        """
+        if np.isnan(measured.value):
+            return None
+        low, high = (measured.value if np.isnan(end) else end for end in (measured.low, measured.high))
+        threshold = self.at_least
+        if self.at_most is not None:
+            low, high, threshold = -high, -low, -self.at_most
+        return True if low >= (threshold or 0.0) else False if high < (threshold or 0.0) else None
+
+
+class Claim(Component):
+    """A finding that can fail: supported if all conditions hold over enough seeds, refuted if one is contradicted."""
+
+    id: str
+    says: str
+    holds_when: tuple[Condition, ...] = Field(min_length=1)
+    min_seeds: int = Field(3, ge=2)
+    """Seeds below which the verdict is `undetermined` whatever the numbers say."""
+
+    def verdict(self, measured: Mapping[str, Measured]) -> dict[str, Any]:
+        """id, says, verdict, reason, rule, effect and its interval (of the first condition)."""
+        outcomes = [condition.outcome(measured[condition.quantity]) for condition in self.holds_when]
+        first = measured[self.holds_when[0].quantity]
+        n_seeds = min(measured[condition.quantity].n_seeds for condition in self.holds_when)
+        verdict, reason = self._judged(outcomes, n_seeds)
+        return {
+            "id": self.id,
+            "says": self.says,
+            "verdict": verdict,
+            "reason": reason,
+            "rule": " and ".join(condition.rule for condition in self.holds_when),
+            "effect": first.value,
+            "interval": [first.low, first.high],
+            "conditions": [
+                {"rule": c.rule, "met": o, "found": measured[c.quantity].number}
+                for c, o in zip(self.holds_when, outcomes, strict=True)
+            ],
+        }
+
+    def _judged(self, outcomes: Sequence[bool | None], n_seeds: int) -> tuple[str, str]:
+        failed = [c.rule for c, o in zip(self.holds_when, outcomes, strict=True) if o is False]
+        unclear = [c.rule for c, o in zip(self.holds_when, outcomes, strict=True) if o is None]
+        found = (
+            f"contradicted: {'; '.join(failed)}"
+            if failed
+            else f"unclear: {'; '.join(unclear)}"
+            if unclear
+            else "all hold"
+        )
+        if n_seeds < self.min_seeds:
+            seeds = "one seed" if n_seeds == 1 else f"{n_seeds} seeds"
+            return (
+                "undetermined",
+                f"{seeds} of the {self.min_seeds} that a verdict needs; here the conditions are {found}",
+            )
+        return ("refuted" if failed else "undetermined" if unclear else "supported"), f"over {n_seeds} seeds: {found}"
+
+
+class _Sentence(string.Formatter):
+    """str.format on measured quantities, without a way to anything private."""
+
+    def get_field(self, field_name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[Any, str]:
+        name, _, attribute = field_name.partition(".")
+        if isinstance(kwargs.get(name), str) and attribute == "verdict":
+            return kwargs[name], name
+        if not isinstance(kwargs.get(name), Measured):
+            raise InputError(f"the answer speaks of {name!r}; {suggest(name, kwargs)}")
+        measured: Measured = kwargs[name]
+        if attribute in ("value", "low", "high", "n_seeds", "percent", "points", "number"):
+            return getattr(measured, attribute), name
+        if attribute in measured.labels or np.isnan(measured.value):
+            return measured.labels.get(attribute, "undefined"), name
+        raise InputError(f"{name} has no {attribute!r}; {suggest(attribute, ['percent', 'number', *measured.labels])}")
+
+
+def spoken_of(template: str) -> list[str]:
+    """The names in a template's braces. Raises InputError if it is none."""
+    try:
+        return [field.partition(".")[0] for _, field, _, _ in string.Formatter().parse(template) if field is not None]
+    except ValueError as error:
+        raise InputError(f"the answer {template!r} cannot be filled in: {error}") from error
+
+
+def sentence(template: str, measured: Mapping[str, Measured], verdicts: Mapping[str, str] | None = None) -> str:
+    """The answer: `{returned.percent} of the true answers return when layer {best.layer} is patched; C7: {C7.verdict}`."""
+    try:
+        return " ".join(_Sentence().vformat(template, (), {**(verdicts or {}), **measured}).split())
+    except InputError:
+        raise
+    except ValueError as error:
+        raise InputError(f"the answer {template!r} cannot be filled in: {error}") from error
+
+
+def _differing(groups: Sequence[tuple[Mapping[str, Any], Any]]) -> str:
+    keys = [key for key in groups[0][0] if len({str(labels[key]) for labels, _ in groups}) > 1]
+    return ", ".join(keys)
+
+
+def _missing(value: Any) -> bool:
+    return value is None or (isinstance(value, float) and np.isnan(value))

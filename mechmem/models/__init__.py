@@ -1,0 +1,1 @@
+"""Models: architectures, sites, and how a model is run."""

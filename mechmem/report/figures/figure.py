@@ -1,0 +1,63 @@
+"""Figure: what every figure offers: the rows of a saved table that it is about, drawn."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+
+import pandas as pd
+import plotly.graph_objects as go
+from pydantic import Field
+
+from mechmem.report.figures.rows import in_order, readable
+from mechmem.report.figures.style import finish
+from mechmem.spec.registry import Component, InputError, suggest
+
+Value = bool | int | float | str
+
+
+class Figure(Component, shelf="figure"):
+    """A picture of one table; drawing it again recomputes nothing."""
+
+    table: str
+    """Name of the table that it draws."""
+    where: dict[str, Value | tuple[Value, ...]] = Field(default_factory=dict)
+    """Which rows: a column, and the value or values that it must have."""
+    title: str = ""
+    caption: str = ""
+    """What a reader should take away."""
+
+    @property
+    @abstractmethod
+    def columns(self) -> tuple[str, ...]:
+        """The columns that the table must have, beside those of `where`."""
+
+    @abstractmethod
+    def _draw(self, rows: pd.DataFrame) -> go.Figure:
+        """Draw the chosen rows."""
+
+    def draw(self, table: pd.DataFrame) -> go.Figure:
+        """The figure of the rows that `where` chooses; the same table gives the same bytes.
+
+        Raises InputError for an unknown column, a value that no row has, or rows that do not make one picture.
+        """
+        return finish(self._draw(self.rows(table)), self.title)
+
+    def rows(self, table: pd.DataFrame) -> pd.DataFrame:
+        """The rows that `where` chooses, without the values per example."""
+        rows = readable(table)
+        for column in (*self.columns, *self.where):
+            if column not in rows:
+                raise InputError(f"table {self.table} has no column {column!r}; {suggest(column, rows.columns)}")
+        if rows.empty:
+            raise InputError(f"table {self.table} has no rows")
+        for column, wanted in self.where.items():
+            rows = self._chosen(rows, column, wanted if isinstance(wanted, tuple) else (wanted,))
+        return rows
+
+    def _chosen(self, rows: pd.DataFrame, column: str, wanted: tuple[Value, ...]) -> pd.DataFrame:
+        there = in_order(rows[column])
+        for value in wanted:
+            if value not in there:
+                left = f"table {self.table}, where {self.where}: no row is left with {column} {value!r}"
+                raise InputError(f"{left}; there is {', '.join(map(repr, there)) or 'none'}")
+        return rows[rows[column].isin(list(wanted))]

@@ -1,0 +1,167 @@
+"""One calm style for all figures: fonts, colours with a fixed meaning, and titles with units."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Sequence
+from typing import Any
+
+import pandas as pd
+import plotly.graph_objects as go
+from plotly.colors import sample_colorscale, unlabel_rgb
+
+from mechmem.report.figures.rows import in_order, shown
+from mechmem.spec.registry import InputError
+
+FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', Arial, sans-serif"
+INK, SOFT, FAINT, UNDEFINED = "#2f3640", "#5c6570", "#e4e7eb", "#c9ced6"
+
+BLUE, VERMILLION, GREEN, PLUM, AMBER = "#0072B2", "#D55E00", "#009E73", "#a55c9b", "#E69F00"
+SLATE, GREY, SAND = "#535d69", "#9ea6b1", "#cdbb8a"
+COLOURS = {
+    **{"clean": BLUE, "noisy": VERMILLION, "memorised": VERMILLION, "accuracy_given": VERMILLION},
+    **{"corrected": GREEN, "accuracy_true": GREEN, "held_out": INK, "chance": GREY},
+    **{"unpatched": SLATE, "patched": PLUM, "top": PLUM, "control": GREY, "random": GREY, "source": AMBER},
+    **{"ranked": PLUM, "together": PLUM},
+    "relabelled": SLATE,
+    **{"lens": PLUM, "untrained": SLATE, "shifted": PLUM, "rest": SLATE},
+    **{"probe": PLUM, "shuffled": GREY, "majority": SAND, "variance_matched": SAND},
+}
+"""What always has the same colour, told apart by all common kinds of colour vision (after Okabe and Ito)."""
+OTHERS = ("#332288", "#44AA99", "#999933", "#882255", "#88CCEE", "#DDCC77")
+"""Colours of names that have no fixed one (after Paul Tol)."""
+
+UNWANTED = ["sendcharttocloud", "zoom2d", "pan2d", "select2d", "lasso2d", "zoomin2d", "zoomout2d", "autoscale2d"]
+"""Buttons of plotly's that a reader does not need; the first would send the figure to a server."""
+
+MEANINGS = {
+    "memorised": "memorised: noisy instances, given label",
+    "corrected": "corrected: noisy instances, true label",
+    "clean": "clean instances",
+    "noisy": "noisy instances",
+    "held_out": "held-out instances",
+    "control": "control (matched, random)",
+    "random": "random (control)",
+    "ranked": "ranked (most needed first)",
+    "together": "the model",
+    "relabelled": "relabelled (control: other heads of the same layers)",
+    "given": "given label",
+    "true": "true label",
+    "variance_matched": "random, of equal variance (control)",
+    "shuffled": "shuffled labels (control)",
+    "majority": "commonest value",
+    "source": "source (where patches come from)",
+}
+UNITS = {
+    **{"accuracy": "fraction", "probability": "probability", "logit": "nats", "kl": "nats", "loss": "nats"},
+    **{"rank": "0 is best", "recovery": "0 unpatched, 1 source", "shift": "standard deviations"},
+    **{"auc": "0.5 is no difference", "step": "optimiser steps"},
+}
+"""Units by the first word of a column or measure, for tables that have no column `unit`."""
+
+
+def colours(values: pd.Series) -> dict[Any, str]:
+    """A colour for each value: the fixed one of a name, a step of a dark-to-light scale for numbers."""
+    there = in_order(values)
+    if values.dtype.kind in "if":
+        steps = [0.8 * i / max(len(there) - 1, 1) for i in range(len(there))]
+        return {value: _hex(rgb) for value, rgb in zip(there, sample_colorscale("Viridis", steps), strict=True)}
+    others = [value for value in there if value not in COLOURS]
+    return COLOURS | {value: OTHERS[i % len(OTHERS)] for i, value in enumerate(others)}
+
+
+def _hex(rgb: str) -> str:
+    return "#" + "".join(f"{round(part):02x}" for part in unlabel_rgb(rgb))
+
+
+def named(value: Any, column: str) -> str:
+    """What a legend or the head of a panel calls a value: `noisy instances`, `layer 1`, `layer 0+1`."""
+    if isinstance(value, str) and not value.replace("+", "").isdigit():
+        return MEANINGS.get(value, value)
+    return f"{column.replace('_', ' ')} {shown(value)}"
+
+
+def titled(name: str, unit: str | None = None) -> str:
+    """The title of an axis: the name in words, with its unit."""
+    stem, _, label = name.rpartition("_")
+    words = f"{stem}, {label} label" if stem and label in ("true", "given", "noisy", "clean") else name
+    if label == "pair" and not stem.endswith("_less"):
+        words = f"{stem}, the pair's label"
+    if label in ("noisy", "clean"):
+        words = f"{stem} on {label} instances"
+    unit = UNITS.get(name.split("_")[0], "") if unit is None else unit
+    return words.replace("_", " ") + (f" ({unit})" if unit not in ("", words) else "")
+
+
+def unit_of(rows: pd.DataFrame, column: str) -> str:
+    """The unit of a column: one that its name always has, else the one that all rows state."""
+    stated = in_order(rows["unit"]) if "unit" in rows else []
+    return UNITS.get(column.split("_")[0], stated[0] if len(stated) == 1 else "")
+
+
+def measured(rows: pd.DataFrame, value: str) -> tuple[str, str]:
+    """Title and unit of what the column `value` holds. Raises InputError for measures of several units."""
+    if value != "value" or "measure" not in rows:
+        unit = unit_of(rows, value)
+        return titled(value, unit), unit
+    names = in_order(rows["measure"])
+    units = in_order(rows["unit"]) if "unit" in rows else [UNITS.get(name.split("_")[0], "") for name in names]
+    if len(set(units)) > 1:
+        raise InputError(f"the measures {', '.join(names)} share no unit; choose with `where: {{measure: ...}}`")
+    stem = names[0] if len(names) == 1 else names[0].split("_")[0]
+    return titled(stem, units[0]), units[0]
+
+
+def value_axis(rows: pd.DataFrame, value: str) -> dict[str, Any]:
+    """The axis of what is drawn; shares and probabilities always go from 0 to 1."""
+    title, unit = measured(rows, value)
+    return {"title_text": title} | ({"range": [0, 1.03]} if unit in ("fraction", "probability") else {})
+
+
+def note(figure: go.Figure, text: str) -> None:
+    """Say beneath the title what the figure is about (which examples, which prefix, how many seeds)."""
+    whole = " · ".join(part.replace(" ", "\xa0") for part in text.split(" · "))
+    figure.update_layout(title_subtitle_text="<br>".join(textwrap.wrap(whole, 96)))
+
+
+def finish(figure: go.Figure, title: str) -> go.Figure:
+    """Give the figure its title and the common style."""
+    heading = "<br>".join(textwrap.wrap(title, 85))
+    heads = [a.text for a in figure.layout.annotations if a.yref == "paper" and a.y == 1]
+    small = _lines(figure.layout.title.subtitle.text) + max(map(_lines, heads), default=0)
+    figure.update_layout(template=template(), margin_t=26 + 21 * _lines(heading) + 17 * small)
+    return figure.update_layout(title_text=heading, title_pad_t=12 * max(_lines(heading), 1))
+
+
+def _lines(text: str | None) -> int:
+    return 1 + text.count("<br>") if text else 0
+
+
+def template(colorway: Sequence[str] = OTHERS) -> go.layout.Template:
+    """White ground, thin grey lines, readable at 900 pixels; the legend stands beneath."""
+    axis: dict[str, Any] = {
+        "gridcolor": FAINT,
+        "linecolor": SOFT,
+        "showline": True,
+        "ticks": "outside",
+        "tickcolor": SOFT,
+    }
+    axis |= {"zeroline": False, "automargin": True, "title": {"standoff": 10, "font": {"size": 13}}}
+    legend = {"orientation": "h", "yref": "container", "y": 0, "yanchor": "bottom", "x": 0, "font": {"size": 12}}
+    heading: dict[str, Any] = {
+        "x": 0,
+        "xref": "container",
+        "pad": {"l": 4},
+        "yref": "container",
+        "y": 1,
+        "yanchor": "top",
+    }
+    heading |= {"font": {"size": 16}, "subtitle": {"font": {"size": 12, "color": SOFT}}}
+    layout = {
+        **{"font": {"family": FONT, "size": 12, "color": INK}, "colorway": list(colorway), "legend": legend},
+        **{"paper_bgcolor": "white", "plot_bgcolor": "white", "xaxis": axis, "yaxis": axis},
+        **{"title": heading, "margin": {"l": 64, "r": 24, "b": 64}, "height": 420},
+        **{"hoverlabel": {"align": "left", "font": {"size": 12}, "bgcolor": "white"}, "hovermode": "closest"},
+        **{"modebar": {"remove": UNWANTED}},
+    }
+    return go.layout.Template(layout=layout)

@@ -1,0 +1,99 @@
+"""Report: one web page that says what was asked, what came out, and how; it opens without a network."""
+
+from __future__ import annotations
+
+import io
+import math
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import plotly.graph_objects as go
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+from ruamel.yaml import YAML
+
+from mechmem.report.figures.embed import division, script
+from mechmem.spec.registry import suggest
+
+MOST_ROWS = 200
+"""Rows of a table that the page shows; the parquet file has them all."""
+VERDICTS = {"supported": "✓", "refuted": "✗", "undetermined": "?"}
+"""The verdicts of a claim, each with the sign beside its name."""
+
+
+@dataclass(frozen=True)
+class Report:
+    """What a run found, in the order in which a reader asks for it.
+
+    Raises ValueError for a claim whose verdict is none of supported, refuted, undetermined.
+    """
+
+    title: str
+    question: str
+    answer: str
+    """One sentence."""
+    figures: list[tuple[str, str, go.Figure]] = field(default_factory=list)
+    """(title, caption, figure)."""
+    tables: list[tuple[str, str, pd.DataFrame]] = field(default_factory=list)
+    """(name, description, table); the file is `tables/NAME.parquet` beside the page."""
+    claims: list[dict[str, Any]] = field(default_factory=list)
+    """Each with id, says, verdict, effect, low, high (the 95 % interval), rule and reason."""
+    setup: dict[str, Any] = field(default_factory=dict)
+    provenance: dict[str, Any] = field(default_factory=dict)
+    warnings: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        for claim in self.claims:
+            if claim["verdict"] not in VERDICTS:
+                known = suggest(claim["verdict"], VERDICTS)
+                raise ValueError(f"claim {claim['id']} has the verdict {claim['verdict']!r}; {known}")
+
+
+def render(report: Report) -> str:
+    """The page. The same report gives the same bytes, and no text in it can become markup."""
+    figures = [
+        {"title": title, "caption": caption, "html": Markup(division(figure, f"figure-{number}"))}
+        for number, (title, caption, figure) in enumerate(report.figures, 1)
+    ]
+    page = _environment().get_template("page.html.j2")
+    plotly = Markup(script()) if figures else ""
+    return page.render(report=report, figures=figures, plotly=plotly, VERDICTS=VERDICTS, MOST_ROWS=MOST_ROWS)
+
+
+def _environment() -> Environment:
+    loader = FileSystemLoader(Path(__file__).parent)
+    environment = Environment(
+        loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    environment.tests["known"] = lambda value: number(value) != "–"
+    environment.filters |= {"number": number, "yaml": yaml, "without_lists": without_lists}
+    return environment
+
+
+def number(value: Any) -> str:
+    """A cell of a table: floats with three digits, an en dash where there is no value.
+
+    >>> number(0.12345), number(2048.0), number(None), number("clean")
+    ('0.123', '2048', '–', 'clean')
+    """
+    if value is None or value is pd.NA or (isinstance(value, float) and math.isnan(value)):
+        return "–"
+    if not isinstance(value, float):
+        return str(value)
+    digits = f"{value:.0f}" if value.is_integer() or abs(value) >= 1000 else f"{value:.3g}"
+    return digits.replace("-", "−")
+
+
+def yaml(block: dict[str, Any]) -> str:
+    """The block as it would stand in a spec."""
+    writer, text = YAML(typ="safe", pure=True), io.StringIO()
+    writer.default_flow_style, writer.sort_base_mapping_type_on_output, writer.width = None, False, 100
+    writer.dump(block, text)
+    return text.getvalue()
+
+
+def without_lists(table: pd.DataFrame) -> pd.DataFrame:
+    """The table without its values per example, which would drown a reader."""
+    return table.drop(columns="per_example", errors="ignore")

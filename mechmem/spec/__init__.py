@@ -1,0 +1,1 @@
+"""Specs: components and their registries, sweeps, YAML files, errors."""

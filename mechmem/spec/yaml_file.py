@@ -1,0 +1,144 @@
+"""Spec files: safe YAML with places, overrides from the command line, and errors that say file:line:column."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pydantic import ValidationError
+from ruamel.yaml import YAML
+from ruamel.yaml.comments import CommentedMap, CommentedSeq
+from ruamel.yaml.error import YAMLError
+
+from mechmem.spec.registry import Component, InputError, said
+
+C = TypeVar("C", bound=Component)
+Place = tuple[int | str, ...]
+
+
+class SpecError(InputError):
+    """A spec is wrong: one line an error, each with its place in the file, its path and what was meant."""
+
+
+class SpecFile:
+    """A YAML file with the line and column of every key."""
+
+    def __init__(self, path: Path, overrides: Sequence[str] = ()) -> None:
+        self.path = path
+        self.overrides: dict[Place, str] = {}
+        try:
+            self.data = YAML(typ="rt").load(path.read_text())
+        except FileNotFoundError as error:
+            raise SpecError(f"{path} does not exist{_nearby(path)}") from error
+        except IsADirectoryError as error:
+            raise SpecError(f"{path} is a folder; name a .yaml file in it") from error
+        except (OSError, UnicodeDecodeError) as error:
+            raise SpecError(f"{path} cannot be read: {error}") from error
+        except YAMLError as error:
+            raise SpecError(f"{path}{_marked(error)}") from error
+        if not isinstance(self.data, CommentedMap):
+            raise SpecError(f"{path}:1:1: a spec is a mapping of keys to values, this is not")
+        for override in overrides:
+            self._override(override)
+
+    def build(self, cls: type[C]) -> C:
+        """The object that the file stands for. Raises SpecError with all errors at once."""
+        try:
+            return cls.model_validate(_plain(self.data), context={"folder": self.path.parent})
+        except ValidationError as error:
+            errors = error.errors(include_url=False)
+            lines = [self.message(e["loc"], said(e)) for e in errors if not _follows(e, errors)]
+            raise SpecError("\n".join(lines)) from error
+
+    def message(self, loc: Place, text: str) -> str:
+        """`file:line:column: path: text`, or `override 'key=value': path: text`."""
+        line, column, known = self._find(loc)
+        path = ".".join(map(str, known))
+        by = [override for key, override in self.overrides.items() if known[: len(key)] == key]
+        at = f"override {by[-1]!r}" if by else f"{self.path}:{line}:{column}"
+        return f"{at}: {path + ': ' if path else ''}{text}"
+
+    def _find(self, loc: Place) -> tuple[int, int, Place]:
+        node, at, known = self.data, (0, 0), []
+        for part in loc:
+            if not _holds(node, part):
+                continue  # a label of pydantic's, such as the branch of a union
+            at = _at(node, part) or at
+            node = node[part]
+            known.append(part)
+        return at[0] + 1, at[1] + 1, tuple(known)
+
+    def _override(self, override: str) -> None:
+        key, equals, value = override.partition("=")
+        if not equals or not key:
+            raise SpecError(f"override {override!r} is not of the form key.sub=value")
+        node, parts = self.data, [int(part) if part.isdigit() else part for part in key.split(".")]
+        for part in parts[:-1]:
+            if isinstance(node, dict) and part not in node:
+                node[part] = {}
+            if not _holds(node, part):
+                raise SpecError(f"override {override!r}: {self.path} has nothing at {part!r}")
+            node = node[part]
+        if not isinstance(node, dict) and not _holds(node, parts[-1]):
+            raise SpecError(f"override {override!r}: {self.path} has nothing at {parts[-1]!r}")
+        try:
+            node[parts[-1]] = YAML(typ="safe", pure=True).load(value)
+        except YAMLError as error:
+            raise SpecError(f"override {override!r}: the value{_marked(error)}") from error
+        self.overrides[tuple(parts)] = override
+
+
+def write_spec(component: Component) -> str:
+    """The spec of a component as YAML, every default written out."""
+    from io import StringIO
+
+    stream, yaml = StringIO(), YAML(typ="safe", pure=True)
+    yaml.default_flow_style, yaml.width, yaml.sort_base_mapping_type_on_output = False, 110, False
+    yaml.dump(component.block(), stream)
+    return stream.getvalue()
+
+
+def _holds(node: Any, part: int | str) -> bool:
+    if isinstance(node, list):
+        return isinstance(part, int) and part < len(node)
+    return isinstance(node, dict) and part in node
+
+
+def _follows(error: Any, errors: Sequence[Any]) -> bool:
+    """Pydantic finds a list too short whose items are wrong; that says nothing more."""
+    loc = error["loc"]
+    return error["type"] == "too_short" and any(e["loc"][: len(loc)] == loc and e is not error for e in errors)
+
+
+def _at(node: Any, part: int | str) -> tuple[int, int] | None:
+    """Line and column of a part, none for one that an override added."""
+    if isinstance(node, CommentedSeq):
+        return node.lc.item(part)
+    return node.lc.key(part) if isinstance(node, CommentedMap) and part in (node.lc.data or ()) else None
+
+
+def _marked(error: YAMLError) -> str:
+    """`:line:column: problem`, as far as the parser knows."""
+    mark = getattr(error, "problem_mark", None)
+    at = f":{mark.line + 1}:{mark.column + 1}" if mark else ""
+    return f"{at}: {getattr(error, 'problem', None) or 'not valid YAML: ' + str(error).splitlines()[0]}"
+
+
+def _plain(node: Any) -> Any:
+    if isinstance(node, Mapping):
+        return {key: _plain(value) for key, value in node.items()}
+    if isinstance(node, list):
+        return [_plain(value) for value in node]
+    for kind in (bool, int, float, str):
+        if isinstance(node, kind):
+            return kind(node)
+    return node
+
+
+def _nearby(path: Path) -> str:
+    import difflib
+
+    found = [str(p) for p in sorted(path.parent.glob("*.yaml"))] if path.parent.is_dir() else []
+    near = difflib.get_close_matches(str(path), found, n=1) or found[:3]
+    return f"; did you mean {' or '.join(near)}?" if near else f"; {path.parent} holds no .yaml file"

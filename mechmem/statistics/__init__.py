@@ -1,0 +1,1 @@
+"""Statistics: intervals, rows of tables, and the choice of rows."""

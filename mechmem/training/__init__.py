@@ -1,0 +1,1 @@
+"""Training: recipes, the loop and the store of trained models."""

@@ -1,0 +1,213 @@
+"""train(): the loop, the four curves, and going on after any interruption to the same bytes."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from filelock import FileLock, Timeout
+from torch import Tensor
+
+from mechmem.data.examples import Examples, Label
+from mechmem.models.architecture import Model, moved
+from mechmem.models.fast import forward
+from mechmem.spec.files import FileError, read_note, read_tensors, write_json, write_tensors
+from mechmem.spec.provenance import provenance
+from mechmem.training.recipe import Recipe
+from mechmem.training.store import Trained
+
+Watch = Callable[[int, int, dict[str, float]], None]
+"""Called as training goes on with (steps done, steps in all, the latest curves)."""
+
+
+def train(recipe: Recipe, seed: int, folder: Path, watch: Watch = lambda *_: None) -> Trained:
+    """Train a model to the end of its recipe, or go on from where an interrupted training stopped.
+
+    The same recipe, seed, machine and number of threads give the same bytes, however often it was interrupted.
+    Raises FileError if the folder cannot be written or another process is training there.
+    """
+    if not (folder / "training.json").exists():
+        with _locked(folder):
+            if not (folder / "training.json").exists():  # not finished by another process meanwhile
+                _Run(recipe, seed, folder, watch).finish()
+    return Trained(folder)
+
+
+@contextmanager
+def _locked(folder: Path) -> Generator[None, None, None]:
+    lock = FileLock(folder / ".lock")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock.acquire(timeout=0)
+    except Timeout as error:
+        raise FileError(f"another process is training in {folder}; wait for it, then run again") from error
+    except OSError as error:
+        raise FileError(f"cannot write {folder}: {error.strerror}; choose another folder with --runs") from error
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def device(choice: str = "auto") -> torch.device:
+    """The device to train on: CUDA, else MPS, else the CPU."""
+    if choice != "auto":
+        return torch.device(choice)
+    if torch.cuda.is_available():
+        return torch.device("cuda")
+    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+
+
+class _Run:
+    """One training: everything that changes from step to step."""
+
+    def __init__(self, recipe: Recipe, seed: int, folder: Path, watch: Watch) -> None:
+        self.recipe, self.seed, self.folder, self.watch = recipe, seed, folder, watch
+        self.spec, self.device = recipe.training, device(recipe.training.device)
+        self.examples = recipe.task.training_set().to(self.device)
+        self.sequences = torch.cat([self.examples.prompt, self.examples.given], dim=1)
+        self.model = moved(recipe.build(seed), self.device)
+        self.parameters = dict(self.model.named_parameters())
+        self.optimizer = torch.optim.AdamW(
+            self.parameters.values(), self.spec.learning_rate, self.spec.betas, weight_decay=self.spec.weight_decay
+        )
+        self.step, self.curves, self.seconds = 0, [], 0.0
+        self.evaluated = {name: e.to(self.device) for name, e in evaluation_sets(recipe).items()}
+        self.batches = _Batches(len(self.sequences), self.spec.batch_size, seed)
+        if self.state_path.exists():
+            self._restore()
+
+    @property
+    def state_path(self) -> Path:
+        return self.folder / "state.safetensors"
+
+    def finish(self) -> None:
+        started = time.monotonic() - self.seconds
+        while True:
+            if self.step % self.spec.evaluate_every == 0 or self.step == self.spec.n_steps:
+                self.seconds = time.monotonic() - started
+                self._evaluate()
+                if self.step == self.spec.n_steps or self._has_met_its_stop():
+                    break
+            self._update()
+            self.step += 1
+            self.watch(self.step, self.spec.n_steps, self.curves[-1])
+        self._close()
+
+    def _update(self) -> None:
+        batch = self.sequences[self.batches.at(self.step).to(self.device)]
+        n_answer = self.examples.n_answer
+        logits, _ = forward(self.model, batch[:, :-1], n_answer)
+        loss = F.cross_entropy(logits.flatten(0, 1), batch[:, -n_answer:].flatten())
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.spec.learning_rate * self.spec.schedule_factor(self.step)
+        self.optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(self.parameters.values(), self.spec.max_grad_norm)
+        self.optimizer.step()
+
+    def _evaluate(self) -> None:
+        row = {"step": self.step} | curves_of(self.model, self.evaluated)
+        if not all(math.isfinite(value) for value in row.values()) or any(
+            not p.isfinite().all() for p in self.parameters.values()
+        ):
+            raise ArithmeticError(
+                f"training diverged before step {self.step}: a weight is not finite; lower learning_rate"
+            )
+        self.curves.append(row)
+        write_tensors(self.folder / "checkpoints" / f"step_{self.step:06d}.safetensors", self.parameters)
+        self._save()
+        self.watch(self.step, self.spec.n_steps, row)
+
+    def _has_met_its_stop(self) -> bool:
+        recent = self.curves[-self.spec.patience :]
+        stop = self.spec.stop_at
+        return stop is not None and len(recent) == self.spec.patience and all(stop.is_met(row) for row in recent)
+
+    def _save(self) -> None:
+        state = {f"model.{name}": p for name, p in self.parameters.items()}
+        for name, p in self.parameters.items():
+            state |= {f"optimizer.{key}.{name}": value for key, value in self.optimizer.state.get(p, {}).items()}
+        note = {"step": self.step, "seconds": self.seconds, "curves": self.curves}
+        write_tensors(self.state_path, state, note)
+
+    def _restore(self) -> None:
+        state, note = read_tensors(self.state_path), read_note(self.state_path)
+        fits = {f"model.{name}": p.shape for name, p in self.parameters.items()}
+        if {name: t.shape for name, t in state.items() if name.startswith("model.")} != fits or not note:
+            raise FileError(f"{self.state_path} does not fit {self.recipe.name}; delete it and train again")
+        with torch.no_grad():
+            for name, parameter in self.parameters.items():
+                parameter.copy_(state[f"model.{name}"])
+        if note["step"]:
+            moments = {
+                i: {key: state[f"optimizer.{key}.{name}"] for key in ("step", "exp_avg", "exp_avg_sq")}
+                for i, name in enumerate(self.parameters)
+            }
+            self.optimizer.load_state_dict(self.optimizer.state_dict() | {"state": moments})
+        self.step, self.curves, self.seconds = note["step"], note["curves"][:-1], note["seconds"]
+
+    def _close(self) -> None:
+        record = {
+            "recipe": self.recipe.block(),
+            "seed": self.seed,
+            "phases": self.spec.phases(self.curves),
+            "chance": self.recipe.task.chance,
+            "seconds": round(self.seconds, 1),
+            "provenance": provenance(),
+            "curves": self.curves,
+        }
+        write_json(self.folder / "training.json", record)
+        self.state_path.unlink()
+
+
+class _Batches:
+    """The rows of every batch, a function of the seed and the step alone, so that nothing has to be saved."""
+
+    def __init__(self, n: int, batch_size: int, seed: int) -> None:
+        self.n, self.size, self.seed = n, min(batch_size, n), seed
+        self.n_per_epoch, self.epoch, self.order = n // self.size, -1, torch.empty(0, dtype=torch.long)
+
+    def at(self, step: int) -> Tensor:
+        epoch, batch = divmod(step, self.n_per_epoch)
+        if epoch != self.epoch:
+            generator = torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)
+            self.epoch, self.order = epoch, torch.randperm(self.n, generator=generator)
+        return self.order[batch * self.size : (batch + 1) * self.size]
+
+
+def evaluation_sets(recipe: Recipe) -> dict[str, Examples]:
+    """The instances on which the four curves are measured: the first `n_evaluated` of each group."""
+    train, held_out = recipe.task.sample("train"), recipe.task.sample("held_out")
+    n = recipe.training.n_evaluated
+    groups = {"clean": (~train.is_noisy).nonzero()[:, 0], "noisy": train.is_noisy.nonzero()[:, 0]}
+    return {name: train.select(rows[:n]) for name, rows in groups.items()} | {
+        "held_out": held_out.select(torch.arange(min(n, len(held_out))))
+    }
+
+
+def curves_of(model: Model, sets: dict[str, Examples]) -> dict[str, float]:
+    """The four curves of a model (fractions; NaN-free: 0 where a group is empty)."""
+    measured: dict[str, tuple[str, Label]] = {
+        "clean": ("clean", "given"),
+        "memorised": ("noisy", "given"),
+        "corrected": ("noisy", "true"),
+        "held_out": ("held_out", "true"),
+    }
+    return {curve: accuracy(model, sets[group].with_prefix(label)) for curve, (group, label) in measured.items()}
+
+
+@torch.no_grad()
+def accuracy(model: Model, examples: Examples, batch_size: int = 2000) -> float:
+    """Share of examples whose whole answer is the label of their prefix, which is greedy decoding (fraction)."""
+    right = 0
+    for rows in torch.arange(len(examples), device=examples.prompt.device).split(batch_size):
+        batch = examples.select(rows)
+        logits, _ = forward(model, batch.tokens, batch.n_answer)
+        right += int((logits.argmax(-1) == batch.labels(batch.prefix)).all(dim=1).sum())
+    return right / max(len(examples), 1)

@@ -1,0 +1,167 @@
+"""The store of trained models: what was trained, how it went, and the model at any kept step."""
+
+from __future__ import annotations
+
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from mechmem.data.tasks.task import Task
+from mechmem.models.architecture import Model
+from mechmem.spec.files import FileError, read_json, read_tensors, write, write_json
+from mechmem.spec.registry import InputError, suggest
+from mechmem.spec.yaml_file import write_spec
+from mechmem.training.recipe import Recipe
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+SHIPPED = Path(__file__).parents[1] / "shipped"
+
+
+def own_folder(recipe: Recipe, seed: int, runs: Path) -> Path:
+    """Where a training made here stands."""
+    return runs / "trainings" / f"{recipe.name}-{recipe.recipe_hash}" / f"seed_{seed}"
+
+
+def folder_of(recipe: Recipe, seed: int, runs: Path) -> Path:
+    """Where this training stands: one made here if it is finished, else the shipped one, else where it will be made."""
+    own = own_folder(recipe, seed, runs)
+    if (own / "training.json").exists():
+        return own
+    for record in sorted(SHIPPED.glob(f"*/seed_{seed}/training.json")):
+        if Recipe.model_validate(read_json(record)["recipe"]).recipe_hash == recipe.recipe_hash:
+            return record.parent
+    return own
+
+
+def find(name: str, seed: int, runs: Path) -> Trained:
+    """The training of this name: shipped, or the latest made here. Raises InputError if there is none."""
+    shipped = SHIPPED / name / f"seed_{seed}"
+    if (shipped / "training.json").exists():
+        return Trained(shipped)
+    if made := made_here(name, seed, runs):
+        return Trained(made[-1])
+    raise InputError(f"there is no training {name!r} of seed {seed}; {suggest(name, names(runs))}")
+
+
+def made_here(name: str, seed: int, runs: Path) -> list[Path]:
+    """Folders of the trainings of this name that were made here, the latest last."""
+    records = [path for path in runs.glob(f"trainings/*/seed_{seed}/training.json") if _name(path) == name]
+    return [path.parent for path in sorted(records, key=lambda path: path.stat().st_mtime)]
+
+
+def _name(record: Path) -> str:
+    return record.parent.parent.name.rsplit("-", 1)[0]
+
+
+def names(runs: Path) -> list[str]:
+    """Names of all trainings, shipped or made here."""
+    made = {_name(path) for path in runs.glob("trainings/*/seed_*/training.json")}
+    return sorted(made | {path.parent.parent.name for path in SHIPPED.glob("*/seed_*/training.json")})
+
+
+def ship(trained: Trained, steps: list[int], target: Path) -> None:
+    """Copy a training with some of its checkpoints, its curves and a model card."""
+    for step in steps:
+        name = f"step_{trained.step(step):06d}.safetensors"
+        write(target / "checkpoints" / name, (trained.folder / "checkpoints" / name).read_bytes())
+    write_json(target / "training.json", trained.record)
+    write(target / "card.md", Trained(target).card())
+
+
+class Trained:
+    """A finished training: its recipe, curves, phases and checkpoints."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.record: dict[str, Any] = read_json(folder / "training.json")
+        self.recipe = Recipe.model_validate(self.record["recipe"])
+        self.seed: int = self.record["seed"]
+
+    def __repr__(self) -> str:
+        phases = ", ".join(f"{name} {'never' if step is None else step}" for name, step in self.phases.items())
+        return f"Trained({self.recipe.name}, seed {self.seed}: {phases})"
+
+    @property
+    def task(self) -> Task:
+        return self.recipe.task
+
+    @property
+    def phases(self) -> dict[str, int | None]:
+        """Step of each phase; None for one that never came."""
+        return self.recipe.training.phases(self.record["curves"])
+
+    @cached_property
+    def curves(self) -> pd.DataFrame:
+        """The four curves: step, clean, memorised, corrected, held_out (fractions)."""
+        import pandas as pd
+
+        return pd.DataFrame(self.record["curves"])
+
+    @property
+    def steps(self) -> list[int]:
+        """Steps of which a checkpoint is kept."""
+        return sorted(int(path.stem.split("_")[1]) for path in (self.folder / "checkpoints").glob("step_*.safetensors"))
+
+    def step(self, checkpoint: str | int) -> int:
+        """The step of a checkpoint given as a phase or as a step. Raises InputError if there is none."""
+        found = self.phases.get(checkpoint) if isinstance(checkpoint, str) else checkpoint
+        if isinstance(checkpoint, str) and checkpoint not in self.phases:
+            raise InputError(f"there is no phase {checkpoint!r}; {suggest(checkpoint, self.phases)}")
+        if found is None:
+            raise InputError(f"{self.recipe.name} (seed {self.seed}) never came to be {checkpoint!r}; see its curves")
+        if found not in self.steps:
+            raise InputError(
+                f"{self.recipe.name} (seed {self.seed}) keeps no checkpoint of step {found}; "
+                f"it has {', '.join(map(str, self.steps))}"
+            )
+        return found
+
+    def at(self, checkpoint: str | int) -> Model:
+        """The `HookedTransformer` at a phase (initial, generalised, memorised, final) or at a step."""
+        path = self.folder / "checkpoints" / f"step_{self.step(checkpoint):06d}.safetensors"
+        model, tensors = self.recipe.build(self.seed), read_tensors(path)
+        parameters = dict(model.named_parameters())
+        if tensors.keys() != parameters.keys() or any(tensors[n].shape != p.shape for n, p in parameters.items()):
+            raise FileError(f"{path} does not fit the architecture of {self.recipe.name}; train it again")
+        with torch.no_grad():
+            for name, parameter in parameters.items():
+                parameter.copy_(tensors[name])
+        return model.requires_grad_(False)
+
+    def checkpoints(self) -> pd.DataFrame:
+        """The kept checkpoints: name (its phases), step and the four curves there."""
+        names = {}
+        for name, step in self.phases.items():
+            names.setdefault(step, []).append(name)
+        kept = self.curves[self.curves["step"].isin(self.steps)].copy()
+        kept.insert(0, "name", [", ".join(names.get(step, [])) or f"step {step}" for step in kept["step"]])
+        return kept.reset_index(drop=True)
+
+    def card(self) -> str:
+        """The model card, in Markdown: what it is, how it was made, how it does."""
+        made, spec = self.record["provenance"], self.recipe
+        lines = [
+            f"# {spec.name}, seed {self.seed}",
+            "",
+            f"A {spec.architecture.n_layers}-layer transformer trained from scratch on `{spec.task.kind}` with label noise. "
+            "For the study of memorisation; of no use for anything else.",
+            "",
+            f"Recipe hash `{spec.recipe_hash}`; {self.record['seconds'] / 60:.0f} minutes on {made['hardware']['threads']} "
+            f"threads of {made['hardware']['processor']}; torch {made['versions']['torch']}, "
+            f"transformer-lens {made['versions']['transformer-lens']}, commit `{made['commit'] or 'not recorded'}`.",
+            "",
+            "Accuracies of whole answers: `clean` training instances and `memorised` (noisy ones) against their given",
+            "labels, `corrected` (noisy ones) and `held_out` against the true ones.",
+            "",
+            "| checkpoint | step | clean | memorised | corrected | held_out |",
+            "|---|---|---|---|---|---|",
+        ]
+        rows = [
+            f"| {name} | {step} | {' | '.join(f'{value:.3f}' for value in values)} |"
+            for name, step, *values in self.checkpoints().to_numpy().tolist()
+        ]
+        return "\n".join([*lines, *rows, "", "```yaml", write_spec(spec).rstrip(), "```", ""])

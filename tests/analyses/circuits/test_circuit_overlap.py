@@ -1,0 +1,185 @@
+"""Overlap of circuits by hand, against counting, and across models and examples."""
+
+from __future__ import annotations
+
+import itertools
+from math import comb
+
+import numpy as np
+import pytest
+import torch
+from scipy import stats
+
+from mechmem.analyses.circuits.circuit import Circuit
+from mechmem.analyses.circuits.circuit_overlap import CircuitOverlap, hypergeometric_p, shared
+from mechmem.data.tasks.task import MinimalPair
+from mechmem.measures.logit import Logit
+from mechmem.session import Bench
+from mechmem.spec.registry import InputError
+
+FRACTIONS = (0.25, 0.5, 1.0)
+
+
+@pytest.fixture(scope="module")
+def sets(task):
+    """Paired noisy and paired clean instances."""
+    train, pair = task.sample("train"), MinimalPair(flip="carry_2")
+    chosen = {"noisy": train.select(train.is_noisy), "clean": train.select(~train.is_noisy)}
+    return {name: task.pairs(s, pair).select(torch.arange(7)).as_set() for name, s in chosen.items()}
+
+
+@pytest.fixture
+def bench(model, other_model, sets):
+    return Bench(models={"after": model, "before": other_model}, example_sets=sets)
+
+
+def overlap(**fields) -> CircuitOverlap:
+    return CircuitOverlap(**({"fractions": FRACTIONS, "n_random": 5} | fields))
+
+
+def value(table, **where):
+    for column, wanted in where.items():
+        table = table[table[column] == wanted]
+    return table["value"].item()
+
+
+def test_shared_edges_and_nodes_by_hand(bench):
+    contrast = overlap().contrast(bench)
+    graph = contrast.graph
+    names = [node.name for node in graph.sources], [node.name for node in graph.targets]
+
+    def made(*edges):
+        circuit = torch.zeros_like(graph.exists)
+        for source, target in edges:
+            circuit[names[0].index(source), names[1].index(target)] = True
+        return circuit
+
+    a = made(("embed", "a0.h0.v"), ("a0.h0", "m1"), ("m1", "logits"), ("embed", "logits"))
+    b = made(("embed", "a0.h0.q"), ("a0.h0", "m1"), ("m1", "logits"), ("embed", "m0"), ("m0", "logits"))
+    assert shared(contrast, a, b) == {
+        "edge_iou": pytest.approx(2 / 7),
+        "node_iou": pytest.approx(2 / 3),  # a0.h0 and m1 of a0.h0, m0 and m1
+        "recall": pytest.approx(2 / 4),
+        "recall_other": pytest.approx(2 / 5),
+    }
+    assert np.isnan(shared(contrast, made(), b)["recall"])
+    assert shared(contrast, made(), b)["edge_iou"] == 0
+
+
+@pytest.mark.parametrize(
+    ("n_edges", "n_a", "n_b", "n_shared"), [(46, 12, 9, 6), (10, 4, 5, 0), (10, 10, 3, 3), (8, 0, 3, 0)]
+)
+def test_hypergeometric_p_counts_as_many_or_more(n_edges, n_a, n_b, n_shared):
+    found = hypergeometric_p(n_edges, n_a, n_b, n_shared)
+    ways = sum(comb(n_a, x) * comb(n_edges - n_a, n_b - x) for x in range(n_shared, min(n_a, n_b) + 1))
+    assert found == pytest.approx(ways / comb(n_edges, n_b))
+    table = [[n_shared, n_a - n_shared], [n_b - n_shared, n_edges - n_a - n_b + n_shared]]
+    assert found == pytest.approx(stats.fisher_exact(table, alternative="greater").pvalue)
+
+
+def test_hypergeometric_p_by_going_through_all_sets():
+    a = {0, 1, 2}
+    sets = list(itertools.combinations(range(7), 4))
+    expected = sum(len(a & set(b)) >= 2 for b in sets) / len(sets)
+    assert hypergeometric_p(7, 3, 4, 2) == pytest.approx(expected)
+
+
+def test_a_circuit_is_itself(bench):
+    table = overlap().table(bench)
+    for k, name in itertools.product(FRACTIONS, ("edge_iou", "node_iou", "recall", "recall_other")):
+        assert value(table, k=k, measure=name, condition="circuits") == 1
+    for k in FRACTIONS:
+        own, cross = (value(table, k=k, measure="faithfulness", condition=c) for c in ("own", "cross"))
+        assert own == cross
+    assert value(table, k=1.0, measure="hypergeometric_p") == pytest.approx(1)
+    assert value(table, k=0.25, measure="hypergeometric_p") < 1e-3
+
+
+@pytest.mark.parametrize("other", [{"other_examples": "clean"}, {"other_model": "before"}], ids=str)
+def test_the_circuit_of_a_is_judged_on_b_by_the_baselines_of_b(other, bench):
+    analysis = overlap(**other)
+    table = analysis.table(bench)
+    a, b = analysis.contrast(bench), analysis.contrast(bench, analysis.other_model, analysis.other_examples)
+    exists = b.graph.exists
+    full, corrupted = b.values(torch.stack([exists, torch.zeros_like(exists)])).mean(1)
+    circuits = {"cross": analysis.circuits(a), "own": analysis.circuits(b)}
+    for condition, kept in circuits.items():
+        for i, k in enumerate(FRACTIONS):
+            share = (b.values(kept[i][None]).mean() - corrupted) / (full - corrupted)
+            assert value(table, k=k, measure="faithfulness", condition=condition) == pytest.approx(
+                share.item(), abs=1e-5
+            )
+    for name, found in shared(a, circuits["cross"][0], circuits["own"][0]).items():
+        assert value(table, k=0.25, measure=name, condition="circuits") == pytest.approx(found)
+    assert value(table, k=1.0, measure="faithfulness", condition="random") == pytest.approx(1)
+
+
+def test_its_own_faithfulness_is_that_of_the_circuit_analysis(bench):
+    table = overlap(other_examples="clean").table(bench)
+    circuit = Circuit(examples="clean", fractions=FRACTIONS, n_random=5).table(bench)
+    for k in FRACTIONS:
+        for theirs, ours in (("circuit", "own"), ("random", "random")):
+            expected = value(circuit, k=k, condition=theirs, measure="faithfulness")
+            assert value(table, k=k, condition=ours, measure="faithfulness") == pytest.approx(expected)
+
+
+def test_either_circuit_has_its_own_metric(bench):
+    metrics = {"metric": Logit(label="true", against="pair"), "other_metric": Logit(label="given", against="pair")}
+    table = overlap(**metrics).table(bench)
+    a, b = (Circuit(metric=m, fractions=FRACTIONS, n_random=5) for m in metrics.values())
+    found = shared(b.contrast(bench), *(c.circuits(c.contrast(bench))[0] for c in (a, b)))
+    assert value(table, k=0.25, measure="edge_iou", condition="circuits") == pytest.approx(found["edge_iou"])
+    assert found["edge_iou"] < 1
+    own = value(b.table(bench), k=0.25, measure="faithfulness", condition="circuit")
+    assert value(table, k=0.25, measure="faithfulness", condition="own") == pytest.approx(own)
+    circuits = a.circuits(a.contrast(bench))
+    full, corrupted, kept = (
+        b.contrast(bench)
+        .values(torch.stack([b.contrast(bench).graph.exists, torch.zeros_like(circuits[0]), circuits[0]]))
+        .mean(1)
+    )
+    cross = value(table, k=0.25, measure="faithfulness", condition="cross")
+    assert cross == pytest.approx(((kept - corrupted) / (full - corrupted)).item(), abs=1e-5)
+
+
+def test_random_circuits_of_the_sizes_of_both_stand_beside(bench):
+    table = overlap(other_examples="clean", n_random=40, fractions=(0.5,)).table(bench)
+    analysis = overlap(other_examples="clean", fractions=(0.5,))
+    sizes = [int(analysis.circuits(analysis.contrast(bench, None, name))[0].sum()) for name in ("noisy", "clean")]
+    expected = sizes[0] * sizes[1] / 46  # edges that random sets of these sizes share on average
+    assert value(table, measure="recall", condition="random") == pytest.approx(expected / sizes[0], abs=0.1)
+    assert value(table, measure="recall_other", condition="random") == pytest.approx(expected / sizes[1], abs=0.1)
+
+
+def test_beside_stands_the_circuit_of_a_with_other_heads(bench):
+    analysis = overlap(other_examples="clean", n_random=3, fractions=(0.5,), seed=4)
+    table = analysis.table(bench)
+    a, b = (analysis.contrast(bench, None, name) for name in ("noisy", "clean"))
+    ours, theirs = analysis.circuits(a)[0], analysis.circuits(b)[0]
+    drawn = torch.stack([a.graph.relabelled(ours, torch.Generator().manual_seed(4 + i)) for i in range(3)])
+    shares = [(theirs & other).sum() / (theirs | other).sum() for other in drawn]
+    assert value(table, measure="edge_iou", condition="relabelled") == pytest.approx(np.mean(shares))
+    exists = b.graph.exists
+    full, corrupted, *kept = b.values(torch.cat([torch.stack([exists, torch.zeros_like(exists)]), drawn])).mean(1)
+    expected = np.mean([((k - corrupted) / (full - corrupted)).item() for k in kept])
+    found = value(table, measure="faithfulness", condition="relabelled")
+    assert found == pytest.approx(expected, abs=1e-5)
+    assert found != pytest.approx(value(table, measure="faithfulness", condition="cross"), abs=1e-3)
+
+
+def test_the_table_is_as_documented(bench):
+    table = overlap(other_model="before", other_examples="clean").table(bench)
+    assert list(table) == list(CircuitOverlap.columns)
+    assert table["examples"].unique().item() == "noisy / clean"
+    assert not table.duplicated(["k", "measure", "condition"]).any()
+
+
+def test_two_architectures_share_no_edges(random_models, model, sets):
+    bench = Bench(models={"after": model, "before": random_models(0, n_layers=1)}, example_sets=sets)
+    with pytest.raises(InputError, match="two architectures"):
+        overlap(other_model="before").table(bench)
+
+
+def test_with_one_head_a_layer_there_are_no_other_heads(random_models, sets):
+    bench = Bench(models={"after": random_models(0, n_heads=1, d_head=16)}, example_sets=sets)
+    assert "relabelled" not in set(overlap(other_examples="clean").table(bench)["condition"])

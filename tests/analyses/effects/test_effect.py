@@ -1,0 +1,251 @@
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from mechmem.analyses.effects.effect import (
+    TOLERANCE,
+    EffectAnalysis,
+    Readings,
+    decoded,
+    edits_of,
+    effect_table,
+    prefixes,
+)
+from mechmem.analyses.effects.patch_grid import PatchGrid
+from mechmem.data.examples import Examples
+from mechmem.data.tasks.task import MinimalPair
+from mechmem.interventions.applied import applied
+from mechmem.interventions.controls.control import RandomDirection, RandomNeurons
+from mechmem.interventions.patch import Patch, Source
+from mechmem.interventions.random_displacement import Scramble
+from mechmem.measures.accuracy import Accuracy
+from mechmem.measures.kl import KL
+from mechmem.measures.logit_difference import LogitDifference
+from mechmem.measures.probability import Probability
+from mechmem.session import Bench
+from mechmem.statistics.intervals import interval
+
+BEFORE = Source(checkpoint="before")
+GRID = PatchGrid(site="attn_out", layer=1, source=BEFORE)
+INTERVENTIONS = {
+    "none": [],
+    "checkpoint": [Patch(site="attn_out", layer=1, source=BEFORE)],
+    "examples": [Patch(site="resid_pre", layer=1, position=("a0", "b0", "="), source=Source(examples="clean"))],
+    "mean": [Patch(site="neurons", layer=0, neurons=(1, 5, 9), source=Source(mean_over="clean"))],
+    "scrambled": [Scramble(of=Patch(site="neurons", layer=1, source=BEFORE))],
+    "several": [Patch(site="z", layer=0, head=1, source=BEFORE), Patch(site="mlp_out", layer=1, source=BEFORE)],
+}
+
+
+def rows(table: pd.DataFrame, **where) -> pd.DataFrame:
+    for column, value in where.items():
+        table = table[table[column] == value]
+    return table
+
+
+def the(table: pd.DataFrame, **where) -> pd.Series:
+    found = rows(table, **where)
+    assert len(found) == 1, found
+    return found.iloc[0]
+
+
+@torch.no_grad()
+def naively_decoded(bench: Bench, model, examples: Examples, parts) -> torch.Tensor:
+    """Token by token through the hook path; what is not decoded yet is fed as zeros, which cannot be seen."""
+    answer = torch.zeros_like(examples.given)
+    for place in range(examples.n_answer):
+        fed = examples.continued_with(answer)
+        with applied(model, parts, fed, bench) as edited:
+            logits = edited(fed.tokens)[:, -examples.n_answer :]
+        answer[:, place] = logits[:, place].argmax(-1)
+    return answer
+
+
+@pytest.mark.parametrize("seed", [11, 12])
+@pytest.mark.parametrize("parts", INTERVENTIONS.values(), ids=INTERVENTIONS)
+def test_decoding_is_greedy_token_by_token(parts, seed, random_models, bench, examples):
+    bench.models = {"after": random_models(seed), "before": random_models(seed + 100)}
+    model = bench.model("after")
+    for prefix in ("given", "true"):
+        fed = examples.with_prefix(prefix)
+        assert torch.equal(decoded(bench, model, fed, parts), naively_decoded(bench, model, fed, parts))
+
+
+def test_decoding_reads_no_label(bench, model, examples):
+    """Another guess to start from ends at the same answer."""
+    other = replace(examples, given=(examples.given + 1) % 10)
+    assert torch.equal(decoded(bench, model, examples, []), decoded(bench, model, other, []))
+
+
+def test_decoding_a_right_guess_costs_one_forward(bench, model, examples):
+    answer = decoded(bench, model, examples, [])
+    before = bench.n_forwarded
+    assert torch.equal(decoded(bench, model, examples.continued_with(answer), []), answer)
+    assert bench.n_forwarded - before == len(examples)
+
+
+def test_noisy_sets_are_fed_both_prefixes_and_clean_ones_the_only_one(examples, others):
+    assert prefixes(examples) == ("given", "true")
+    assert prefixes(others) == ("given",)
+    last_digit_wrong = replace(others, given=torch.cat([others.given[:, :-1], (others.given[:, -1:] + 1) % 10], dim=1))
+    assert prefixes(last_digit_wrong) == ("given",)
+
+
+def test_the_table_has_the_documented_columns_and_every_row_once(bench):
+    table = GRID.model_copy(update={"control": RandomDirection(n=2)}).table(bench)
+    assert list(table.columns) == list(EffectAnalysis.columns)
+    keys = table[["condition", "prefix", "place", "measure"]]
+    assert not keys.duplicated().any()
+    found = {(c, p) for c, p, *_ in keys.itertuples(index=False)}
+    fed = {(c, p) for c in ("unpatched", "patched", "control", "source") for p in ("given", "true")}
+    assert found == fed | {(c, "decode") for c in ("unpatched", "patched", "control")}
+    assert set(table["place"]) == {"all", "s4", "s3", "s2", "s1", "s0"}
+    assert set(table["n"]) == {12}
+
+
+def test_clean_sets_have_no_rows_of_a_second_prefix(bench):
+    table = GRID.model_copy(update={"examples": "clean"}).table(bench)
+    assert set(table["prefix"]) == {"given", "decode"}
+    assert set(table["examples"]) == {"clean"}
+
+
+def test_only_accuracies_are_decoded_and_only_if_asked(bench):
+    grid = GRID.model_copy(update={"measures": (Accuracy(), KL())})
+    assert set(rows(grid.table(bench), prefix="decode")["measure"]) == {"accuracy_true"}
+    assert "decode" not in set(grid.model_copy(update={"decode": False}).table(bench)["prefix"])
+    assert "decode" not in set(grid.model_copy(update={"measures": (KL(),)}).table(bench)["prefix"])
+
+
+@pytest.mark.parametrize("prefix", ["given", "true"])
+@pytest.mark.parametrize("condition", ["unpatched", "patched", "source"])
+def test_values_are_the_measure_of_the_hook_path(condition, prefix, bench, model, other_model, examples):
+    measure, fed = Probability(label="true"), examples.with_prefix(prefix)
+    table = GRID.model_copy(update={"measures": (measure,), "source": Source(checkpoint="before", examples="clean")})
+    table = rows(table.table(bench), condition=condition, prefix=prefix)
+    part = Patch(site="attn_out", layer=1, source=Source(checkpoint="before", examples="clean"))
+    clean = bench.examples("clean").with_prefix(prefix)
+    with torch.no_grad(), applied(model, [part], fed, bench):
+        patched = model(fed.tokens)[:, -5:]
+    logits = {"unpatched": model(fed.tokens)[:, -5:], "patched": patched, "source": other_model(clean.tokens)[:, -5:]}
+    probabilities = logits[condition].detach().softmax(-1).gather(-1, examples.true[..., None])[..., 0]
+    by_place = {"all": probabilities.prod(1)} | {f"s{4 - i}": probabilities[:, i] for i in range(5)}
+    for place, expected in by_place.items():
+        found = the(table, place=place)
+        np.testing.assert_allclose(found["per_example"], expected, atol=1e-5)
+        assert found["value"] == pytest.approx(expected.mean().item(), abs=1e-5)
+
+
+def test_decoded_accuracies_are_those_of_the_free_answer(bench, model, examples):
+    table = rows(GRID.table(bench), prefix="decode", condition="patched")
+    answer = naively_decoded(bench, model, examples, INTERVENTIONS["checkpoint"])
+    for label in ("given", "true"):
+        right = answer == examples.labels(label)
+        found = the(table, place="all", measure=f"accuracy_{label}")
+        assert found["per_example"].tolist() == right.all(1).float().tolist()
+        assert the(table, place="s0", measure=f"accuracy_{label}")["value"] == pytest.approx(right[:, 4].float().mean())
+
+
+def test_kl_is_measured_from_the_unpatched_model(bench):
+    table = GRID.model_copy(update={"measures": (KL(),)}).table(bench)
+    assert rows(table, condition="unpatched")["value"].abs().max() < 1e-6
+    assert rows(table, condition="patched")["value"].min() > 1e-4
+
+
+@pytest.mark.parametrize("decode", [0, 2])
+@pytest.mark.parametrize("control", [RandomDirection(n=3), RandomNeurons(n=3, seed=4)], ids=["direction", "neurons"])
+def test_the_control_is_the_mean_over_its_draws(control, decode, bench, model, examples):
+    fields = {"site": "neurons", "neurons": (0, 4, 8, 9), "control": control, "n_control_decode": decode}
+    grid = PatchGrid(layer=1, source=BEFORE, measures=("logit_difference", "accuracy_true"), **fields)
+    table = rows(grid.table(bench), condition="control")
+    draws = control.draws(grid.parts(bench)[0], model)
+    by_hand = []
+    for draw in draws:
+        logits = bench.logits(model, examples, edits_of(draw, model, examples, bench))
+        by_hand.append(LogitDifference()(logits, examples, logits).mean(1))
+    found = the(table, prefix="given", place="all", measure="logit_difference")
+    np.testing.assert_allclose(found["per_example"], torch.stack(by_hand).mean(0), atol=1e-5)
+    assert len(rows(table, prefix="decode")) == (6 if decode else 0)
+    if decode:
+        answers = torch.stack([decoded(bench, model, examples, draw) for draw in draws[:decode]])
+        right = (answers == examples.true).all(-1).double().mean(0)
+        found = the(table, prefix="decode", place="all")
+        np.testing.assert_allclose(found["per_example"], right, atol=1e-6)
+
+
+def readings(*values: float) -> Readings:
+    return Readings({("given", "all", "m"): torch.tensor(values)})
+
+
+@pytest.mark.parametrize(
+    ("unpatched", "patched", "source", "expected"),
+    [
+        ((0.0, 0.0), (0.5, 0.0), (1.0, 1.0), 0.25),
+        ((1.0, 3.0), (2.0, 2.0), (0.0, 0.0), 0.0),
+        ((1.0, 1.0), (4.0, 2.0), (2.0, 2.0), 2.0),
+        ((1.0, 1.0), (0.5, 0.5), (2.0, 2.0), -0.5),
+        ((1.0, 1.0), (4.0, 2.0), (1.0, 1.0), None),
+        ((0.0, 0.0), (1.0, 1.0), (TOLERANCE / 2, TOLERANCE / 2), None),
+        ((0.0, 0.0), (1e-5, 1e-5), (1e-5, 1e-5), 1.0),
+    ],
+)
+def test_recovery_by_hand(unpatched, patched, source, expected):
+    conditions = {"unpatched": readings(*unpatched), "patched": readings(*patched), "source": readings(*source)}
+    found = effect_table("noisy", conditions).set_index("condition")["recovery"]
+    assert found["patched"] is pd.NA if expected is None else found["patched"] == pytest.approx(expected)
+    assert found[["unpatched", "source"]].isna().all()
+
+
+def test_a_patch_from_itself_has_no_recovery(bench):
+    table = GRID.model_copy(update={"source": Source(checkpoint="after")}).table(bench)
+    assert table["recovery"].isna().all()
+    assert not np.isinf(table["recovery"].astype(float)).any()
+
+
+def test_without_a_source_run_there_is_no_recovery():
+    table = effect_table("noisy", {"unpatched": readings(0.0), "patched": readings(1.0)})
+    assert table["recovery"].isna().all()
+
+
+def test_intervals_are_those_of_the_examples(bench):
+    row = the(GRID.table(bench), condition="patched", prefix="given", place="s2", measure="accuracy_true")
+    low, high = interval(row["per_example"][None].astype(float))
+    assert (row["low"], row["high"]) == pytest.approx((low[0], high[0]))
+    assert row["low"] <= row["value"] <= row["high"]
+
+
+def test_the_unpatched_model_is_read_once_for_a_whole_sweep(bench, monkeypatch):
+    GRID.table(bench)
+    calls = []
+    read = EffectAnalysis._readings
+    monkeypatch.setattr(EffectAnalysis, "_readings", lambda self, *a: calls.append(a[3]) or read(self, *a))
+    GRID.model_copy(update={"layer": 0}).table(bench)
+    assert [list(parts) for parts in calls] == [[Patch(site="attn_out", layer=0, source=BEFORE)]]
+
+
+def test_sets_of_the_same_prompts_with_other_pairs_are_kept_apart(task, model, other_model):
+    """What is shared between analyses must not be shared between sets that a measure tells apart."""
+    train, sets = task.sample("train"), {}
+    for flip in ("carry_1", "digit_sum_3"):
+        sets[flip] = task.pairs(train, MinimalPair(flip=flip))
+    shared = [i for i, row in enumerate(sets["carry_1"].prompt.tolist()) if row in sets["digit_sum_3"].prompt.tolist()][
+        :6
+    ]
+    first = sets["carry_1"].select(torch.tensor(shared)).as_set()
+    rows_of = [sets["digit_sum_3"].prompt.tolist().index(row) for row in first.prompt.tolist()]
+    second = sets["digit_sum_3"].select(torch.tensor(rows_of)).as_set()
+    assert torch.equal(first.tokens, second.tokens)
+    bench = Bench({"after": model, "before": other_model}, {"first": first, "second": second})
+    for name in ("first", "second"):
+        grid = GRID.model_copy(update={"examples": name, "measures": (Probability(label="pair"),)})
+        alone = grid.table(Bench(bench.models, bench.example_sets))
+        pd.testing.assert_frame_equal(grid.table(bench), alone)
+
+
+def test_a_live_model_can_be_patched_in_from_python(bench, other_model):
+    found = PatchGrid(site="attn_out", layer=1, source=other_model).table(bench)
+    pd.testing.assert_frame_equal(found, GRID.table(bench))

@@ -1,0 +1,101 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from transformer_lens import patching
+
+from mechmem.analyses.effects.patch_grid import PatchGrid
+from mechmem.interventions.patch import Patch, Source
+from mechmem.session import Bench
+from mechmem.spec.registry import each
+
+UNIVERSE = {"layer": range(3), "head": range(2)}
+ORACLES = {
+    "resid_pre": patching.get_act_patch_resid_pre,
+    "attn_out": patching.get_act_patch_attn_out,
+    "mlp_out": patching.get_act_patch_mlp_out,
+    "z": patching.get_act_patch_attn_head_out_all_pos,
+}
+
+
+@pytest.fixture(scope="module")
+def deep(random_models):
+    return random_models(8, n_layers=3)
+
+
+@pytest.fixture
+def deep_bench(deep, examples, others) -> Bench:
+    return Bench({"after": deep}, {"noisy": examples, "clean": others})
+
+
+def grid(site, swept: str) -> PatchGrid:
+    chosen = {"layer": each(), swept: each(), "source": Source(examples="clean"), "measures": ("logit_difference",)}
+    return PatchGrid(site=site, **chosen, decode=False)
+
+
+@pytest.mark.parametrize("site", ORACLES)
+def test_the_grid_is_that_of_transformer_lens(site, deep, deep_bench, examples, others, monkeypatch):
+    monkeypatch.setattr(patching, "tqdm", list)  # no bars
+
+    def mean_logit_difference(logits):
+        at_true, at_given = (logits[:, -5:].gather(-1, y[..., None]) for y in (examples.true, examples.given))
+        return (at_true - at_given).mean()
+
+    with torch.no_grad():
+        _, cache = deep.run_with_cache(others.tokens)
+        expected = ORACLES[site](deep, examples.tokens, cache, mean_logit_difference)
+    swept = "head" if site == "z" else "position"
+    table = grid(site, swept).run(deep_bench, UNIVERSE | {"position": tuple(examples.positions)})
+    patched = table.query("condition == 'patched' and prefix == 'given' and place == 'all'")
+    found = patched.pivot_table(values="value", index="layer", columns=swept, sort=False)
+    assert found.shape == expected.shape == ((3, 2) if site == "z" else (3, 14))
+    torch.testing.assert_close(torch.tensor(found.to_numpy()).float(), expected, atol=1e-5, rtol=1e-5)
+    assert expected.std() > 1e-3
+
+
+def test_swept_values_stand_beside_the_effects(deep_bench):
+    table = grid(each("z", "q"), "head").run(deep_bench, UNIVERSE)
+    assert list(table.columns[:3]) == ["site", "layer", "head"]
+    cells = table[["site", "layer", "head"]].drop_duplicates()
+    assert len(cells) == 2 * 3 * 2
+
+
+def test_the_source_row_is_the_run_that_is_patched_in(bench, model, other_model, examples, others):
+    source = Source(checkpoint="before", examples="clean")
+    analysis = PatchGrid(site="embed", source=source)
+    assert torch.equal(analysis.target(bench, examples), bench.logits(other_model, others))
+    same_examples = PatchGrid(site="embed", source=Source(checkpoint="before"))
+    assert torch.equal(same_examples.target(bench, examples), bench.logits(other_model, examples))
+
+
+def test_patching_everything_recovers_everything(bench):
+    table = PatchGrid(site="logits", source=Source(checkpoint="before"), measures=("probability_true",)).table(bench)
+    recovery = table.query("condition == 'patched'")["recovery"].dropna()
+    assert len(recovery) > 8
+    assert recovery.tolist() == pytest.approx([1.0] * len(recovery), abs=1e-4)
+
+
+def test_a_mean_is_no_run_and_has_no_recovery(bench):
+    table = PatchGrid(site="attn_out", layer=0, source=Source(mean_over="clean")).table(bench)
+    assert set(table["condition"]) == {"unpatched", "patched"}
+    assert table["recovery"].isna().all()
+
+
+def test_the_grid_applies_the_patch_that_it_states(bench):
+    chosen = {"site": "neurons", "layer": 1, "position": "=", "neurons": (3, 4), "source": Source(checkpoint="before")}
+    assert PatchGrid(**chosen).parts(bench) == [Patch(**chosen)]
+
+
+def test_what_the_grid_patches_resumes_and_costs_less(deep_bench, examples):
+    """Every patched forward starts at the patched layer, from the residual that the unpatched run has left."""
+    import mechmem.session as home
+
+    starts, plain = [], home.forward
+    home.forward = lambda *a, start=None, **k: (
+        starts.append(0 if start is None else start[0]) or plain(*a, start=start, **k)
+    )
+    try:
+        PatchGrid(site="attn_out", layer=2, source=Source(examples="clean"), decode=False).table(deep_bench)
+    finally:
+        home.forward = plain
+    assert starts.count(2) == 2  # once for each prefix

@@ -1,0 +1,226 @@
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+import pytest
+import torch
+from pydantic import ValidationError
+from sklearn.metrics import roc_auc_score
+
+from mechmem.analyses.neurons.neuron_shift import SPREAD_FLOOR, NeuronShift, NeuronTopK
+from mechmem.interventions.patch import Patch, Source
+from mechmem.session import Bench
+from mechmem.spec.registry import InputError
+
+READOUT = slice(9, 14)
+
+
+@dataclass
+class HandMade(Bench):
+    """A bench whose activations are given: by (model, example set, layer)."""
+
+    given: dict[tuple[str, str, int], torch.Tensor] = field(default_factory=dict)
+
+    def activation(self, model, examples, hook):
+        model_name = next(name for name, found in self.models.items() if found is model)
+        set_name = next(name for name, found in self.example_sets.items() if found is examples)
+        return self.given[model_name, set_name, int(hook.split(".")[1])]
+
+
+@pytest.fixture
+def still(model, other_model, examples, others) -> HandMade:
+    """Clean instances at `before` alternate between -1 and 1, so that every spread is 1; nothing else moves."""
+    alternating = (1.0 - 2.0 * (torch.arange(12) % 2)).reshape(12, 1, 1).expand(12, 14, 24).clone()
+    zeros = torch.zeros(12, 14, 24)
+    given = {}
+    for layer in (0, 1):
+        given |= {(m, "noisy", layer): zeros.clone() for m in ("before", "after")}
+        given |= {(m, "clean", layer): alternating.clone() for m in ("before", "after")}
+    return HandMade({"after": model, "before": other_model}, {"noisy": examples, "clean": others}, given=given)
+
+
+@pytest.fixture
+def moving(still) -> HandMade:
+    """Random activations everywhere; neuron 5 of layer 0 is dead."""
+    generator = torch.Generator().manual_seed(0)
+    still.given = {key: torch.randn(12, 14, 24, generator=generator).relu() for key in still.given}
+    for (_, _, layer), activation in still.given.items():
+        if layer == 0:
+            activation[..., 5] = 0
+    return still
+
+
+def shifts(bench: HandMade, layer: int, name: str) -> np.ndarray:
+    """The shift of every example and neuron, written out."""
+    before, after = (bench.given[m, name, layer][:, READOUT].double().numpy() for m in ("before", "after"))
+    spread = bench.given["before", "clean", layer][:, READOUT].double().numpy().std(axis=0)
+    spread = np.maximum(spread, SPREAD_FLOOR * np.median(spread)) + 1e-12
+    return np.abs((after - before) / spread).mean(axis=1)
+
+
+def neuron(table, layer: int, index: int):
+    return table.set_index(["layer", "neuron"]).loc[(layer, index)]
+
+
+def test_a_known_shift_is_found(still):
+    after = still.given["after", "noisy", 1]
+    after[:, READOUT, 3] = 2.0
+    after[:, 9:11, 4] = -3.0  # two of the five positions
+    still.given["after", "clean", 1][:, READOUT, 3] += 0.5
+    table = NeuronShift().table(still)
+    found = neuron(table, 1, 3)
+    assert found[["shift_noisy", "shift_clean", "signed_noisy", "auc"]].tolist() == pytest.approx([2, 0.5, 2, 1])
+    found = neuron(table, 1, 4)
+    assert found[["shift_noisy", "shift_clean", "signed_noisy", "auc"]].tolist() == pytest.approx([1.2, 0, -1.2, 1])
+    rest = table[~((table["layer"] == 1) & table["neuron"].isin([3, 4]))]
+    assert (rest[["shift_noisy", "shift_clean", "signed_noisy"]] == 0).all(axis=None)
+    assert (rest["auc"] == 0.5).all()
+
+
+def test_shifts_are_in_units_of_the_spread_over_clean_instances_before(still):
+    still.given["before", "clean", 0][..., 7] *= 4
+    still.given["after", "clean", 0][..., 7] *= 4
+    still.given["after", "noisy", 0][:, READOUT, 6:8] = 2.0
+    table = NeuronShift().table(still)
+    assert neuron(table, 0, 6)["shift_noisy"] == pytest.approx(2)
+    assert neuron(table, 0, 7)["shift_noisy"] == pytest.approx(0.5)
+
+
+def test_other_positions_than_the_readout_do_not_count(still):
+    still.given["after", "noisy", 0][:, :9] = 100.0
+    assert (NeuronShift().table(still)["shift_noisy"] == 0).all()
+
+
+def test_a_silent_neuron_that_wakes_is_measured_by_the_floor(still):
+    for model in ("before", "after"):
+        still.given[model, "clean", 0][..., 2] = 0
+    still.given["after", "noisy", 0][:, READOUT, 2] = 1.0
+    assert neuron(NeuronShift().table(still), 0, 2)["shift_noisy"] == pytest.approx(1 / SPREAD_FLOOR)
+
+
+def test_dead_neurons_have_numbers_too(moving):
+    table = NeuronShift().table(moving)
+    assert np.isfinite(table.to_numpy(float)).all()
+    assert neuron(table, 0, 5)[["shift_noisy", "shift_clean", "auc", "p"]].tolist() == [0, 0, 0.5, 1]
+
+
+def test_a_layer_of_dead_neurons_has_numbers_too(still):
+    still.given = {key: torch.zeros(12, 14, 24) for key in still.given}
+    table = NeuronShift().table(still)
+    assert np.isfinite(table.to_numpy(float)).all()
+    assert set(table["auc"]) == {0.5}
+
+
+def test_auc_is_that_of_scikit_learn(moving):
+    table = NeuronShift().table(moving)
+    assert len(table) == 48
+    is_noisy = [1] * 12 + [0] * 12
+    for layer in (0, 1):
+        noisy, clean = shifts(moving, layer, "noisy"), shifts(moving, layer, "clean")
+        for index in range(24):
+            found = neuron(table, layer, index)
+            expected = roc_auc_score(is_noisy, np.concatenate([noisy[:, index], clean[:, index]]))
+            assert found["auc"] == pytest.approx(expected, abs=1e-9)
+            assert found["shift_noisy"] == pytest.approx(noisy[:, index].mean())
+            assert found["shift_clean"] == pytest.approx(clean[:, index].mean())
+
+
+def test_q_is_the_benjamini_hochberg_rate_over_all_neurons(moving):
+    table = NeuronShift().table(moving)
+    p = table["p"].to_numpy()
+    order = np.argsort(p)
+    adjusted = p[order] * len(p) / np.arange(1, len(p) + 1)
+    expected = np.empty_like(p)
+    expected[order] = np.minimum.accumulate(adjusted[::-1])[::-1]
+    np.testing.assert_allclose(table["q"], expected.clip(max=1))
+
+
+def test_a_separation_is_significant_and_none_is_not(still):
+    still.given["after", "noisy", 1][:, READOUT, 3] = torch.arange(1.0, 13)[:, None]
+    table = NeuronShift().table(still)
+    assert neuron(table, 1, 3)["p"] < 1e-3
+    assert neuron(table, 1, 0)["p"] == 1
+
+
+def test_the_columns_are_documented(moving):
+    assert list(NeuronShift().table(moving).columns) == list(NeuronShift.columns)
+
+
+def test_real_activations_are_those_of_the_two_checkpoints(bench, model, other_model, examples):
+    found = neuron(NeuronShift().table(bench), 1, 6)
+    hook = "blocks.1.mlp.hook_post"
+    before, after = (bench.activation(m, examples, hook)[:, READOUT, 6].double() for m in (other_model, model))
+    spread = bench.activation(other_model, bench.examples("clean"), hook)[:, READOUT].double().std(dim=0, correction=0)
+    floor = SPREAD_FLOOR * np.median(spread)
+    expected = ((after - before) / spread[:, 6].clamp_min(floor)).abs().mean()
+    assert found["shift_noisy"] == pytest.approx(expected.item(), rel=1e-6)
+
+
+def top_k(k: int, layer: int | tuple[int, ...] = 1, **fields) -> NeuronTopK:
+    return NeuronTopK(layer=layer, k=k, **({"n_random": 2, "decode": False} | fields))
+
+
+def neurons(parts) -> set[tuple[int, int]]:
+    return {(part.layer, index) for part in parts for index in part.neurons}
+
+
+@pytest.fixture
+def ranked(still) -> HandMade:
+    """Neuron i of layer l has moved by i + 30 l on the noisy instances, those of layer 1 downwards."""
+    for layer, sign in ((0, 1), (1, -1)):
+        still.given["after", "noisy", layer][:, READOUT] = sign * (torch.arange(24.0) + 30 * layer)
+    return still
+
+
+def test_the_most_shifted_neurons_are_patched_whatever_the_direction(ranked):
+    assert neurons(top_k(3).parts(ranked)) == {(1, 23), (1, 22), (1, 21)}
+    assert neurons(top_k(2, layer=0).parts(ranked)) == {(0, 23), (0, 22)}
+    assert neurons(top_k(26, layer=(0, 1)).parts(ranked)) == {(1, i) for i in range(24)} | {(0, 23), (0, 22)}
+
+
+def test_they_are_patched_back_to_before(ranked):
+    source = Source(checkpoint="before")
+    assert top_k(2).parts(ranked) == [Patch(site="neurons", layer=1, neurons=(22, 23), source=source)]
+
+
+def test_random_neurons_are_as_many_of_the_same_layers(ranked):
+    for layer in (0, 1, (0, 1)):
+        analysis = top_k(9, layer=layer, n_random=30)
+        draws = [neurons(draw) for draw in analysis.control_draws(ranked, [])]
+        assert [len(draw) for draw in draws] == [9] * 30
+        assert {at for draw in draws for at, _ in draw} == set(analysis.layers)
+        assert {index for draw in draws for _, index in draw} == set(range(24))
+        assert draws == [neurons(draw) for draw in analysis.control_draws(ranked, [])]
+
+
+def test_more_neurons_than_there_are_is_refused(ranked):
+    with pytest.raises(InputError, match=r"k 25 is more than the 24 neurons of layers \(1,\)"):
+        top_k(25).table(ranked)
+
+
+def test_a_control_of_another_kind_is_refused():
+    with pytest.raises(ValidationError, match="draws its own control"):
+        top_k(1, control="random_direction")
+
+
+def test_no_neuron_patched_is_the_unpatched_model(bench):
+    table = top_k(0).table(bench).set_index(["condition", "prefix", "place", "measure"])["value"]
+    assert table["patched"].equals(table["unpatched"])
+    assert table["control"].equals(table["unpatched"])
+
+
+def test_all_neurons_patched_is_the_patched_layer(bench):
+    table = top_k(24, measures=("logit_difference",)).table(bench)
+    both = table.set_index(["condition", "prefix", "place"])["value"]
+    np.testing.assert_allclose(both["patched"], both["control"], atol=1e-5)
+    assert not np.allclose(both["patched"], both["unpatched"], atol=1e-3)
+
+
+def test_neurons_are_ranked_once_for_a_whole_sweep(bench, monkeypatch):
+    calls, table = [], NeuronShift.table
+    monkeypatch.setattr(NeuronShift, "table", lambda self, bench: calls.append(self) or table(self, bench))
+    for k in (1, 2):
+        top_k(k).table(bench)
+        top_k(k, layer=0).table(bench)
+    assert len(calls) == 1

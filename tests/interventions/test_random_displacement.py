@@ -1,0 +1,92 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+from mechmem.interventions.patch import Patch, Source
+from mechmem.interventions.random_displacement import Scramble
+from mechmem.models.fast import forward
+from mechmem.session import Bench
+
+BEFORE = Source(checkpoint="before")
+PATCHES = [
+    Patch(site="resid_pre", layer=1, source=BEFORE),
+    Patch(site="neurons", layer=1, neurons=(0, 3, 17, 20), source=BEFORE),
+    Patch(site="z", layer=0, head=1, source=BEFORE),
+    Patch(site="attn_out", layer=1, position=("=", "s3"), source=BEFORE),
+    Patch(site="mlp_out", layer=0, source=Source(mean_over="clean")),
+]
+by_site = pytest.mark.parametrize("part", PATCHES, ids=[part.site for part in PATCHES])
+
+
+def displacements(part: Patch, bench: Bench, model, examples, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
+    """What the patch and its scramble add to the unedited activation."""
+    activation = bench.activation(model, examples, part.hooks(model)[0])
+    edits = [part.edits(model, examples, bench), Scramble(of=part, seed=seed).edits(model, examples, bench)]
+    assert [edit.hook for edit in edits[0]] == [edit.hook for edit in edits[1]]
+    patched, scrambled = (edit.function(activation) - activation for (edit,) in edits)
+    return patched, scrambled
+
+
+@by_site
+def test_the_displacement_is_as_long_at_every_example_and_position(part, bench, model, examples):
+    patched, scrambled = (d.flatten(2).norm(dim=-1) for d in displacements(part, bench, model, examples))
+    torch.testing.assert_close(scrambled, patched, atol=1e-5, rtol=1e-4)
+    assert patched.max() > 0.1
+
+
+@by_site
+def test_it_stays_within_the_units_that_the_patch_changes(part, bench, model, examples):
+    patched, scrambled = displacements(part, bench, model, examples)
+    assert not scrambled[patched == 0].any()
+    assert scrambled[patched != 0].abs().min() > 0
+
+
+@by_site
+def test_it_points_elsewhere_than_the_patch(part, bench, model, examples):
+    patched, scrambled = (d.flatten(1) for d in displacements(part, bench, model, examples))
+    assert torch.cosine_similarity(patched, scrambled).abs().max() < 0.9
+
+
+def test_all_examples_share_the_direction_of_a_position(bench, model, examples):
+    _, scrambled = displacements(PATCHES[0], bench, model, examples)
+    directions = torch.nn.functional.normalize(scrambled, dim=-1)
+    torch.testing.assert_close(directions, directions[:1].expand_as(directions), atol=1e-5, rtol=1e-4)
+    assert torch.cosine_similarity(directions[0, 0], directions[0, 1], dim=0).abs() < 0.9
+
+
+def test_a_seed_gives_one_direction_and_another_seed_another(bench, model, examples):
+    first, again, other = (displacements(PATCHES[0], bench, model, examples, seed)[1] for seed in (1, 1, 2))
+    assert torch.equal(first, again)
+    assert torch.cosine_similarity(first[0], other[0], dim=-1).abs().max() < 0.9
+
+
+@by_site
+def test_an_example_is_moved_alike_in_every_batch(part, bench, model, examples):
+    """Decoding runs the rows that are still open only: they must meet the same intervention."""
+    rows = torch.tensor([3, 8])
+    _, together = displacements(part, bench, model, examples)
+    _, apart = displacements(part, bench, model, examples.select(rows))
+    torch.testing.assert_close(apart, together[rows], atol=1e-5, rtol=1e-4)
+
+
+def test_a_patch_from_itself_is_scrambled_into_nothing(bench, model, examples):
+    part = Scramble(of=Patch(site="resid_post", layer=0, source=Source(checkpoint="after")))
+    edited, _ = forward(model, examples.tokens, 5, part.edits(model, examples, bench))
+    torch.testing.assert_close(edited.detach(), bench.logits(model, examples), atol=1e-6, rtol=1e-6)
+
+
+def test_hooks_of_one_intervention_have_their_own_directions(bench, model, examples):
+    part = Scramble(of=Patch(site="mlp_out", layer=(0, 1), source=BEFORE))
+    zero = torch.zeros(12, 14, 16)
+    first, second = (edit.function(zero) for edit in part.edits(model, examples, bench))
+    assert torch.cosine_similarity(first[0], second[0], dim=-1).abs().max() < 0.9
+
+
+def test_a_scramble_of_a_pattern_keeps_the_other_head_and_hides_the_future(bench, model, examples):
+    part = Patch(site="pattern", layer=0, head=0, source=BEFORE)
+    patched, scrambled = displacements(part, bench, model, examples)
+    assert not scrambled[:, 1].any()
+    assert not scrambled[:, 0].triu(1).any()
+    by_position = (displacement.norm(dim=(1, 3)) for displacement in (scrambled, patched))
+    torch.testing.assert_close(*by_position, atol=1e-5, rtol=1e-4)

@@ -6,12 +6,12 @@ from .analyses.circuits.concentration import Concentration as Concentration
 from .analyses.circuits.edge_scores import EdgeScores as EdgeScores
 from .analyses.dynamics import Dynamics as Dynamics
 from .analyses.effects.ablation import Ablation as Ablation
-from .analyses.effects.cross_model_swap import Twin as Twin
+from .analyses.effects.cross_model_swap import CrossModelSwap as CrossModelSwap
 from .analyses.effects.effect import EffectAnalysis as EffectAnalysis
 from .analyses.effects.erasure import Erasure as Erasure
 from .analyses.effects.intervene import Intervene as Intervene
 from .analyses.effects.patch_grid import PatchGrid as PatchGrid
-from .analyses.effects.token_replacement import Distributed as Distributed
+from .analyses.effects.token_replacement import TokenReplacement as TokenReplacement
 from .analyses.neurons.activation_map import ActivationMap as ActivationMap
 from .analyses.neurons.heuristic_types import HeuristicTypes as HeuristicTypes
 from .analyses.neurons.heuristics import Heuristics as Heuristics
@@ -47,10 +47,10 @@ from .interventions.steer import Steer as Steer
 from .interventions.swap_weights import SwapWeights as SwapWeights
 from .measures.measure import Measure as Measure
 from .models.architecture import Architecture as Architecture
-from .session import Bench as Bench
+from .session import Session as Session
 from .spec.registry import Swept as Swept
 from .spec.registry import each as each
+from .training.recipe import Optimisation as Optimisation
 from .training.recipe import Phase as Phase
 from .training.recipe import Recipe as Recipe
-from .training.recipe import Training as Training
 from .training.store import Trained as Trained

@@ -9,10 +9,10 @@ from mechmem.experiment import run as runs
 from mechmem.experiment.results import Run
 from mechmem.experiment.spec import Experiment
 from mechmem.models.architecture import Architecture
-from mechmem.progress import watching
+from mechmem.progress import showing_progress
 from mechmem.training import store as checkpoints
 from mechmem.training.loop import train as train_recipe
-from mechmem.training.recipe import Recipe, Training
+from mechmem.training.recipe import Optimisation, Recipe
 from mechmem.training.store import Trained
 
 
@@ -28,10 +28,12 @@ def train(
 
     Kept under `folder`/trainings/. Raises FileError if that cannot be written.
     """
-    recipe = Recipe(name=name, task=task, architecture=architecture or Architecture(), training=training or Training())
-    with watching() as watcher:
+    recipe = Recipe(
+        name=name, task=task, architecture=architecture or Architecture(), optimisation=optimisation or Optimisation()
+    )
+    with showing_progress() as progress:
         place = checkpoints.folder_of(recipe, seed, folder)
-        return train_recipe(recipe, seed, place, lambda *event: watcher.train(name, *event))
+        return train_recipe(recipe, seed, place, lambda *event: progress.train(name, *event))
 
 
 def load(name: str, seed: int = 0, folder: Path = runs.RUNS) -> Trained:
@@ -41,5 +43,5 @@ def load(name: str, seed: int = 0, folder: Path = runs.RUNS) -> Trained:
 
 def run(experiment: Experiment, folder: Path = runs.RUNS) -> Run:
     """Run an experiment: what `mechmem run` does. Raises InputError or FileError."""
-    with watching() as watcher:
-        return runs.run(experiment, folder, watcher)
+    with showing_progress() as progress:
+        return runs.run(experiment, folder, progress)

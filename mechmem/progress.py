@@ -10,29 +10,29 @@ from contextlib import contextmanager
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
 
-from mechmem.experiment.cells import Watcher
+from mechmem.experiment.cells import ProgressCallback
 
 QUIET_SECONDS = 15.0
 """Seconds between two lines where the output is no terminal."""
 
 
 @contextmanager
-def watching(bars_only: bool = False) -> Generator[Watcher, None, None]:
-    """A watcher that shows a bar for a training and a line for what is being analysed; where there is no terminal, a line
+def showing_progress(bars_only: bool = False) -> Generator[ProgressCallback, None, None]:
+    """A progress that shows a bar for a training and a line for what is being analysed; where there is no terminal, a line
     now and then, or nothing with `bars_only`."""
     if not sys.stderr.isatty():
-        yield Watcher() if bars_only else _Lines().watcher
+        yield ProgressCallback() if bars_only else _Lines().progress
         return
     text, left = TextColumn("{task.description}"), TimeRemainingColumn()
     columns = (SpinnerColumn(), text, BarColumn(20), MofNCompleteColumn(), left)
     with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
-        yield _Bars(progress).watcher
+        yield _Bars(progress).progress
 
 
 class _Bars:
     def __init__(self, progress: Progress) -> None:
         self.progress, self.tasks = progress, {}
-        self.watcher = Watcher(say=self.say, train=self.train)
+        self.progress = ProgressCallback(say=self.say, train=self.train)
 
     def say(self, text: str) -> None:
         count = text.partition(" ")[2].partition(" ")[0].split("/")
@@ -51,7 +51,7 @@ class _Bars:
 class _Lines:
     def __init__(self) -> None:
         self.console, self.last, self.started = Console(stderr=True), 0.0, {}
-        self.watcher = Watcher(say=self.say, train=self.train)
+        self.progress = ProgressCallback(say=self.say, train=self.train)
 
     def say(self, text: str) -> None:
         self._line(text)

@@ -1,4 +1,4 @@
-"""Bench: the models and example sets of an experiment under their names, with the activations they share."""
+"""Session: the models and example sets of an experiment under their names, with the activations they share."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from mechmem.spec.registry import Component, InputError, suggest
 
 
 @dataclass
-class Bench:
+class Session:
     """What analyses work on. Activations are computed once and kept while they fit into `memory` bytes."""
 
     models: Mapping[str, Model] = field(default_factory=dict)
@@ -31,7 +31,7 @@ class Bench:
     """Accuracy of a guess (fraction)."""
     rule: Callable[[Tensor], Tensor] | None = None
     """The task's true answers to any prompts, also ones that no example set holds; -1 where it has none."""
-    memo: dict[Any, Any] = field(default_factory=dict)
+    cache: dict[Any, Any] = field(default_factory=dict)
     """Results that several analyses share."""
     n_forwarded: float = 0
     """Examples that went through a model so far: the cost of what was done, or of what is rehearsed."""

@@ -23,9 +23,9 @@ from mechmem.experiment.results import Run
 from mechmem.experiment.run import run
 from mechmem.experiment.spec import Experiment
 from mechmem.models.architecture import Architecture, Model
-from mechmem.session import Bench
+from mechmem.session import Session
 from mechmem.training.loop import train
-from mechmem.training.recipe import Phase, Recipe, Training
+from mechmem.training.recipe import Optimisation, Phase, Recipe
 from mechmem.training.store import Trained, own_folder
 
 Build = Callable[..., Model]
@@ -36,7 +36,7 @@ RECIPE = Recipe(
     name="tiny",
     task=FourDigitAddition(n_train=120, n_held_out=40, noise=UniformWrong(rate=0.25)),
     architecture=TINY,
-    training=Training(
+    optimisation=Optimisation(
         n_steps=20,
         batch_size=40,
         evaluate_every=5,
@@ -61,7 +61,7 @@ def small_spec(**fields: Any) -> dict[str, Any]:
         "control": {"kind": "random_direction", "n": 2},
     }
     returned = {
-        "condition": "patched",
+        "condition": "intervened",
         "prefix": "given",
         "place": "all",
         "measure": "logit_difference",
@@ -138,9 +138,9 @@ def other_model(random_models: Build) -> Model:
 
 
 @pytest.fixture
-def bench(model: Model, other_model: Model, examples: Examples, others: Examples) -> Bench:
+def session(model: Model, other_model: Model, examples: Examples, others: Examples) -> Session:
     """`after` and `before` are two random models, `noisy` and `clean` two sets of examples."""
-    return Bench(models={"after": model, "before": other_model}, example_sets={"noisy": examples, "clean": others})
+    return Session(models={"after": model, "before": other_model}, example_sets={"noisy": examples, "clean": others})
 
 
 @pytest.fixture(scope="session")

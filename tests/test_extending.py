@@ -40,8 +40,8 @@ def test_the_page_as_a_user_follows_it(folder):
     damped = pd.read_parquet(made / "tables" / "intervene.parquet")
     margins = damped[(damped["measure"] == "margin") & (damped["prefix"] == "given") & (damped["place"] == "all")]
     by = margins.pivot(index="factor", columns="condition", values="value")
-    assert by.loc[1.0, "patched"] == pytest.approx(by.loc[1.0, "unpatched"], abs=1e-4)  # neutral
-    assert by.loc[0.0, "patched"] < by.loc[1.0, "patched"] - 1
+    assert by.loc[1.0, "intervened"] == pytest.approx(by.loc[1.0, "baseline"], abs=1e-4)  # neutral
+    assert by.loc[0.0, "intervened"] < by.loc[1.0, "intervened"] - 1
     assert "norm of the head" in (made / "report.html").read_text()  # the user's own columns are explained
 
 

@@ -1,4 +1,4 @@
-"""Analysis: a bench of models and examples -> one tidy table."""
+"""Analysis: a session of models and examples -> one tidy table."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from typing import Any, ClassVar
 import pandas as pd
 from pydantic import Field
 
-from mechmem.session import Bench
+from mechmem.session import Session
 from mechmem.spec.registry import Component
 
 
-class Analysis(Component, shelf="analysis"):
+class Analysis(Component, registry="analysis"):
     """A question put to trained models, answered by one tidy table."""
 
     columns: ClassVar[Mapping[str, str]] = {}
@@ -27,18 +27,18 @@ class Analysis(Component, shelf="analysis"):
         return self.name or self.kind
 
     @abstractmethod
-    def table(self, bench: Bench) -> pd.DataFrame:
+    def table(self, session: Session) -> pd.DataFrame:
         """The table of one concrete analysis, nothing in it being swept any more."""
 
-    def run(self, bench: Bench, universe: Mapping[str, Sequence[Any]]) -> pd.DataFrame:
+    def run(self, session: Session, sweep_domain: Mapping[str, Sequence[Any]]) -> pd.DataFrame:
         """The tables of all members of the sweep, one below the other, the swept values as columns."""
         tables = []
-        members = self.unfold(universe)
+        members = self.expand(sweep_domain)
         of_several = {key for labels, _ in members for key, value in labels.items() if isinstance(value, (tuple, list))}
         for i, (labels, member) in enumerate(members, start=1):
             swept = ", ".join(f"{key} {_cell(value, True)}" for key, value in labels.items())
-            bench.say(f"{self.table_name} {i}/{len(members)} {swept}")
-            table = member.table(bench)
+            session.say(f"{self.table_name} {i}/{len(members)} {swept}")
+            table = member.table(session)
             for column, value in reversed(labels.items()):
                 if column not in table:
                     table.insert(0, column, [_cell(value, column in of_several)] * len(table))

@@ -8,7 +8,7 @@ from typing import ClassVar
 import pandas as pd
 
 from mechmem.analyses.analysis import Analysis
-from mechmem.session import Bench
+from mechmem.session import Session
 
 
 class Dynamics(Analysis):
@@ -26,10 +26,10 @@ class Dynamics(Analysis):
         "label": "name of the phase that the row stands at; empty for the curves as such",
     }
 
-    def table(self, bench: Bench) -> pd.DataFrame:
-        curves = pd.DataFrame(list(bench.curves)).assign(chance=bench.chance)
+    def table(self, session: Session) -> pd.DataFrame:
+        curves = pd.DataFrame(list(session.curves)).assign(chance=session.chance)
         long = curves.melt(id_vars="step", var_name="curve", value_name="value").assign(label="")
-        reached = [(name, step) for name, step in bench.phases.items() if step is not None]
+        reached = [(name, step) for name, step in session.phases.items() if step is not None]
         at_phases = [long[long["step"] == step].assign(label=name) for name, step in reached]
         marks = [{"step": step, "curve": "phase", "value": float(step), "label": name} for name, step in reached]
         table = pd.concat([long, *at_phases, pd.DataFrame(marks)], ignore_index=True)

@@ -71,11 +71,11 @@ def run(spec: Spec, overrides: Overrides = None, runs: Runs = HERE, as_json: Jso
     """Answer an experiment's question; a second run reuses all that is unchanged."""
     from mechmem.cli import summaries
     from mechmem.experiment import run as engine
-    from mechmem.progress import watching
+    from mechmem.progress import showing_progress
 
     experiment, file = _experiment(spec, overrides)
-    with watching() as watcher, _placed(file):
-        finished = engine.run(experiment, runs, watcher)
+    with showing_progress() as progress, _placed(file):
+        finished = engine.run(experiment, runs, progress)
     _tell(summaries.run_text, summaries.run_numbers, finished, as_json)
 
 
@@ -86,19 +86,19 @@ def check(spec: Spec, overrides: Overrides = None, runs: Runs = HERE, as_json: J
 
     from mechmem.experiment import run as engine
     from mechmem.experiment.cost import cost_of_training, seconds_per_example
-    from mechmem.progress import watching
+    from mechmem.progress import showing_progress
 
     if _is_training(spec):
         recipe = _recipe(spec, overrides)
-        costs = [labels | cost_of_training(cell) for labels, cell in recipe.unfold({})]
+        costs = [labels | cost_of_training(cell) for labels, cell in recipe.expand({})]
         if as_json or len(costs) == 1:
             _output({"training": recipe.name, **(costs[0] if len(costs) == 1 else {"cells": costs})}, as_json)
             return
         _echo(f"{spec} is valid: {len(costs)} trainings\n{pd.DataFrame(costs).to_string(index=False)}")
         return
     experiment, file = _experiment(spec, overrides)
-    with watching(bars_only=True) as watcher, _placed(file):
-        costs = engine.rehearse(experiment, watcher.say)
+    with showing_progress(bars_only=True) as progress, _placed(file):
+        costs = engine.rehearse(experiment, progress.say)
     seconds = seconds_per_example(experiment.training)
     n = len(experiment.seeds)
     rows = [
@@ -122,16 +122,16 @@ def check(spec: Spec, overrides: Overrides = None, runs: Runs = HERE, as_json: J
 def train(spec: Spec, overrides: Overrides = None, seed: Seed = 0, runs: Runs = HERE, as_json: Json = False) -> None:
     """Train a recipe (every cell of it, where it is a sweep) from scratch, or go on with an interrupted training."""
     from mechmem.cli import summaries
-    from mechmem.progress import watching
+    from mechmem.progress import showing_progress
     from mechmem.training.loop import train as train_recipe
     from mechmem.training.store import own_folder
 
     made = []
-    for labels, recipe in _recipe(spec, overrides).unfold({}):
+    for labels, recipe in _recipe(spec, overrides).expand({}):
         name = " ".join([recipe.name, *(f"{key} {value}" for key, value in labels.items())])
-        with watching() as watcher:
+        with showing_progress() as progress:
             folder = own_folder(recipe, seed, runs)
-            made.append(train_recipe(recipe, seed, folder, lambda *event, name=name: watcher.train(name, *event)))
+            made.append(train_recipe(recipe, seed, folder, lambda *event, name=name: progress.train(name, *event)))
         if not as_json:
             _echo(summaries.training_text(made[-1]))
     if as_json:
@@ -141,24 +141,24 @@ def train(spec: Spec, overrides: Overrides = None, seed: Seed = 0, runs: Runs = 
 
 @app.command("list")
 def list_(runs: Runs = HERE, as_json: Json = False) -> None:
-    """What there is: experiments, trainings, runs, and the kinds of every shelf."""
+    """What there is: experiments, trainings, runs, and the kinds of every registry."""
     from mechmem.experiment.results import all_runs
     from mechmem.training import store as checkpoints
 
-    shelves = _shelves()
+    registries = _registries()
     found = {
         "experiments": sorted(str(path) for path in Path("experiments").glob("*.yaml")),
         "trainings": checkpoints.names(runs),
         "runs": [path.name for path in all_runs(runs)],
-        "kinds": {shelf: list(members) for shelf, members in shelves.items()},
+        "kinds": {registry: list(members) for registry, members in registries.items()},
     }
     if as_json:
         _output(found, True)
         return
     for name in ("experiments", "trainings", "runs"):
         _echo(f"{name}\n  " + ("\n  ".join(found[name]) or "none"))
-    for shelf, members in shelves.items():
-        _echo(f"{shelf} kinds")
+    for registry, members in registries.items():
+        _echo(f"{registry} kinds")
         for kind, member in members.items():
             _echo(f"  {kind:<22} {(member.__doc__ or '').strip().splitlines()[0]}")
 
@@ -176,7 +176,7 @@ def show(
     from mechmem.spec.registry import InputError, suggest
     from mechmem.training import store as checkpoints
 
-    kinds = {kind: member for members in _shelves().values() for kind, member in members.items()}
+    kinds = {kind: member for members in _registries().values() for kind, member in members.items()}
     found = [path for path in all_runs(runs) if path.name == name or path.name.rsplit("-", 1)[0] == name]
     if name in kinds:
         _tell(summaries.kind_text, summaries.kind_numbers, kinds[name], as_json)
@@ -300,12 +300,12 @@ def _placed(file: Any) -> Any:
     return placing()
 
 
-def _shelves() -> dict[str, dict[str, Any]]:
-    import mechmem.experiment  # noqa: F401  fills the shelves
+def _registries() -> dict[str, dict[str, Any]]:
+    import mechmem.experiment  # noqa: F401  fills the registries
     from mechmem.spec.registry import Component, load_all
 
     load_all()
-    return {shelf: dict(sorted(members.items())) for shelf, members in Component.shelves.items()}
+    return {registry: dict(sorted(members.items())) for registry, members in Component.registries.items()}
 
 
 def _tell(text: Callable[[Any], str], numbers: Callable[[Any], Any], of: Any, as_json: bool) -> None:

@@ -46,7 +46,7 @@ def training_numbers(trained: Trained) -> dict[str, Any]:
 
 def kind_text(kind: type[Component]) -> str:
     """The documentation of a kind, its fields, and the columns of its table if it makes one."""
-    lines = [f"{kind.kind} ({kind.shelf})", "", inspect.getdoc(kind) or "", ""]
+    lines = [f"{kind.kind} ({kind.registry})", "", inspect.getdoc(kind) or "", ""]
     for name, field in kind.model_fields.items():
         default = "required" if field.is_required() else f"default {field.default!r}"
         lines.append(f"  {name:<18} {default}{'  ' + field.description if field.description else ''}")
@@ -61,7 +61,7 @@ def kind_numbers(kind: type[Component]) -> dict[str, Any]:
         name: {"type": str(field.annotation), "default": None if field.is_required() else repr(field.default)}
         for name, field in kind.model_fields.items()
     }
-    return {"kind": kind.kind, "shelf": kind.shelf, "doc": inspect.getdoc(kind), "fields": fields}
+    return {"kind": kind.kind, "registry": kind.registry, "doc": inspect.getdoc(kind), "fields": fields}
 
 
 def _interval(low: float | None, high: float | None) -> str:

@@ -39,7 +39,7 @@ class Examples:
     prefix: Label = "given"
     index: Int[Tensor, " n"] = field(default_factory=lambda: torch.empty(0, dtype=torch.long))
     """Row of each example in the set it was selected from."""
-    counterpart: Examples | None = None
+    counterfactual: Examples | None = None
     """The minimal pair of each row, where the set was made with pairs."""
     parent: Examples | None = None
     """The set that these rows were selected from; none for a set of its own."""
@@ -68,9 +68,9 @@ class Examples:
     def labels(self, label: AnyLabel) -> Int[Tensor, "n n_answer"]:
         """The given labels, the true ones, or the true ones of the minimal pairs (InputError where there are none)."""
         if label == "pair":
-            if self.counterpart is None:
+            if self.counterfactual is None:
                 raise InputError("a measure of the pair's label needs an example set that was made with `pair:`")
-            return self.counterpart.true
+            return self.counterfactual.true
         return self.given if label == "given" else self.true
 
     @cached_property
@@ -80,8 +80,8 @@ class Examples:
 
     def with_prefix(self, prefix: Label) -> Self:
         """The same examples, the model being fed the earlier tokens of this label."""
-        counterpart = self.counterpart and self.counterpart.with_prefix(prefix)
-        return replace(self, prefix=prefix, counterpart=counterpart)
+        counterfactual = self.counterfactual and self.counterfactual.with_prefix(prefix)
+        return replace(self, prefix=prefix, counterfactual=counterfactual)
 
     def continued_with(self, answer: Int[Tensor, "n n_answer"]) -> Self:
         """The same examples, the model being fed the earlier tokens of `answer` (greedy decoding)."""
@@ -93,26 +93,28 @@ class Examples:
             self,
             **{name: getattr(self, name)[rows] for name in ("prompt", "given", "true", "is_noisy", "index")},
             variables={name: value[rows] for name, value in self.variables.items()},
-            counterpart=self.counterpart and self.counterpart.select(rows),
+            counterfactual=self.counterfactual and self.counterfactual.select(rows),
             parent=self if self.parent is None else self.parent,
         )
 
     def as_set(self) -> Self:
         """The same examples as a set of their own: their rows count from 0."""
-        counterpart = self.counterpart and self.counterpart.as_set()
-        return replace(self, index=torch.arange(len(self)), counterpart=counterpart, parent=None)
+        counterfactual = self.counterfactual and self.counterfactual.as_set()
+        return replace(self, index=torch.arange(len(self)), counterfactual=counterfactual, parent=None)
 
     def represented_by(self, n: int) -> Self:
         """The first n, at most, as a set in which each stands for as many as it takes to be all."""
         few = self.select(torch.arange(min(n, len(self)))).as_set()
         weight = len(self) / len(few)
-        return replace(few, weight=weight, counterpart=few.counterpart and replace(few.counterpart, weight=weight))
+        return replace(
+            few, weight=weight, counterfactual=few.counterfactual and replace(few.counterfactual, weight=weight)
+        )
 
     def to(self, device: torch.device | str) -> Self:
         """The same examples on another device."""
         moved = {name: getattr(self, name).to(device) for name in ("prompt", "given", "true", "is_noisy", "index")}
         variables = {name: value.to(device) for name, value in self.variables.items()}
-        others = {n: e and e.to(device) for n, e in (("counterpart", self.counterpart), ("parent", self.parent))}
+        others = {n: e and e.to(device) for n, e in (("counterfactual", self.counterfactual), ("parent", self.parent))}
         return replace(self, **moved, **others, variables=variables)
 
     @cached_property
@@ -139,6 +141,6 @@ def concatenate(first: Examples, second: Examples) -> Examples:
         **{n: torch.cat([getattr(first, n), getattr(second, n)]) for n in ("prompt", "given", "true", "is_noisy")},
         variables={n: torch.cat([first.variables[n], second.variables[n]]) for n in first.variables if n in shared},
         index=torch.arange(len(first) + len(second)),
-        counterpart=None,
+        counterfactual=None,
         parent=None,
     )

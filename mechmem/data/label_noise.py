@@ -12,7 +12,7 @@ from torch import Tensor
 from mechmem.spec.registry import Component, InputError
 
 
-class LabelNoise(Component, shelf="noise"):
+class LabelNoise(Component, registry="noise"):
     """A share of the training labels is replaced by wrong ones; which, and by what, follows from `seed` alone."""
 
     rate: float = Field(0.05, ge=0, le=1)

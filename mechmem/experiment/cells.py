@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from mechmem.analyses.analysis import Analysis
 from mechmem.experiment.spec import PLUGINS, Experiment
-from mechmem.session import Bench
+from mechmem.session import Session
 from mechmem.spec.files import write
 from mechmem.spec.registry import InputError, digest
 from mechmem.training.loop import train
@@ -27,7 +27,7 @@ NOT_ENGINE = {
     "cli.py",
     "runs.py",
     "results.py",
-    "subjects.py",
+    "trained_runs.py",
     "report.py",
     "claims.py",
     "specs.py",
@@ -41,46 +41,52 @@ NOT_ENGINE = {
 
 
 @dataclass
-class Watcher:
+class ProgressCallback:
     """Told how a run goes on; the default is silent."""
 
     say: Callable[[str], None] = lambda _: None
     train: Callable[[str, int, int, dict[str, float]], None] = lambda *_: None
 
 
-class Subject:
+class TrainedRun:
     """One training under study, and the tables that are made from it."""
 
     def __init__(
-        self, experiment: Experiment, recipe: Recipe, seed: int, runs: Path, watcher: Watcher, swept: Mapping[str, Any]
+        self,
+        experiment: Experiment,
+        recipe: Recipe,
+        seed: int,
+        runs: Path,
+        progress: ProgressCallback,
+        swept: Mapping[str, Any],
     ) -> None:
-        self.experiment, self.recipe, self.seed, self.runs, self.watcher = experiment, recipe, seed, runs, watcher
+        self.experiment, self.recipe, self.seed, self.runs, self.progress = experiment, recipe, seed, runs, progress
         self.trained = self.training(recipe, swept)
-        self._bench: Bench | None = None
+        self._session: Session | None = None
 
     def training(self, recipe: Recipe, swept: Mapping[str, Any] = MappingProxyType({})) -> Trained:
-        name = cell_name(recipe, swept, self.seed)
+        name = run_label(recipe, swept, self.seed)
         return train(
-            recipe, self.seed, folder_of(recipe, self.seed, self.runs), lambda *event: self.watcher.train(name, *event)
+            recipe, self.seed, folder_of(recipe, self.seed, self.runs), lambda *event: self.progress.train(name, *event)
         )
 
     @property
-    def bench(self) -> Bench:
-        if self._bench is None:
+    def session(self) -> Session:
+        if self._session is None:
             experiment, models = self.experiment, {}
             for name, ref in experiment.checkpoints.items():
                 trained = self.trained if ref.training is None else self.training(ref.training)
                 models[name] = trained.at(ref.at)
-            self._bench = Bench(
+            self._session = Session(
                 models=models,
                 example_sets={name: chosen.of(self.recipe.task) for name, chosen in experiment.examples.items()},
                 curves=self.trained.record["curves"],
                 phases=self.trained.phases,
                 chance=self.recipe.task.chance,
                 rule=self.recipe.task.answers,
-                say=self.watcher.say,
+                say=self.progress.say,
             )
-        return self._bench
+        return self._session
 
     def table(self, i: int, analysis: Analysis) -> tuple[pd.DataFrame, bool]:
         """The table, and whether it had to be computed."""
@@ -93,7 +99,7 @@ class Subject:
             except (OSError, ValueError):
                 path.unlink()  # cut off by a crash of the machine: made again
         try:
-            table = analysis.run(self.bench, self.experiment.universe(self.recipe))
+            table = analysis.run(self.session, self.experiment.sweep_domain(self.recipe))
         except InputError as error:
             raise BlockError(("analyses", i), str(error)) from error
         write(path, table.to_parquet(index=False))
@@ -114,7 +120,7 @@ class Subject:
         )
 
 
-def cell_name(recipe: Recipe, swept: Mapping[str, Any], seed: int) -> str:
+def run_label(recipe: Recipe, swept: Mapping[str, Any], seed: int) -> str:
     """`fda_capacity d_model 32 seed 0`: a training by its name, what is swept in it, and its seed."""
     cell = {key: value for key, value in swept.items() if key != "training"} | {"seed": seed}
     return " ".join([recipe.name, *(f"{key} {value}" for key, value in cell.items())])

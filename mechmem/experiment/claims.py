@@ -244,7 +244,7 @@ class _Sentence(string.Formatter):
         raise InputError(f"{name} has no {attribute!r}; {suggest(attribute, ['percent', 'number', *measured.labels])}")
 
 
-def spoken_of(template: str) -> list[str]:
+def template_fields(template: str) -> list[str]:
     """The names in a template's braces. Raises InputError if it is none."""
     try:
         return [field.partition(".")[0] for _, field, _, _ in string.Formatter().parse(template) if field is not None]
@@ -252,7 +252,7 @@ def spoken_of(template: str) -> list[str]:
         raise InputError(f"the answer {template!r} cannot be filled in: {error}") from error
 
 
-def sentence(template: str, measured: Mapping[str, Measured], verdicts: Mapping[str, str] | None = None) -> str:
+def render_answer(template: str, measured: Mapping[str, Measured], verdicts: Mapping[str, str] | None = None) -> str:
     """The answer: `{returned.percent} of the true answers return when layer {best.layer} is patched; C7: {C7.verdict}`."""
     try:
         return " ".join(_Sentence().vformat(template, (), {**(verdicts or {}), **measured}).split())

@@ -13,7 +13,7 @@ from mechmem.training.recipe import Recipe
 
 def seconds_per_example(recipe: Recipe) -> float:
     """Seconds that an example takes to go through the model (the first one of a sweep)."""
-    _, cell = recipe.unfold({})[0]
+    _, cell = recipe.expand({})[0]
     examples, model = cell.task.sample("held_out"), cell.build(0)
     tokens = examples.tokens[:500]
     with torch.no_grad():
@@ -26,7 +26,7 @@ def seconds_per_example(recipe: Recipe) -> float:
 def cost_of_training(recipe: Recipe) -> dict[str, Any]:
     """Parameters, instances, steps and minutes of a training, with its hash."""
     examples = recipe.task.training_set()
-    size = min(recipe.training.batch_size, len(examples))
+    size = min(recipe.optimisation.batch_size, len(examples))
     model, start = recipe.build(0), time.monotonic()
     forward(model, examples.tokens[:size], examples.n_answer)[0].sum().backward()
     seconds = time.monotonic() - start
@@ -34,6 +34,6 @@ def cost_of_training(recipe: Recipe) -> dict[str, Any]:
         "recipe_hash": recipe.recipe_hash,
         "parameters": sum(p.numel() for p in model.parameters()),
         "training_instances": len(examples),
-        "steps": recipe.training.n_steps,
-        "minutes": round(seconds * recipe.training.n_steps / 60, 1),
+        "steps": recipe.optimisation.n_steps,
+        "minutes": round(seconds * recipe.optimisation.n_steps / 60, 1),
     }

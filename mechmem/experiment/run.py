@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock, Timeout
 
-from mechmem.experiment.cells import BlockError, Subject, Watcher, cell_name
-from mechmem.experiment.claims import Measured, sentence
+from mechmem.experiment.cells import BlockError, ProgressCallback, TrainedRun, run_label
+from mechmem.experiment.claims import Measured, render_answer
 from mechmem.experiment.results import RUNS, Run, draw
 from mechmem.experiment.spec import PLUGINS, Experiment
-from mechmem.session import Bench
+from mechmem.session import Session
 from mechmem.spec.files import FileError, read_json, write, write_json
 from mechmem.spec.provenance import provenance
 from mechmem.spec.registry import InputError
@@ -26,22 +26,22 @@ if TYPE_CHECKING:
     import pandas as pd
 
 
-def run(experiment: Experiment, runs: Path = RUNS, watcher: Watcher | None = None) -> Run:
+def run(experiment: Experiment, runs: Path = RUNS, progress: ProgressCallback | None = None) -> Run:
     """Answer the experiment's question: train what is missing, compute what is not at hand, report.
 
     Raises InputError where the spec asks for what cannot be, FileError where the machine fails.
     """
-    watcher, folder = watcher or Watcher(), runs / f"{experiment.name}-{experiment.content_hash}"
-    with locked(folder, watcher.say):
+    progress, folder = progress or ProgressCallback(), runs / f"{experiment.name}-{experiment.content_hash}"
+    with locked(folder, progress.say):
         started, computed = time.monotonic(), []
-        subjects = list(_subjects(experiment))
+        trained_runs = list(_trained_runs(experiment))
         if missing_trainings(experiment, runs):
             rehearse(experiment)  # nothing is trained for a spec that cannot run
         tables: dict[str, list[pd.DataFrame]] = {analysis.table_name: [] for analysis in experiment.analyses}
-        for labels, recipe, seed in subjects:
-            subject = Subject(experiment, recipe, seed, runs, watcher, labels)
+        for labels, recipe, seed in trained_runs:
+            trained_run = TrainedRun(experiment, recipe, seed, runs, progress, labels)
             for i, analysis in enumerate(experiment.analyses):
-                table, is_new = subject.table(i, analysis)
+                table, is_new = trained_run.table(i, analysis)
                 computed += [analysis.table_name] if is_new else []
                 tables[analysis.table_name].append(_labelled(table, labels | {"seed": seed}))
         return _finish(experiment, folder, _joined(tables), computed, time.monotonic() - started)
@@ -50,15 +50,15 @@ def run(experiment: Experiment, runs: Path = RUNS, watcher: Watcher | None = Non
 def missing_trainings(experiment: Experiment, runs: Path = RUNS) -> dict[str, Recipe]:
     """By name, every training that a run would have to make first."""
     others = [ref.training for ref in experiment.checkpoints.values() if ref.training is not None]
-    wanted = [*_subjects(experiment), *(({}, recipe, seed) for recipe in others for seed in experiment.seeds)]
+    wanted = [*_trained_runs(experiment), *(({}, recipe, seed) for recipe in others for seed in experiment.seeds)]
     return {
-        cell_name(recipe, swept, seed): recipe
+        run_label(recipe, swept, seed): recipe
         for swept, recipe, seed in wanted
         if not (folder_of(recipe, seed, runs) / "training.json").exists()
     }
 
 
-def _subjects(experiment: Experiment) -> Iterator[tuple[dict[str, Any], Recipe, int]]:
+def _trained_runs(experiment: Experiment) -> Iterator[tuple[dict[str, Any], Recipe, int]]:
     """(swept values of the recipe, recipe, seed) of every training of the experiment."""
     for labels, recipe in _recipes(experiment):
         for seed in experiment.seeds:
@@ -68,7 +68,7 @@ def _subjects(experiment: Experiment) -> Iterator[tuple[dict[str, Any], Recipe, 
 def _recipes(experiment: Experiment) -> Iterator[tuple[dict[str, Any], Recipe]]:
     for training in (experiment.training, *experiment.also):
         named = {"training": training.name} if experiment.also else {}
-        for labels, recipe in training.unfold({}):
+        for labels, recipe in training.expand({}):
             yield named | labels, recipe
 
 
@@ -97,7 +97,7 @@ def rehearse(experiment: Experiment, say: Callable[[str], None] = lambda _: None
             tables[name] += [_labelled(table.copy(), labels | {"seed": seed}) for seed in experiment.seeds]
     joined = _joined(tables)
     measured = _measured(experiment, joined)
-    sentence(experiment.answer, measured, _verdicts(_judged(experiment, measured)))
+    render_answer(experiment.answer, measured, _verdicts(_judged(experiment, measured)))
     for i, figure in enumerate(experiment.figures):
         try:
             figure.draw(joined[figure.table])
@@ -117,16 +117,16 @@ def _rehearsed(
     curve = {"step": 0, "clean": 0.0, "memorised": 0.0, "corrected": 0.0, "held_out": 0.0}
     phases = dict.fromkeys(PHASES, 0)
     task = recipe.task
-    bench = Bench(models, few, curves=[curve], phases=phases, chance=task.chance, is_rehearsal=True)
-    bench.rule, bench.say = task.answers, say
+    session = Session(models, few, curves=[curve], phases=phases, chance=task.chance, is_rehearsal=True)
+    session.rule, session.say = task.answers, say
     rehearsed = {}
     for i, analysis in enumerate(experiment.analyses):
-        before = bench.n_forwarded
+        before = session.n_forwarded
         try:
-            table = analysis.run(bench, experiment.universe(recipe))
+            table = analysis.run(session, experiment.sweep_domain(recipe))
         except InputError as error:
             raise BlockError(("analyses", i), str(error)) from error
-        rehearsed[analysis.table_name] = (table, round(bench.n_forwarded - before))
+        rehearsed[analysis.table_name] = (table, round(session.n_forwarded - before))
     return rehearsed
 
 
@@ -158,7 +158,7 @@ def _finish(
         record = read_json(record_path)  # nothing was computed anew: time and machine stay those of the computation
     record |= {
         "question": experiment.question,
-        "answer": sentence(experiment.answer, measured, _verdicts(claims))
+        "answer": render_answer(experiment.answer, measured, _verdicts(claims))
         or "See the tables: the spec states no answer.",
         "quantities": {name: vars(m) | {"labels": _readable(m.labels)} for name, m in measured.items()},
         "claims": claims,

@@ -16,7 +16,7 @@ from torch import Tensor
 from mechmem.analyses.analysis import Analysis
 from mechmem.data.examples import Examples, Label
 from mechmem.data.tasks.task import MinimalPair, Task
-from mechmem.experiment.claims import Claim, Quantity, spoken_of
+from mechmem.experiment.claims import Claim, Quantity, template_fields
 from mechmem.report.figures.figure import Figure
 from mechmem.spec.files import read_json
 from mechmem.spec.registry import Component, InputError, suggest
@@ -149,7 +149,7 @@ class Experiment(Component):
     @classmethod
     def _speaks_of_what_is_known(cls, answer: str, info: ValidationInfo) -> str:
         known = [*info.data.get("quantities", ()), *(claim.id for claim in info.data.get("claims", ()))]
-        for name in spoken_of(answer):
+        for name in template_fields(answer):
             if name not in known:
                 raise ValueError(f"the answer speaks of {name!r}; {suggest(name, known)}")
         return answer
@@ -177,7 +177,7 @@ class Experiment(Component):
     @model_validator(mode="after")
     def _checkpoints_will_be_kept(self) -> Self:
         for name, ref in self.checkpoints.items():
-            training = (ref.training or self.training).training
+            training = (ref.training or self.training).optimisation
             if ref.step is not None and not training.keeps(ref.step):
                 raise ValueError(
                     f"checkpoints.{name}: {(ref.training or self.training).name} keeps no checkpoint of step {ref.step}, "
@@ -194,7 +194,7 @@ class Experiment(Component):
             load_plugins([name for name in plugins if isinstance(name, str)], Path(path).parent)
         return file.build(cls)
 
-    def universe(self, recipe: Recipe) -> Mapping[str, Sequence[Any]]:
+    def sweep_domain(self, recipe: Recipe) -> Mapping[str, Sequence[Any]]:
         """What `each: all` means, by field."""
         positions = next(iter(self.examples.values()), ExampleSet(n=1)).of(recipe.task).positions
         return {
@@ -211,7 +211,7 @@ PLUGINS: dict[str, Path] = {}
 
 
 def load_plugins(names: Sequence[str], folder: Path) -> None:
-    """Run Python files that add components to the shelves. Raises InputError if one is missing or fails."""
+    """Run Python files that add components to the registries. Raises InputError if one is missing or fails."""
     for name in names:
         path = folder / name
         if not path.is_file() or path.suffix != ".py":

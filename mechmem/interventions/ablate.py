@@ -13,7 +13,7 @@ from mechmem.data.examples import Examples
 from mechmem.interventions.intervention import UnitIntervention
 from mechmem.interventions.patch import fitting
 from mechmem.models.architecture import Model
-from mechmem.session import Bench
+from mechmem.session import Session
 from mechmem.spec.registry import InputError, Swept, digest
 
 
@@ -28,26 +28,30 @@ class Ablate(UnitIntervention):
     Source: arXiv:2211.00593 (means), arXiv:2409.09951 (a comparison).
     """
 
-    how: Swept[Literal["zero", "mean", "resample", "gaussian"]] = "mean"
+    method: Swept[Literal["zero", "mean", "resample", "gaussian"]] = "mean"
     """`gaussian` draws from a normal distribution with the set's mean and standard deviation, anew for each example."""
-    over: Swept[str | None] = None
+    reference_set: Swept[str | None] = None
     """Set of the mean, the other examples or the spread, fed the same label's prefix as the patched one; the set that
     the examples are from unless given. Not looked at by `zero`."""
     seed: Swept[int] = 0
     """Seed of `resample` and `gaussian`: an example gets the same at every call, also when few of its set are run."""
 
-    def replacement(self, hook: str, model: Model, examples: Examples, bench: Bench) -> Callable[[Tensor], Tensor]:
-        if self.how == "zero":
+    def replacement(self, hook: str, model: Model, examples: Examples, session: Session) -> Callable[[Tensor], Tensor]:
+        if self.method == "zero":
             return torch.zeros_like
-        over = examples.whole if self.over is None else bench.examples(self.over).with_prefix(examples.prefix)
-        value = self._value(bench.activation(model, over, hook), hook, examples, over)
+        over = (
+            examples.whole
+            if self.reference_set is None
+            else session.examples(self.reference_set).with_prefix(examples.prefix)
+        )
+        value = self._value(session.activation(model, over, hook), hook, examples, over)
         return lambda activation: fitting(value, activation, hook)
 
     def _value(self, values: Tensor, hook: str, examples: Examples, over: Examples) -> Tensor:
-        if self.how == "mean":
+        if self.method == "mean":
             return values.mean(dim=0, keepdim=True)
         rows = examples.index.to(values.device)
-        if self.how == "resample":
+        if self.method == "resample":
             return values[donors(examples.whole, over, self.seed).to(values.device)[rows]]
         drawn = noise(len(examples.whole), values.shape[1:], int(digest([self.seed, hook]), 16)).to(values)[rows]
         return values.mean(dim=0) + values.std(dim=0, correction=0) * drawn

@@ -13,7 +13,7 @@ from mechmem.data.examples import Examples
 from mechmem.interventions.intervention import Intervention
 from mechmem.models.architecture import Model
 from mechmem.models.fast import Edit
-from mechmem.session import Bench
+from mechmem.session import Session
 from mechmem.spec.registry import InputError
 
 
@@ -23,14 +23,14 @@ class InterventionError(RuntimeError):
 
 @contextmanager
 def applied(
-    model: Model, interventions: Sequence[Intervention], examples: Examples, bench: Bench | None = None
+    model: Model, interventions: Sequence[Intervention], examples: Examples, session: Session | None = None
 ) -> Generator[Model, None, None]:
     """The model with the interventions in force, for forwards on `examples.tokens`.
 
     Site, layer, head and position are checked before the body runs (InputError). On leaving, every edit must have
     fired once in every forward (InterventionError otherwise). Removes its own hooks only, also after an exception.
     """
-    edits = [edit for part in interventions for edit in part.edits(model, examples, bench or Bench())]
+    edits = [edit for part in interventions for edit in part.edits(model, examples, session or Session())]
     fired: Counter[int] = Counter()
     hooks: list[tuple[str | Callable[..., Any], Callable[..., Any]]] = [
         (edit.hook, _counted(edit, i, fired)) for i, edit in enumerate(edits)

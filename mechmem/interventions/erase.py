@@ -16,7 +16,7 @@ from mechmem.interventions.intervention import SiteIntervention, position_indice
 from mechmem.interventions.subspace import Eraser, class_code, leace, random_subspace, variance_matched
 from mechmem.models import sites
 from mechmem.models.architecture import Model
-from mechmem.session import Bench
+from mechmem.session import Session
 from mechmem.spec.registry import InputError, Swept, suggest
 
 LEAST = 0.05
@@ -62,10 +62,10 @@ class Erase(SiteIntervention):
             raise ValueError("inlp needs classes; `n_codes` is for leace and its controls")
         return self
 
-    def erasers(self, model: Model, examples: Examples, bench: Bench) -> dict[tuple[str, str], Eraser]:
+    def erasers(self, model: Model, examples: Examples, session: Session) -> dict[tuple[str, str], Eraser]:
         """The fitted eraser of every (hook, position) that this touches, with its `rank` and `variance_left`."""
         return {
-            (hook, name): self._eraser(hook, index, model, examples, bench)
+            (hook, name): self._eraser(hook, index, model, examples, session)
             for hook in self.hooks(model)
             for name, index in self.positions(examples).items()
         }
@@ -77,9 +77,9 @@ class Erase(SiteIntervention):
             )
         return super().hooks(model)
 
-    def replacement(self, hook: str, model: Model, examples: Examples, bench: Bench) -> Callable[[Tensor], Tensor]:
+    def replacement(self, hook: str, model: Model, examples: Examples, session: Session) -> Callable[[Tensor], Tensor]:
         chosen = self.positions(examples).values()
-        fitted = {index: self._eraser(hook, index, model, examples, bench) for index in chosen}
+        fitted = {index: self._eraser(hook, index, model, examples, session) for index in chosen}
 
         def erased(activation: Tensor) -> Tensor:
             columns = list(activation.unbind(dim=1))
@@ -94,15 +94,15 @@ class Erase(SiteIntervention):
         chosen = position_indices(self.position, examples)
         return {name: index for name, index in examples.positions.items() if index in chosen}
 
-    def _eraser(self, hook: str, index: int, model: Model, examples: Examples, bench: Bench) -> Eraser:
-        fit = bench.examples(self.fit_on).with_prefix(examples.prefix)
+    def _eraser(self, hook: str, index: int, model: Model, examples: Examples, session: Session) -> Eraser:
+        fit = session.examples(self.fit_on).with_prefix(examples.prefix)
         key = ("eraser", model, fit.key, hook, index, self._how)
-        if key not in bench.memo:
-            labels = self._labels(fit, bench)
-            x = bench.activation(model, fit, hook)[:, index]
-            like = None if self._matched is None else self._matched._eraser(hook, index, model, examples, bench)
-            bench.memo[key] = self._fit(x, labels.to(x.device), like, f"{hook}, position {index}", bench)
-        return bench.memo[key]
+        if key not in session.cache:
+            labels = self._labels(fit, session)
+            x = session.activation(model, fit, hook)[:, index]
+            like = None if self._matched is None else self._matched._eraser(hook, index, model, examples, session)
+            session.cache[key] = self._fit(x, labels.to(x.device), like, f"{hook}, position {index}", session)
+        return session.cache[key]
 
     @property
     def _how(self) -> tuple[object, ...]:
@@ -116,41 +116,41 @@ class Erase(SiteIntervention):
             return None
         return self.model_copy(update={"method": self.matched_to, "rank": None, "seed": 0})
 
-    def _labels(self, fit: Examples, bench: Bench) -> Tensor:
+    def _labels(self, fit: Examples, session: Session) -> Tensor:
         """The classes of the variable, numbered from 0."""
         if self.variable not in fit.variables:
             raise InputError(f"there is no variable {self.variable!r}; {suggest(self.variable, fit.variables)}")
         values, labels = fit.variables[self.variable].unique(return_inverse=True)
-        if len(fit) < 3 or (len(values) < 2 and not bench.is_rehearsal):
+        if len(fit) < 3 or (len(values) < 2 and not session.is_rehearsal):
             raise InputError(
                 f"{self.fit_on!r} has {len(fit)} examples and {len(values)} values of {self.variable}: "
                 "nothing can be learnt from it"
             )
-        if self.n_codes is not None and self.n_codes >= len(values) and not bench.is_rehearsal:
+        if self.n_codes is not None and self.n_codes >= len(values) and not session.is_rehearsal:
             raise InputError(
                 f"n_codes {self.n_codes} is more than the {len(values) - 1} directions in which the {len(values)} values of "
                 f"{self.variable} in {self.fit_on!r} can differ; lower it, or leave it out"
             )
         return labels
 
-    def _fit(self, x: Tensor, labels: Tensor, like: Eraser | None, where: str, bench: Bench) -> Eraser:
+    def _fit(self, x: Tensor, labels: Tensor, like: Eraser | None, where: str, session: Session) -> Eraser:
         if self.method == "inlp":
-            return self._checked(inlp(x, labels, self.split_seed), x, labels, where, bench)
+            return self._checked(inlp(x, labels, self.split_seed), x, labels, where, session)
         if self.method == "leace":
             code = class_code(x, labels, self.n_codes) if self.n_codes else F.one_hot(labels).float()
-            return self._checked(leace(x, code), x, None if self.n_codes else labels, where, bench)
+            return self._checked(leace(x, code), x, None if self.n_codes else labels, where, session)
         rank = like.rank if like is not None and self.rank is None else self.rank or 0
         if self.method == "random" or like is None:
-            return self._checked(random_subspace(x, rank, self.seed), x, None, where, bench)
+            return self._checked(random_subspace(x, rank, self.seed), x, None, where, session)
         found = variance_matched(x, rank, like.variance_left, self.seed)
-        if not bench.is_rehearsal and abs(found.variance_left - like.variance_left) > 1e-3:
+        if not session.is_rehearsal and abs(found.variance_left - like.variance_left) > 1e-3:
             name = self.matched_to.upper()
             raise InputError(f"no {rank} dimensions at {where} hold as much variance as {name} removes; raise `rank`")
-        return self._checked(found, x, None, where, bench)
+        return self._checked(found, x, None, where, session)
 
-    def _checked(self, eraser: Eraser, x: Tensor, labels: Tensor | None, where: str, bench: Bench) -> Eraser:
+    def _checked(self, eraser: Eraser, x: Tensor, labels: Tensor | None, where: str, session: Session) -> Eraser:
         n_classes, d = 0 if labels is None else int(labels.max()) + 1, x.shape[1]
-        if bench.is_rehearsal or (eraser.variance_left >= LEAST and n_classes - 1 < d):
+        if session.is_rehearsal or (eraser.variance_left >= LEAST and n_classes - 1 < d):
             return eraser
         wrong = (
             f"{n_classes} values do not go into {d} dimensions" if n_classes > d else "hardly anything would be left"

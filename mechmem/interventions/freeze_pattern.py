@@ -12,7 +12,7 @@ from mechmem.interventions.intervention import Indices, Intervention, Names
 from mechmem.interventions.patch import Patch, Source
 from mechmem.models.architecture import Model
 from mechmem.models.fast import Edit
-from mechmem.session import Bench
+from mechmem.session import Session
 from mechmem.spec.registry import Swept
 
 
@@ -40,8 +40,8 @@ class FreezePattern(Intervention):
     def _live(cls, value: Any) -> Any:
         return Source(live=value) if isinstance(value, (torch.nn.Module, Examples)) else value
 
-    def edits(self, model: Model, examples: Examples, bench: Bench) -> list[Edit]:
+    def edits(self, model: Model, examples: Examples, session: Session) -> list[Edit]:
         layers = tuple(range(model.cfg.n_layers)) if self.layer is None else self.layer
         source = self.source or Source(live=model)
         patch = Patch(site="pattern", layer=layers, head=self.head, position=self.position, source=source)
-        return patch.edits(model, examples, bench)
+        return patch.edits(model, examples, session)

@@ -12,18 +12,18 @@ from mechmem.data.examples import Examples
 from mechmem.models import sites
 from mechmem.models.architecture import Model
 from mechmem.models.fast import Edit
-from mechmem.session import Bench
+from mechmem.session import Session
 from mechmem.spec.registry import Component, InputError, Swept, suggest
 
 Names = str | tuple[str, ...]
 Indices = int | tuple[int, ...]
 
 
-class Intervention(Component, shelf="intervention"):
+class Intervention(Component, registry="intervention"):
     """A change of a model's activations, stated before any model is at hand."""
 
     @abstractmethod
-    def edits(self, model: Model, examples: Examples, bench: Bench) -> list[Edit]:
+    def edits(self, model: Model, examples: Examples, session: Session) -> list[Edit]:
         """The pure tensor -> tensor functions that make this change on these examples.
 
         Whatever is learnt from data (means, erasers) is fitted here and lives in the functions, never on the spec.
@@ -41,12 +41,12 @@ class SiteIntervention(Intervention):
     """Named positions (or `readout`, all that answer tokens are read from); every position unless given."""
 
     @abstractmethod
-    def replacement(self, hook: str, model: Model, examples: Examples, bench: Bench) -> Any:
+    def replacement(self, hook: str, model: Model, examples: Examples, session: Session) -> Any:
         """A function from the activation at this hook to what takes its place where it is chosen."""
 
-    def edits(self, model: Model, examples: Examples, bench: Bench) -> list[Edit]:
+    def edits(self, model: Model, examples: Examples, session: Session) -> list[Edit]:
         return [
-            Edit(hook, _where(self.mask(model, examples), self.replacement(hook, model, examples, bench)))
+            Edit(hook, _where(self.mask(model, examples), self.replacement(hook, model, examples, session)))
             for hook in self.hooks(model)
         ]
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from mechmem.data.examples import Examples
 from mechmem.interventions.intervention import UnitIntervention
 from mechmem.models.architecture import Model
-from mechmem.session import Bench
+from mechmem.session import Session
 from mechmem.spec.registry import Component, InputError
 
 
@@ -49,33 +49,33 @@ class Source(Component):
             raise InputError("a live model or example set cannot be written into a spec; name it in the experiment")
         return {name: value for name in type(self).model_fields if (value := getattr(self, name))}
 
-    def activation(self, hook: str, model: Model, examples: Examples, bench: Bench) -> Tensor:
+    def activation(self, hook: str, model: Model, examples: Examples, session: Session) -> Tensor:
         """The source's activation at a hook for each of the examples, `n ...`, or `1 ...` for a mean."""
-        source = self._model(model, bench)
+        source = self._model(model, session)
         if hook not in source.hook_dict:
             raise InputError(f"the source has no {hook!r}: it must be of one architecture with the patched model")
         if self.mean_over is not None:
-            everything = bench.examples(self.mean_over).with_prefix(examples.prefix)
-            return bench.activation(source, everything, hook).mean(dim=0, keepdim=True)
-        return bench.activation(source, self._rows(examples, bench), hook)
+            everything = session.examples(self.mean_over).with_prefix(examples.prefix)
+            return session.activation(source, everything, hook).mean(dim=0, keepdim=True)
+        return session.activation(source, self._rows(examples, session), hook)
 
-    def run(self, model: Model, examples: Examples, bench: Bench) -> tuple[Model, Examples]:
+    def run(self, model: Model, examples: Examples, session: Session) -> tuple[Model, Examples]:
         """The forward pass that is patched in: which model on which examples."""
-        return self._model(model, bench), self._rows(examples, bench)
+        return self._model(model, session), self._rows(examples, session)
 
-    def _model(self, model: Model, bench: Bench) -> Model:
+    def _model(self, model: Model, session: Session) -> Model:
         if self.checkpoint is not None:
-            return bench.model(self.checkpoint)
+            return session.model(self.checkpoint)
         return model if self.live is None or isinstance(self.live, Examples) else self.live
 
-    def _rows(self, examples: Examples, bench: Bench) -> Examples:
+    def _rows(self, examples: Examples, session: Session) -> Examples:
         if self.pair:
-            if examples.counterpart is None:
+            if examples.counterfactual is None:
                 raise InputError("`pair: true` needs an example set that was made with `pair:`")
-            return examples.counterpart
+            return examples.counterfactual
         if self.examples is None and not isinstance(self.live, Examples):
             return examples
-        other = bench.examples(self.examples) if self.examples is not None else self.live
+        other = session.examples(self.examples) if self.examples is not None else self.live
         if int(examples.index.max()) >= len(other):
             raise InputError(f"the source has {len(other)} examples, fewer than the {len(examples)} that are patched")
         return other.select(examples.index).with_prefix(examples.prefix)
@@ -95,8 +95,8 @@ class Patch(UnitIntervention):
     def _live(cls, value: Any) -> Any:
         return Source(live=value) if isinstance(value, (torch.nn.Module, Examples)) else value
 
-    def replacement(self, hook: str, model: Model, examples: Examples, bench: Bench) -> Callable[[Tensor], Tensor]:
-        value = self.source.activation(hook, model, examples, bench)
+    def replacement(self, hook: str, model: Model, examples: Examples, session: Session) -> Callable[[Tensor], Tensor]:
+        value = self.source.activation(hook, model, examples, session)
         return lambda activation: fitting(value, activation, hook)
 
 

@@ -16,7 +16,7 @@ from mechmem.interventions.tape import Tape, at_the_end, in_attention, in_mlp
 from mechmem.models import sites
 from mechmem.models.architecture import Model
 from mechmem.models.fast import Edit
-from mechmem.session import Bench
+from mechmem.session import Session
 from mechmem.spec.registry import Component, InputError, Swept
 
 SENDERS = {"embed": -1, "pos_embed": -1, "z": 0, "attn_out": 0, "neurons": 1, "mlp_out": 1}
@@ -72,10 +72,10 @@ class PatchPath(Intervention):
             raise ValueError("a path needs at least one receiver")
         return value
 
-    def edits(self, model: Model, examples: Examples, bench: Bench) -> list[Edit]:
+    def edits(self, model: Model, examples: Examples, session: Session) -> list[Edit]:
         if self.sender.site not in SENDERS:
             raise InputError(f"a path starts at one of {', '.join(SENDERS)}, not at {self.sender.site!r}")
-        sent = self.sender.edits(model, examples, bench)
+        sent = self.sender.edits(model, examples, session)
         path = _Path(model, Tape(), {edit.hook: _time(edit, SENDERS[self.sender.site]) for edit in sent})
         masks: dict[str, Tensor] = {}
         for receiver in self.receivers:
@@ -106,7 +106,7 @@ class _Path:
         layers: Any = receiver.layer
         if layers is None and receiver.site != "logits":
             layers = tuple(layer for layer in range(n_layers) if 2 * layer + offset > first)
-        like = Ablate(how="zero", site=receiver.site, layer=layers, head=receiver.head, position=receiver.position)
+        like = Ablate(method="zero", site=receiver.site, layer=layers, head=receiver.head, position=receiver.position)
         for hook in (hooks := like.hooks(self.model)):
             if _time(Edit(hook, _same), offset) <= first:
                 raise InputError(f"the receiver {receiver.site!r} at {hook} comes before the sender")

@@ -1,4 +1,4 @@
-"""Scramble: the same displacement in a random direction, the control of any intervention."""
+"""RandomDisplacement: the same displacement in a random direction, the control of any intervention."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from mechmem.data.examples import Examples
 from mechmem.interventions.intervention import Intervention
 from mechmem.models.architecture import Model
 from mechmem.models.fast import Edit
-from mechmem.session import Bench
+from mechmem.session import Session
 
 
-class Scramble(Intervention):
+class RandomDisplacement(Intervention):
     """Moves each activation as far as the intervention `of` does, but in a random direction.
 
     What is left of an effect here is due to the size of the change alone. The direction is one for each position,
@@ -25,12 +25,12 @@ class Scramble(Intervention):
     of: Intervention
     seed: int = 0
 
-    def edits(self, model: Model, examples: Examples, bench: Bench) -> list[Edit]:
-        inner = self.of.edits(model, examples, bench)
-        return [Edit(edit.hook, _scrambled(edit, self.seed + 7919 * i)) for i, edit in enumerate(inner)]
+    def edits(self, model: Model, examples: Examples, session: Session) -> list[Edit]:
+        inner = self.of.edits(model, examples, session)
+        return [Edit(edit.hook, _displaced(edit, self.seed + 7919 * i)) for i, edit in enumerate(inner)]
 
 
-def _scrambled(edit: Edit, seed: int) -> Callable[[Tensor], Tensor]:
+def _displaced(edit: Edit, seed: int) -> Callable[[Tensor], Tensor]:
     pos = 2 if edit.hook.endswith("hook_pattern") else 1
 
     def displaced(activation: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ from torch import Tensor
 from mechmem.data.examples import Examples
 from mechmem.interventions.intervention import UnitIntervention
 from mechmem.models.architecture import Model
-from mechmem.session import Bench
+from mechmem.session import Session
 from mechmem.spec.registry import InputError, Swept, suggest
 
 
@@ -37,20 +37,20 @@ class Steer(UnitIntervention):
     factor: Swept[float] = 1.0
     """In units of the distance between the two means."""
 
-    def replacement(self, hook: str, model: Model, examples: Examples, bench: Bench) -> Callable[[Tensor], Tensor]:
-        on = bench.examples(self.on).with_prefix(examples.prefix)
-        values = bench.activation(model, on, hook)
-        ends = [self._mean(values, on, value, bench) for value in (self.towards, self.away)]
+    def replacement(self, hook: str, model: Model, examples: Examples, session: Session) -> Callable[[Tensor], Tensor]:
+        on = session.examples(self.on).with_prefix(examples.prefix)
+        values = session.activation(model, on, hook)
+        ends = [self._mean(values, on, value, session) for value in (self.towards, self.away)]
         step = self.factor * (ends[0] - ends[1])
         return lambda activation: activation + step
 
-    def _mean(self, values: Tensor, on: Examples, value: int, bench: Bench) -> Float[Tensor, "..."]:
+    def _mean(self, values: Tensor, on: Examples, value: int, session: Session) -> Float[Tensor, "..."]:
         if self.variable not in on.variables:
             raise InputError(f"there is no variable {self.variable!r}; {suggest(self.variable, on.variables)}")
         rows = on.variables[self.variable] == value
         if rows.any():
             return values[rows.to(values.device)].mean(dim=0)
-        if bench.is_rehearsal:
+        if session.is_rehearsal:
             return torch.zeros_like(values[0])
         known = sorted(set(on.variables[self.variable].tolist()))
         raise InputError(f"no example of {self.on!r} has {self.variable} {value}; there is {known}")

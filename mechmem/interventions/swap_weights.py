@@ -14,7 +14,7 @@ from mechmem.interventions.tape import Tape, at_the_end, in_attention, in_mlp
 from mechmem.models import sites
 from mechmem.models.architecture import Model
 from mechmem.models.fast import Edit
-from mechmem.session import Bench
+from mechmem.session import Session
 from mechmem.spec.registry import Each, InputError, Swept
 
 Part = Literal["embed", "attn", "mlp", "unembed"]
@@ -59,14 +59,14 @@ class SwapWeights(Intervention):
     def _parts(self) -> tuple[str, ...]:
         return self.component if isinstance(self.component, tuple) else (self.component,)
 
-    def edits(self, model: Model, examples: Examples, bench: Bench) -> list[Edit]:
-        other, _ = self.source.run(model, examples, bench)
+    def edits(self, model: Model, examples: Examples, session: Session) -> list[Edit]:
+        other, _ = self.source.run(model, examples, session)
         _check_alike(model, other)
         layers = range(model.cfg.n_layers) if self.layer is None else self.layer
         found: list[Edit] = []
         if "embed" in self._parts:
             for site in ("embed", "pos_embed"):
-                found += Patch(site=site, source=self.source).edits(model, examples, bench)
+                found += Patch(site=site, source=self.source).edits(model, examples, session)
         for layer in sorted({layers} if isinstance(layers, int) else set(layers)):
             found += _attention(model, other, layer) if "attn" in self._parts else []
             found += _mlp(model, other, layer) if "mlp" in self._parts else []

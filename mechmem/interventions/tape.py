@@ -2,7 +2,7 @@
 
 An edit sees its own activation only. Where a component is to be computed anew from the model's own input to it, one
 edit at that input changes nothing but works out the new activation and leaves it on a tape, and an edit at the
-component's output takes it off again. So every forward must pass both, in this order; bench.logits() and applied() do.
+component's output takes it off again. So every forward must pass both, in this order; session.logits() and applied() do.
 """
 
 from __future__ import annotations

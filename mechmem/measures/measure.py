@@ -15,7 +15,7 @@ Logits = Float[Tensor, "n n_answer d_vocab"]
 Values = Float[Tensor, "n n_answer"]
 
 
-class Measure(Component, shelf="measure"):
+class Measure(Component, registry="measure"):
     """A number for each answer token of each example."""
 
     unit: ClassVar[str] = ""

@@ -1,4 +1,4 @@
-"""Neither: answers that are nobody's label."""
+"""OffLabelRate: answers that are nobody's label."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from mechmem.data.examples import Examples
 from mechmem.measures.measure import Logits, Measure, Values
 
 
-class Neither(Measure):
+class OffLabelRate(Measure):
     """Share of answer tokens that are none of the labels: not given, not true, nor (with pairs) the pair's.
 
     High where an intervention breaks the model rather than redirecting it.
@@ -20,5 +20,5 @@ class Neither(Measure):
 
     def __call__(self, logits: Logits, examples: Examples, baseline: Logits) -> Values:
         answer = logits.argmax(-1)
-        labels = [examples.given, examples.true, *([examples.counterpart.true] if examples.counterpart else [])]
+        labels = [examples.given, examples.true, *([examples.counterfactual.true] if examples.counterfactual else [])]
         return torch.stack([answer != label for label in labels]).all(dim=0).to(logits.dtype)

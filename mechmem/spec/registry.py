@@ -1,7 +1,7 @@
 """Component: the frozen base of everything that a spec can name.
 
-A shelf (task, label noise, intervention, measure, analysis, figure ...) is an abstract subclass made with
-`class Task(Component, shelf="task")`. Every concrete subclass of a shelf registers itself by its `kind`, the
+A registry (task, label noise, intervention, measure, analysis, figure ...) is an abstract subclass made with
+`class Task(Component, registry="task")`. Every concrete subclass of a registry registers itself by its `kind`, the
 snake_case of its class name, so a YAML block `{kind: patch_grid, ...}` and `PatchGrid(...)` are one object.
 """
 
@@ -47,39 +47,39 @@ class Component(BaseModel):
         frozen=True, extra="forbid", validate_default=True, ser_json_inf_nan="strings", use_attribute_docstrings=True
     )
 
-    shelf: ClassVar[str | None] = None
-    shelves: ClassVar[dict[str, dict[str, type[Component]]]] = {}
+    registry: ClassVar[str | None] = None
+    registries: ClassVar[dict[str, dict[str, type[Component]]]] = {}
     homes: ClassVar[dict[str, str]] = {}
     kind: ClassVar[str] = ""
 
-    def __init_subclass__(cls, shelf: str | None = None, **kwargs: Any) -> None:
+    def __init_subclass__(cls, registry: str | None = None, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
 
     @classmethod
-    def __pydantic_init_subclass__(cls, shelf: str | None = None, **kwargs: Any) -> None:
+    def __pydantic_init_subclass__(cls, registry: str | None = None, **kwargs: Any) -> None:
         super().__pydantic_init_subclass__(**kwargs)
         cls.kind = re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "_", cls.__name__).lower()
-        if shelf is not None:
-            cls.shelf, cls.shelves[shelf] = shelf, {}
-            cls.homes[shelf] = cls.__module__.rpartition(".")[0]
-        elif cls.shelf is not None and not inspect.isabstract(cls):
+        if registry is not None:
+            cls.registry, cls.registries[registry] = registry, {}
+            cls.homes[registry] = cls.__module__.rpartition(".")[0]
+        elif cls.registry is not None and not inspect.isabstract(cls):
             cls._register()
 
     @classmethod
     def _register(cls) -> None:
-        known = cls.shelves[cls.shelf or ""].get(cls.kind)
+        known = cls.registries[cls.registry or ""].get(cls.kind)
         if known is not None and (known.__module__, known.__qualname__) != (cls.__module__, cls.__qualname__):
             raise TypeError(
                 f"{cls.__module__}.{cls.__name__} and {known.__module__}.{known.__name__} "
-                f"are both the {cls.shelf} {cls.kind!r}: rename one"
+                f"are both the {cls.registry} {cls.kind!r}: rename one"
             )
-        cls.shelves[cls.shelf or ""][cls.kind] = cls
+        cls.registries[cls.registry or ""][cls.kind] = cls
 
     @classmethod
     def kinds(cls) -> dict[str, type[Self]]:
-        """The kinds that stand on this class's shelf, by name."""
-        load_members(cls.homes.get(cls.shelf or "", ""))
-        registered: Mapping[str, Any] = cls.shelves[cls.shelf or ""]
+        """The kinds that stand on this class's registry, by name."""
+        load_members(cls.homes.get(cls.registry or "", ""))
+        registered: Mapping[str, Any] = cls.registries[cls.registry or ""]
         return {kind: member for kind, member in sorted(registered.items()) if issubclass(member, cls)}
 
     @classmethod
@@ -90,11 +90,11 @@ class Component(BaseModel):
     @model_validator(mode="wrap")
     @classmethod
     def _from_block(cls, value: Any, handler: Callable[[Any], Self]) -> Self:
-        if isinstance(value, str) and cls.shelf is not None:
+        if isinstance(value, str) and cls.registry is not None:
             value = cls.shorthand(value)
         if not isinstance(value, Mapping):
             return handler(value)
-        if cls.shelf is not None and inspect.isabstract(cls):
+        if cls.registry is not None and inspect.isabstract(cls):
             return cls._member(value).model_validate(value)
         value = dict(value)
         if value.pop("kind", cls.kind) != cls.kind:
@@ -105,9 +105,9 @@ class Component(BaseModel):
     def _member(cls, value: Mapping[str, Any]) -> type[Self]:
         kind = value.get("kind")
         if kind is None:
-            raise _custom("no_kind", f"a {cls.shelf} needs `kind:`, one of {', '.join(cls.kinds())}")
+            raise _custom("no_kind", f"a {cls.registry} needs `kind:`, one of {', '.join(cls.kinds())}")
         if not isinstance(kind, str) or kind not in cls.kinds():
-            message = f"there is no {cls.shelf} {kind!r}; {suggest(kind, cls.kinds())}"
+            message = f"there is no {cls.registry} {kind!r}; {suggest(kind, cls.kinds())}"
             raise ValidationError.from_exception_data(cls.__name__, [_error("unknown_kind", message, ("kind",), kind)])
         return cls.kinds()[kind]
 
@@ -134,15 +134,17 @@ class Component(BaseModel):
     @model_serializer(mode="plain")
     def _to_block(self) -> dict[str, Any]:
         # Field by field, and not pydantic's default: that drops a subclass's own fields behind a base-typed field.
-        kind = {"kind": self.kind} if self.shelf is not None else {}
+        kind = {"kind": self.kind} if self.registry is not None else {}
         return kind | {name: getattr(self, name) for name in type(self).model_fields}
 
     @classmethod
     def __get_pydantic_json_schema__(cls, core_schema: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
-        if cls.shelf is not None and inspect.isabstract(cls):
-            return {"x-shelf": cls.shelf}  # json_schema() fills it in: a shelf may hold members that hold the shelf
+        if cls.registry is not None and inspect.isabstract(cls):
+            return {
+                "x-registry": cls.registry
+            }  # json_schema() fills it in: a registry may hold members that hold the registry
         schema = handler(core_schema)
-        if cls.shelf is not None:
+        if cls.registry is not None:
             body = handler.resolve_ref_schema(schema)
             body["properties"] = {"kind": {"const": cls.kind}} | body.get("properties", {})
             body["required"] = ["kind", *body.get("required", [])]
@@ -164,18 +166,18 @@ class Component(BaseModel):
     def __hash__(self) -> int:
         return hash((type(self), self.content_hash))
 
-    def unfold(self, universe: Mapping[str, Sequence[Any]]) -> list[tuple[dict[str, Any], Self]]:
+    def expand(self, sweep_domain: Mapping[str, Sequence[Any]]) -> list[tuple[dict[str, Any], Self]]:
         """Every member of the sweep that the `each:` fields of this component (and of its parts) describe.
 
-        `universe` says what `each: all` means, by field name. Returns (the swept values, the concrete component).
+        `sweep_domain` says what `each: all` means, by field name. Returns (the swept values, the concrete component).
         """
         choices = []
         for name in type(self).model_fields:
             value = getattr(self, name)
             if isinstance(value, Each):
-                choices.append([({name: v}, (name, v)) for v in value.values(name, universe)])
+                choices.append([({name: v}, (name, v)) for v in value.values(name, sweep_domain)])
             elif isinstance(value, Component):
-                choices.append([(labels, (name, part)) for labels, part in value.unfold(universe)])
+                choices.append([(labels, (name, part)) for labels, part in value.expand(sweep_domain)])
         members = []
         for combination in itertools.product(*choices):
             labels = {key: label for swept, _ in combination for key, label in swept.items()}
@@ -208,12 +210,12 @@ class Each(BaseModel, Generic[T]):
             raise ValueError(f"{twice[0]!r} stands twice")
         return each
 
-    def values(self, name: str, universe: Mapping[str, Sequence[Any]]) -> Sequence[Any]:
+    def values(self, name: str, sweep_domain: Mapping[str, Sequence[Any]]) -> Sequence[Any]:
         if self.each != "all":
             return self.each
-        if name not in universe:
+        if name not in sweep_domain:
             raise InputError(f"`{name}: {{each: all}}` has no list to stand for; write the values out")
-        return universe[name]
+        return sweep_domain[name]
 
 
 def each(*values: Any) -> Any:
@@ -226,7 +228,7 @@ def _swept_tag(value: Any) -> str:
 
 
 if TYPE_CHECKING:
-    # A swept field is read only after `unfold` has replaced every `Each`, so it is typed as what it then holds.
+    # A swept field is read only after `expand` has replaced every `Each`, so it is typed as what it then holds.
     Swept = Annotated[T, "swept"]
 else:
 
@@ -239,7 +241,7 @@ else:
 
 
 def json_schema(root: type[Component]) -> dict[str, Any]:
-    """The JSON schema of `root` for editors, with a `oneOf` of the real kinds wherever a shelf is expected."""
+    """The JSON schema of `root` for editors, with a `oneOf` of the real kinds wherever a registry is expected."""
     definitions: dict[str, Any] = {}
 
     def collect(cls: type[Component]) -> dict[str, Any]:
@@ -249,12 +251,12 @@ def json_schema(root: type[Component]) -> dict[str, Any]:
 
     schema = collect(root)
     load_all()
-    for shelf, members in Component.shelves.items():
-        definitions |= {f"{shelf}.{kind}": collect(member) for kind, member in members.items()}
-        kinds = [{"$ref": f"#/$defs/{shelf}.{kind}"} for kind in members]
-        definitions[shelf] = {"oneOf": [*kinds, {"type": "string"}]}
+    for registry, members in Component.registries.items():
+        definitions |= {f"{registry}.{kind}": collect(member) for kind, member in members.items()}
+        kinds = [{"$ref": f"#/$defs/{registry}.{kind}"} for kind in members]
+        definitions[registry] = {"oneOf": [*kinds, {"type": "string"}]}
     text = json.dumps(schema | {"$defs": definitions})
-    return json.loads(re.sub(r'"x-shelf": "(\w+)"', r'"$ref": "#/$defs/\1"', text))
+    return json.loads(re.sub(r'"x-registry": "(\w+)"', r'"$ref": "#/$defs/\1"', text))
 
 
 def _words(block: Any) -> Iterator[str]:

@@ -68,7 +68,7 @@ class _Run:
 
     def __init__(self, recipe: Recipe, seed: int, folder: Path, watch: Watch) -> None:
         self.recipe, self.seed, self.folder, self.watch = recipe, seed, folder, watch
-        self.spec, self.device = recipe.training, device(recipe.training.device)
+        self.spec, self.device = recipe.optimisation, device(recipe.optimisation.device)
         self.examples = recipe.task.training_set().to(self.device)
         self.sequences = torch.cat([self.examples.prompt, self.examples.given], dim=1)
         self.model = moved(recipe.build(seed), self.device)
@@ -184,7 +184,7 @@ class _Batches:
 def evaluation_sets(recipe: Recipe) -> dict[str, Examples]:
     """The instances on which the four curves are measured: the first `n_evaluated` of each group."""
     train, held_out = recipe.task.sample("train"), recipe.task.sample("held_out")
-    n = recipe.training.n_evaluated
+    n = recipe.optimisation.n_evaluated
     groups = {"clean": (~train.is_noisy).nonzero()[:, 0], "noisy": train.is_noisy.nonzero()[:, 0]}
     return {name: train.select(rows[:n]) for name, rows in groups.items()} | {
         "held_out": held_out.select(torch.arange(min(n, len(held_out))))

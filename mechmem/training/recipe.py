@@ -29,7 +29,7 @@ class Phase(Component):
         return reached and row["memorised"] <= self.memorised_at_most
 
 
-class Training(Component):
+class Optimisation(Component):
     """How a model is trained: AdamW on the answer tokens, with warm-up, a schedule and clipped gradients."""
 
     n_steps: int = Field(4000, ge=1)
@@ -79,7 +79,7 @@ class Recipe(Component):
     name: str = Field("training", pattern=r"^[A-Za-z0-9_.-]+$")
     task: Task
     architecture: Architecture = Architecture()
-    training: Training = Training()
+    optimisation: Optimisation = Optimisation()
 
     @property
     def recipe_hash(self) -> str:
@@ -87,7 +87,7 @@ class Recipe(Component):
         block = self.block()
         del block["name"]
         for key in ("generalised", "memorised", "device"):
-            del block["training"][key]
+            del block["optimisation"][key]
         return digest(block)
 
     def build(self, seed: int) -> Model:

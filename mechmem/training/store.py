@@ -92,7 +92,7 @@ class Trained:
     @property
     def phases(self) -> dict[str, int | None]:
         """Step of each phase; None for one that never came."""
-        return self.recipe.training.phases(self.record["curves"])
+        return self.recipe.optimisation.phases(self.record["curves"])
 
     @cached_property
     def curves(self) -> pd.DataFrame:

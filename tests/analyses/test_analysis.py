@@ -9,38 +9,38 @@ from mechmem.analyses.analysis import Analysis
 from mechmem.analyses.dynamics import Dynamics
 from mechmem.analyses.effects.patch_grid import PatchGrid
 from mechmem.interventions.patch import Source
-from mechmem.session import Bench
+from mechmem.session import Session
 from mechmem.spec.registry import each
 
-GRID = PatchGrid(site="attn_out", layer=each(), source=Source(checkpoint="before"), decode=False)
+GRID = PatchGrid(site="attn_out", layer=each(), source=Source(checkpoint="before"), greedy=False)
 
 
-def test_a_sweep_is_its_members_one_below_the_other(bench):
-    table = GRID.run(bench, {"layer": range(2)})
+def test_a_sweep_is_its_members_one_below_the_other(session):
+    table = GRID.run(session, {"layer": range(2)})
     for layer in (0, 1):
-        alone = GRID.model_copy(update={"layer": layer}).table(bench)
+        alone = GRID.model_copy(update={"layer": layer}).table(session)
         part = table[table["layer"] == layer].drop(columns="layer").reset_index(drop=True)
         pd.testing.assert_frame_equal(part, alone)
     assert table.index.is_unique
 
 
 def test_an_analysis_without_a_sweep_is_its_table():
-    bench = Bench(curves=[{"step": 0, "clean": 0.0, "memorised": 0.0, "corrected": 0.0, "held_out": 0.0}])
-    pd.testing.assert_frame_equal(Dynamics().run(bench, {}), Dynamics().table(bench))
+    session = Session(curves=[{"step": 0, "clean": 0.0, "memorised": 0.0, "corrected": 0.0, "held_out": 0.0}])
+    pd.testing.assert_frame_equal(Dynamics().run(session, {}), Dynamics().table(session))
 
 
-def test_a_swept_column_that_the_table_has_is_not_doubled(bench):
-    table = PatchGrid(site="embed", source=Source(checkpoint="before"), examples=each(), decode=False).run(
-        bench, {"examples": ("noisy", "clean")}
+def test_a_swept_column_that_the_table_has_is_not_doubled(session):
+    table = PatchGrid(site="embed", source=Source(checkpoint="before"), examples=each(), greedy=False).run(
+        session, {"examples": ("noisy", "clean")}
     )
     assert list(table.columns).count("examples") == 1
     assert list(dict.fromkeys(table["examples"])) == ["noisy", "clean"]
 
 
-def test_the_bench_is_told_what_is_worked_on(bench):
+def test_the_bench_is_told_what_is_worked_on(session):
     said = []
-    bench.say = said.append
-    GRID.run(bench, {"layer": range(2)})
+    session.say = said.append
+    GRID.run(session, {"layer": range(2)})
     assert said == ["patch_grid 1/2 layer 0", "patch_grid 2/2 layer 1"]
 
 
@@ -48,8 +48,8 @@ def test_the_bench_is_told_what_is_worked_on(bench):
     ("layers", "cells"),
     [((0, 1), [0, 1]), (((0, 1),), ["0+1"]), ((0, 1, (0, 1)), ["0", "1", "0+1"])],
 )
-def test_a_sweep_over_layers_and_sets_of_layers_can_be_saved(layers, cells, bench):
-    table = GRID.model_copy(update={"layer": each(*layers)}).run(bench, {})
+def test_a_sweep_over_layers_and_sets_of_layers_can_be_saved(layers, cells, session):
+    table = GRID.model_copy(update={"layer": each(*layers)}).run(session, {})
     saved = pd.read_parquet(io.BytesIO(table.to_parquet(index=False)))
     assert list(dict.fromkeys(saved["layer"])) == cells
 

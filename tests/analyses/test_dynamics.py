@@ -1,13 +1,13 @@
 from __future__ import annotations
 
 from mechmem.analyses.dynamics import Dynamics
-from mechmem.session import Bench
+from mechmem.session import Session
 
 CURVES = [
     {"step": 0, "clean": 0.0, "memorised": 0.0, "corrected": 0.0, "held_out": 0.1},
     {"step": 50, "clean": 0.9, "memorised": 0.2, "corrected": 0.7, "held_out": 0.8},
 ]
-BENCH = Bench(curves=CURVES, phases={"initial": 0, "generalised": 50, "memorised": None, "final": 50}, chance=0.25)
+BENCH = Session(curves=CURVES, phases={"initial": 0, "generalised": 50, "memorised": None, "final": 50}, chance=0.25)
 
 
 def test_every_curve_is_told_at_every_step_with_chance():

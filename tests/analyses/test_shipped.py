@@ -17,7 +17,7 @@ from mechmem.analyses.analysis import Analysis
 from mechmem.api import load
 from mechmem.data.tasks.task import MinimalPair
 from mechmem.experiment.spec import ExampleSet
-from mechmem.session import Bench
+from mechmem.session import Session
 from mechmem.training.store import SHIPPED
 
 VARIABLE = {"four_digit_addition": "carry_2", "two_hop_reasoning": "bridge"}
@@ -52,7 +52,7 @@ SMALL: dict[str, dict[str, Any]] = {
     "patch_grid": {"site": "z", "layer": 1, "head": {"each": "all"}, "source": BEFORE, "control": "random_direction"},
     "probe": {"variable": VARIABLE, "layer": {"each": [0, 2]}, "position": "=", "fit_on": "many"},
     "tuned_lens": {"fit_on": "many", "n_steps": 20},
-    "twin": {"component": {"each": ["attn", "mlp"]}, "how": {"each": ["weights", "activations"]}},
+    "twin": {"component": {"each": ["attn", "mlp"]}, "method": {"each": ["weights", "activations"]}},
 }
 """The fields of a small analysis of each kind, beside their defaults; `noisy`, `clean`
 and `many` (clean ones too), `before`, `after` and `twin`
@@ -65,7 +65,7 @@ N, MANY = 8, 200
 
 
 @functools.cache
-def bench_of(name: str) -> Bench:
+def bench_of(name: str) -> Session:
     """The last of the phases that are shipped and, before it, the first; or the weights that training began with."""
     trained = load(name)
     at = {phase: step for phase, step in trained.phases.items() if step in trained.steps}
@@ -84,7 +84,7 @@ def bench_of(name: str) -> Bench:
     }
     if trained.task.kind == "four_digit_addition":
         sets |= {digit: ExampleSet(noisy=False, n=N, pair=MinimalPair(flip=digit)) for digit in EVERY_DIGIT}
-    return Bench(
+    return Session(
         models,
         {key: chosen.of(trained.task) for key, chosen in sets.items()},
         curves=trained.record["curves"],
@@ -119,10 +119,10 @@ def test_every_analysis_of_every_shipped_training(kind, training):
     task = load(training).task.kind
     torch.manual_seed(0)
     before = torch.random.get_rng_state()
-    analysis, bench = small(kind, task), bench_of(training)
-    universe = {"layer": range(3), "head": range(4), "position": tuple(bench.examples("clean").positions)}
-    table = analysis.run(bench, universe)
-    swept = {name for labels, _ in analysis.unfold(universe) for name in labels}
+    analysis, session = small(kind, task), bench_of(training)
+    sweep_domain = {"layer": range(3), "head": range(4), "position": tuple(session.examples("clean").positions)}
+    table = analysis.run(session, sweep_domain)
+    swept = {name for labels, _ in analysis.expand(sweep_domain) for name in labels}
     if "value" in table and may_be_missing(analysis.columns["value"]):
         table = table[table["value"].notna()]  # without a value, there is no interval
     assert len(table)

@@ -20,7 +20,7 @@ from mechmem.data.tasks.four_digit_addition import FourDigitAddition
 from mechmem.interventions.patch import Source
 from mechmem.models.architecture import Architecture
 from mechmem.models.fast import forward
-from mechmem.session import Bench
+from mechmem.session import Session
 from mechmem.spec.registry import each
 
 ARCHITECTURE = Architecture(n_layers=3, d_model=128, n_heads=4, d_mlp=512)
@@ -76,12 +76,12 @@ def test_patch_grid(site, benchmark, large_task, large_model, monkeypatch):
     monkeypatch.setattr(patching, "tqdm", list)
     examples = large_task.sample("held_out")
     corrupted, clean = (examples.select(torch.arange(100) + 100 * i).as_set() for i in (0, 1))
-    grid = PatchGrid(site=site, layer=each(), position=each(), source=Source(examples="clean"), decode=False)
-    universe = {"layer": range(3), "position": tuple(corrupted.positions)}
+    grid = PatchGrid(site=site, layer=each(), position=each(), source=Source(examples="clean"), greedy=False)
+    sweep_domain = {"layer": range(3), "position": tuple(corrupted.positions)}
     oracle = {"resid_pre": patching.get_act_patch_resid_pre, "attn_out": patching.get_act_patch_attn_out}[site]
 
     def ours() -> None:
-        grid.run(Bench({"after": large_model}, {"noisy": corrupted, "clean": clean}), universe)
+        grid.run(Session({"after": large_model}, {"noisy": corrupted, "clean": clean}), sweep_domain)
 
     @torch.no_grad()
     def theirs() -> None:

@@ -78,7 +78,7 @@ def test_list_names_all_there_is(ask, here, made):
     assert found.json["experiments"] == [SMALL]
     assert found.json["trainings"] == ["tiny"]
     assert found.json["runs"] == [made.folder.name]
-    assert found.json["kinds"].keys() == Component.shelves.keys()
+    assert found.json["kinds"].keys() == Component.registries.keys()
     assert "patch_grid" in found.json["kinds"]["analysis"]
     text = ask("list").out
     assert all(name in text for name in (SMALL, "tiny", made.folder.name, "patch_grid", "four_digit_addition"))
@@ -92,13 +92,13 @@ def test_list_in_an_empty_folder_finds_the_kinds(ask, tmp_path, monkeypatch):
 
 
 def kinds() -> list[str]:
-    return sorted(kind for members in Component.shelves.values() for kind in members)
+    return sorted(kind for members in Component.registries.values() for kind in members)
 
 
 @pytest.mark.parametrize("kind", kinds())
 def test_show_explains_every_kind(kind, ask, here):
     found = ask("show", kind, "--json").json
-    assert found.keys() == {"kind", "shelf", "doc", "fields"}
+    assert found.keys() == {"kind", "registry", "doc", "fields"}
     assert found["kind"] == kind
     assert found["doc"]
     assert all(field.keys() == {"type", "default"} for field in found["fields"].values())

@@ -79,7 +79,7 @@ WRITTEN = [
     ),
     ("rate: 0.2", "rate: 20", "tiny.yaml:5:95: training.task.noise.rate: Input should be less than or equal to 1"),
     ("d_model: 8", "d_model: 9", "tiny.yaml:6:3: training.architecture: d_model 9 is not a multiple of n_heads 2; or"),
-    ("n_steps: 2", "n_steps: two", "tiny.yaml:7:14: training.training.n_steps: Input should be a valid integer"),
+    ("n_steps: 2", "n_steps: two", "tiny.yaml:7:14: training.optimisation.n_steps: Input should be a valid integer"),
     (
         "table: patch_grid, where: {place",
         "table: grid, where: {place",
@@ -118,8 +118,8 @@ TYPED = [
     ("seeds=[0", "override 'seeds=[0': the value:1:3: expected ',' or ']'"),
     ("analyses.5.site=z", "override 'analyses.5.site=z': tiny.yaml has nothing at 5"),
     (
-        "training.training.nsteps=3",
-        "override 'training.training.nsteps=3': training.training.nsteps: training has no key",
+        "training.optimisation.nsteps=3",
+        "override 'training.optimisation.nsteps=3': training.optimisation.nsteps: training has no key",
     ),
     ("training=smal", "override 'training=smal': training: there is no training 'smal'; did you mean 'small'?"),
     (
@@ -130,7 +130,10 @@ TYPED = [
         "checkpoints.before={step: 1}",
         "tiny.yaml:1:1: checkpoints.before: small keeps no checkpoint of step 1, only every",
     ),
-    ("training.training.betas=[1, 1]", "override 'training.training.betas=[1, 1]': training.training.betas.0: Input"),
+    (
+        "training.optimisation.betas=[1, 1]",
+        "override 'training.optimisation.betas=[1, 1]': training.optimisation.betas.0: Input",
+    ),
     (
         "answer='{rst.percent}'",
         "override \"answer='{rst.percent}'\": answer: the answer speaks of 'rst'; did you mean 'rest'?",

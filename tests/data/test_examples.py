@@ -31,7 +31,7 @@ def three() -> Examples:
 @pytest.fixture
 def paired(three: Examples) -> Examples:
     """Each with the next one as its pair."""
-    return replace(three, counterpart=three.select(torch.tensor([1, 2, 0])).as_set())
+    return replace(three, counterfactual=three.select(torch.tensor([1, 2, 0])).as_set())
 
 
 @pytest.mark.parametrize(
@@ -52,7 +52,7 @@ def test_a_change_of_prefix_is_a_new_set_and_leaves_the_old_one(three):
 
 
 def test_the_pairs_are_fed_the_same_prefix(paired):
-    assert paired.with_prefix("true").counterpart.tokens.tolist() == [[6, 4, 0, 0], [5, 5, 2, 1], [4, 5, 1, 3]]
+    assert paired.with_prefix("true").counterfactual.tokens.tolist() == [[6, 4, 0, 0], [5, 5, 2, 1], [4, 5, 1, 3]]
 
 
 def test_an_answer_of_the_models_own_is_fed_whatever_the_prefix_was(three):
@@ -83,7 +83,7 @@ def test_selected_rows_stay_aligned_and_know_where_they_come_from(paired, rows):
     assert chosen.true.tolist() == [TRUE[i] for i in order]
     assert chosen.is_noisy.tolist() == [i != 1 for i in order]
     assert chosen.variables["sum"].tolist() == [9 + i for i in order]
-    assert chosen.counterpart.prompt.tolist() == [PROMPT[(i + 1) % 3] for i in order]
+    assert chosen.counterfactual.prompt.tolist() == [PROMPT[(i + 1) % 3] for i in order]
     assert len(chosen) == 2
 
 
@@ -92,7 +92,7 @@ def test_rows_count_in_the_first_set_through_any_number_of_selections(paired):
     assert chosen.index.tolist() == [0, 2, 0]
     assert chosen.as_set().index.tolist() == [0, 1, 2]
     assert chosen.as_set().prompt.tolist() == chosen.prompt.tolist()
-    assert chosen.as_set().counterpart.index.tolist() == [0, 1, 2]
+    assert chosen.as_set().counterfactual.index.tolist() == [0, 1, 2]
 
 
 def test_the_whole_of_a_selection_is_the_set_its_index_counts_in(paired):
@@ -129,13 +129,13 @@ def test_concatenated_sets_stand_one_after_the_other_with_the_variables_they_sha
     assert both.is_noisy.tolist() == [True, False, True, False]
     assert {name: value.tolist() for name, value in both.variables.items()} == {"sum": [9, 10, 11, 7]}
     assert both.index.tolist() == [0, 1, 2, 3]
-    assert both.counterpart is None
+    assert both.counterfactual is None
 
 
 def test_moved_to_another_device_everything_goes(paired):
     moved = paired.to("meta")
     parts = [moved.prompt, moved.given, moved.true, moved.is_noisy, moved.index, *moved.variables.values()]
-    assert {part.device.type for part in [*parts, moved.counterpart.prompt]} == {"meta"}
+    assert {part.device.type for part in [*parts, moved.counterfactual.prompt]} == {"meta"}
     assert paired.prompt.device.type == "cpu"
 
 
@@ -160,4 +160,4 @@ def test_few_examples_can_stand_for_all(examples, task):
     assert few.with_prefix("true").select(torch.tensor([1])).weight == few.weight
     assert examples.represented_by(50).weight == 1
     paired = task.pairs(examples, MinimalPair(flip="out_0"))
-    assert paired.represented_by(2).counterpart.weight == len(paired) / 2
+    assert paired.represented_by(2).counterfactual.weight == len(paired) / 2

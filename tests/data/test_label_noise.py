@@ -31,7 +31,7 @@ def rows(labels: torch.Tensor) -> list[tuple[int, ...]]:
 class Shifty(LabelNoise):
     """Leaves every label as it is: what no noise may do."""
 
-    shelf: ClassVar[str | None] = None  # stands on no shelf, so that no other test meets it
+    registry: ClassVar[str | None] = None  # stands on no registry, so that no other test meets it
 
     def wrong(self, true, noisy, alphabets, generator):
         return true[noisy]

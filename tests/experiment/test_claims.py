@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 from pydantic import ValidationError
 
-from mechmem.experiment.claims import Claim, Condition, Measured, Quantity, sentence
+from mechmem.experiment.claims import Claim, Condition, Measured, Quantity, render_answer
 from mechmem.spec.registry import InputError
 
 NAN = float("nan")
@@ -29,8 +29,8 @@ def effect(layers: dict[Any, dict[str, list[list[float]]]]) -> pd.DataFrame:
 TABLES = {
     "grid": effect(
         {
-            0: {"patched": [[1, 1, 0, 1], [0, 0, 0, 1]], "unpatched": [[0, 1, 0, 0], [0, 0, 0, 0]]},
-            1: {"patched": [[1, 1, 1, 1], [1, 1, 0, 1]], "unpatched": [[0, 1, 0, 0], [0, 0, 0, 0]]},
+            0: {"intervened": [[1, 1, 0, 1], [0, 0, 0, 1]], "baseline": [[0, 1, 0, 0], [0, 0, 0, 0]]},
+            1: {"intervened": [[1, 1, 1, 1], [1, 1, 0, 1]], "baseline": [[0, 1, 0, 0], [0, 0, 0, 0]]},
         }
     ),
     "shift": pd.DataFrame({"seed": [0, 0, 1, 1], "layer": [0, 1, 0, 1], "shift": [1.0, 3.0, 2.0, 6.0]}),
@@ -42,28 +42,28 @@ def measure(**fields: Any) -> Measured:
 
 
 def test_a_quantity_is_the_mean_over_seeds_of_the_means_over_examples():
-    found = measure(where={"layer": 0, "condition": "patched"})
+    found = measure(where={"layer": 0, "condition": "intervened"})
     assert found.value == (0.75 + 0.25) / 2
     assert found.n_seeds == 2
     assert 0 <= found.low < 0.5 < found.high <= 1
-    assert found.labels == {"layer": 0, "condition": "patched"}
+    assert found.labels == {"layer": 0, "condition": "intervened"}
 
 
 def test_a_difference_by_hand():
-    found = measure(where={"layer": 0, "condition": "patched"}, minus={"condition": "unpatched"})
+    found = measure(where={"layer": 0, "condition": "intervened"}, minus={"condition": "baseline"})
     assert found.value == (np.mean([1, 0, 0, 1]) + np.mean([0, 0, 0, 1])) / 2
 
 
 def test_a_difference_is_paired_example_by_example():
     base = [[0.0, 10, 20, 30], [5, 15, 25, 35]]
-    tables = {"grid": effect({0: {"patched": (np.array(base) + 2).tolist(), "unpatched": base}})}
-    found = Quantity(table="grid", where={"condition": "patched"}, minus={"condition": "unpatched"}).measure(tables)
+    tables = {"grid": effect({0: {"intervened": (np.array(base) + 2).tolist(), "baseline": base}})}
+    found = Quantity(table="grid", where={"condition": "intervened"}, minus={"condition": "baseline"}).measure(tables)
     assert (found.value, found.low, found.high) == (2, 2, 2)  # the examples differ, the effect does not
 
 
 def test_other_examples_are_subtracted_by_their_mean():
-    table = effect({0: {"patched": [[4.0, 6.0]]}}).assign(examples="noisy")
-    other = effect({0: {"patched": [[1.0, 3.0]]}}).assign(examples="clean")
+    table = effect({0: {"intervened": [[4.0, 6.0]]}}).assign(examples="noisy")
+    other = effect({0: {"intervened": [[1.0, 3.0]]}}).assign(examples="clean")
     both = {"grid": pd.concat([table, other], ignore_index=True)}
     found = Quantity(table="grid", where={"examples": "noisy"}, minus={"examples": "clean"}).measure(both)
     assert found.value == 3
@@ -88,14 +88,16 @@ def test_a_single_number_is_said_without_an_interval():
 
 @pytest.mark.parametrize(("pick", "layer", "value"), [("largest", 1, 0.875), ("smallest", 0, 0.5)])
 def test_of_several_rows_the_extreme_mean_over_seeds_is_picked(pick, layer, value):
-    found = measure(where={"condition": "patched"}, pick=pick)
+    found = measure(where={"condition": "intervened"}, pick=pick)
     assert found.value == value
     assert found.labels["layer"] == layer
 
 
 @pytest.mark.parametrize("pick", ["largest", "smallest"])
 def test_a_row_that_is_undefined_is_not_picked(pick):
-    tables = {"grid": effect({0: {"patched": [[NAN, 1]]}, 1: {"patched": [[0, 1]]}, 2: {"patched": [[NAN, 1]]}})}
+    tables = {
+        "grid": effect({0: {"intervened": [[NAN, 1]]}, 1: {"intervened": [[0, 1]]}, 2: {"intervened": [[NAN, 1]]}})
+    }
     assert Quantity(table="grid", pick=pick).measure(tables).labels["layer"] == 1
 
 
@@ -111,13 +113,13 @@ def test_a_phase_that_never_came_is_undefined():
 
 @pytest.mark.parametrize("layer", [0, "0", "0+1"])
 def test_a_number_fits_a_column_of_words(layer):
-    words = effect({"0": {"patched": [[1]]}, "0+1": {"patched": [[0]]}})
+    words = effect({"0": {"intervened": [[1]]}, "0+1": {"intervened": [[0]]}})
     found = Quantity(table="grid", where={"layer": layer}).measure({"grid": words})
     assert found.value == (0 if layer == "0+1" else 1)
 
 
 def test_a_recovery_that_is_undefined_makes_no_number():
-    assert np.isnan(measure(where={"layer": 0, "condition": "patched"}, value="recovery").value)
+    assert np.isnan(measure(where={"layer": 0, "condition": "intervened"}, value="recovery").value)
 
 
 @pytest.mark.parametrize(
@@ -132,10 +134,10 @@ def test_a_recovery_that_is_undefined_makes_no_number():
         ({"table": "shift", "value": "shift", "pick": "largest"}, "`pick` needs values of single examples"),
         ({"where": {"layer": 7}}, "no row has layer 7; there is 0, 1"),
         ({"where": {"condition": "pathced"}}, "no row has condition 'pathced'; did you mean 'patched'?"),
-        ({"where": {"layer": 1, "condition": "source"}}, "no row has condition 'source'; there is patched, unpatched"),
+        ({"where": {"layer": 1, "condition": "source"}}, "no row has condition 'source'; there is patched, baseline"),
         ({"table": "shift", "value": "shift", "minus": {"layer": 9}}, "no row has layer 9; there is 0, 1"),
-        ({"where": {"layer": 0, "condition": "patched"}, "minus": {"condition": "no"}}, "no row has condition 'no'"),
-        ({"where": {"layer": 0, "condition": "patched"}, "minus": {"cond": "no"}}, "no column 'cond'; did you mean"),
+        ({"where": {"layer": 0, "condition": "intervened"}, "minus": {"condition": "no"}}, "no row has condition 'no'"),
+        ({"where": {"layer": 0, "condition": "intervened"}, "minus": {"cond": "no"}}, "no column 'cond'; did you mean"),
     ],
 )
 def test_what_cannot_be_read_off_is_refused(fields, message):
@@ -264,13 +266,13 @@ MEASURED = {
     ],
 )
 def test_the_answer_in_a_sentence(template, text):
-    assert sentence(template, MEASURED) == text
+    assert render_answer(template, MEASURED) == text
 
 
 def test_an_answer_may_say_the_verdict_of_a_claim():
-    assert sentence("C7-few is {C7-few.verdict}", MEASURED, {"C7-few": "refuted"}) == "C7-few is refuted"
+    assert render_answer("C7-few is {C7-few.verdict}", MEASURED, {"C7-few": "refuted"}) == "C7-few is refuted"
     with pytest.raises(InputError, match="the answer speaks of 'C7-few'"):
-        sentence("{C7-few.reason}", MEASURED, {"C7-few": "refuted"})
+        render_answer("{C7-few.reason}", MEASURED, {"C7-few": "refuted"})
 
 
 @pytest.mark.parametrize(
@@ -291,4 +293,4 @@ def test_an_answer_may_say_the_verdict_of_a_claim():
 )
 def test_an_answer_that_speaks_of_anything_else_is_refused(template, message):
     with pytest.raises(InputError, match=re.escape(message)):
-        sentence(template, MEASURED)
+        render_answer(template, MEASURED)

@@ -28,7 +28,7 @@ from mechmem.report.figures.curves import Curves
 from mechmem.report.figures.heatmap import Heatmap
 from mechmem.spec.registry import Component, InputError, each
 from mechmem.spec.yaml_file import SpecError
-from mechmem.training.recipe import Recipe, Training
+from mechmem.training.recipe import Optimisation, Recipe
 
 RECIPE = """\
 name: small
@@ -68,7 +68,7 @@ SMALL = Recipe(
     name="small",
     task=FourDigitAddition(n_train=60, n_held_out=20, noise=Digit(rate=0.2)),
     architecture=Architecture(n_layers=2, d_model=8, n_heads=2),
-    training=Training(n_steps=4, batch_size=20, evaluate_every=2),
+    optimisation=Optimisation(n_steps=4, batch_size=20, evaluate_every=2),
 )
 FIELDS: dict[str, Any] = {
     "name": "all_of_it",
@@ -250,7 +250,7 @@ def test_a_second_analysis_of_a_kind_makes_a_table_of_its_own():
 
 
 def test_a_step_is_one_that_the_checkpoints_own_training_keeps():
-    longer = SMALL.model_copy(update={"training": Training(n_steps=9, evaluate_every=3)})
+    longer = SMALL.model_copy(update={"optimisation": Optimisation(n_steps=9, evaluate_every=3)})
     made = Experiment(**FIELDS | {"checkpoints": {"a": {"step": 9, "training": longer}}})
     assert made.checkpoints["a"].at == 9
     with pytest.raises(ValidationError, match="step 4"):
@@ -258,8 +258,8 @@ def test_a_step_is_one_that_the_checkpoints_own_training_keeps():
 
 
 def test_all_is_what_the_model_and_the_experiment_have():
-    universe = Experiment(**FIELDS).universe(SMALL)
-    assert {name: list(values) for name, values in universe.items()} == {
+    sweep_domain = Experiment(**FIELDS).sweep_domain(SMALL)
+    assert {name: list(values) for name, values in sweep_domain.items()} == {
         "layer": [0, 1],
         "head": [0, 1],
         "position": ["a3", "a2", "a1", "a0", "+", "b3", "b2", "b1", "b0", "=", "s4", "s3", "s2", "s1"],
@@ -330,19 +330,19 @@ def test_pairs_are_drawn_from_the_examples_that_have_one():
     everything = ExampleSet(n=None, pair=pair).of(TASK)
     assert 0 < len(everything) < 30
     chosen = ExampleSet(n=3, pair=pair, prefix="true").of(TASK)
-    assert len(chosen) == len(chosen.counterpart) == 3
+    assert len(chosen) == len(chosen.counterfactual) == 3
     assert set(rows_in(chosen, TRAIN)) < set(rows_in(everything, TRAIN))
-    assert (chosen.variables["carry_4"] != chosen.counterpart.variables["carry_4"]).all()
-    assert torch.equal(chosen.variables["digit_sum_3"], chosen.counterpart.variables["digit_sum_3"])
-    assert chosen.prefix == chosen.counterpart.prefix == "true"
+    assert (chosen.variables["carry_4"] != chosen.counterfactual.variables["carry_4"]).all()
+    assert torch.equal(chosen.variables["digit_sum_3"], chosen.counterfactual.variables["digit_sum_3"])
+    assert chosen.prefix == chosen.counterfactual.prefix == "true"
     assert torch.equal(chosen.index, torch.arange(3))
-    assert torch.equal(chosen.counterpart.index, torch.arange(3))
+    assert torch.equal(chosen.counterfactual.index, torch.arange(3))
 
 
 def test_pairs_of_noisy_instances_keep_their_wrong_labels():
     chosen = ExampleSet(noisy=True, n=4, pair=MinimalPair(flip="out_0")).of(TASK)
     assert (chosen.given != chosen.true).any(dim=1).all()
-    assert torch.equal(chosen.counterpart.given, chosen.counterpart.true)
+    assert torch.equal(chosen.counterfactual.given, chosen.counterfactual.true)
 
 
 @pytest.mark.parametrize(
@@ -376,9 +376,11 @@ class AllZero(LabelNoise):
 
 
 @pytest.fixture
-def shelves(monkeypatch):
-    """Whatever a plugin puts on a shelf is gone after the test."""
-    monkeypatch.setattr(Component, "shelves", {shelf: dict(members) for shelf, members in Component.shelves.items()})
+def registries(monkeypatch):
+    """Whatever a plugin puts on a registry is gone after the test."""
+    monkeypatch.setattr(
+        Component, "registries", {registry: dict(members) for registry, members in Component.registries.items()}
+    )
 
 
 def with_plugins(*names: str) -> Path:
@@ -386,7 +388,7 @@ def with_plugins(*names: str) -> Path:
     return written("specs/all.yaml", SPEC + f"plugins: {list(names)}\n")
 
 
-@pytest.mark.usefixtures("shelves")
+@pytest.mark.usefixtures("registries")
 def test_a_plugin_adds_a_kind_that_the_spec_can_use():
     written("specs/my/noise.py", PLUGIN)
     made = Experiment.from_yaml(with_plugins("my/noise.py"))
@@ -402,7 +404,7 @@ def test_without_its_plugin_a_kind_is_unknown():
         Experiment.from_yaml(with_plugins())
 
 
-@pytest.mark.usefixtures("shelves")
+@pytest.mark.usefixtures("registries")
 def test_a_spec_with_a_plugin_can_be_read_twice():
     written("specs/noise.py", PLUGIN)
     path = with_plugins("noise.py")
@@ -410,7 +412,7 @@ def test_a_spec_with_a_plugin_can_be_read_twice():
     assert first.content_hash == second.content_hash
 
 
-@pytest.mark.usefixtures("shelves")
+@pytest.mark.usefixtures("registries")
 @pytest.mark.parametrize(
     ("name", "text", "message"),
     [

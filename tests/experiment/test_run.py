@@ -9,7 +9,7 @@ import pytest
 
 from mechmem.analyses.analysis import Analysis
 from mechmem.experiment import cells as home
-from mechmem.experiment.cells import BlockError, Subject, Watcher
+from mechmem.experiment.cells import BlockError, ProgressCallback, TrainedRun
 from mechmem.experiment.results import all_runs, draw, load_run
 from mechmem.experiment.run import rehearse, run
 from mechmem.experiment.spec import PLUGINS, Experiment, load_plugins
@@ -27,9 +27,9 @@ def computed(monkeypatch) -> list[str]:
     """The tables that are computed, as they are computed."""
     names, plain = [], Analysis.run
 
-    def recorded(analysis, bench, universe):
+    def recorded(analysis, session, sweep_domain):
         names.append(analysis.table_name)
-        return plain(analysis, bench, universe)
+        return plain(analysis, session, sweep_domain)
 
     monkeypatch.setattr(Analysis, "run", recorded)
     return names
@@ -80,7 +80,7 @@ def test_tables_hold_the_seed_and_all_that_was_swept(made):
     assert set(table["seed"]) == {0}
     cells = table[["site", "layer"]].drop_duplicates().to_numpy().tolist()
     assert cells == [["neurons", 0], ["neurons", 1], ["attn_out", 0], ["attn_out", 1]]
-    assert set(table["condition"]) == {"unpatched", "patched", "control", "source"}
+    assert set(table["condition"]) == {"baseline", "intervened", "control", "source"}
     with pytest.raises(InputError, match="has no table 'patchgrid'; it has dynamics, neuron_shift, patch_grid"):
         made.table("patchgrid")
 
@@ -216,12 +216,14 @@ def test_drawing_reads_the_saved_tables_only(runs, no_models):
 
 
 def test_a_swept_recipe_is_a_column_of_every_table(spec, recipe, tmp_path):
-    block = recipe.model_copy(update={"training": recipe.training.model_copy(update={"n_steps": 2})}).block()
+    block = recipe.model_copy(update={"optimisation": recipe.optimisation.model_copy(update={"n_steps": 2})}).block()
     block["architecture"]["d_mlp"] = {"each": [8, 12]}
     ends = {"before": "initial", "after": "final"}
     swept = spec(training=block, analyses=[{"kind": "dynamics"}, {"kind": "neuron_shift"}], checkpoints=ends, **BARE)
     said = []
-    finished = run(Experiment.model_validate(swept), tmp_path, Watcher(train=lambda name, *_: said.append(name)))
+    finished = run(
+        Experiment.model_validate(swept), tmp_path, ProgressCallback(train=lambda name, *_: said.append(name))
+    )
     table = finished.table("neuron_shift")
     assert list(dict.fromkeys(said)) == ["tiny d_mlp 8 seed 0", "tiny d_mlp 12 seed 0"]
     assert table.groupby("d_mlp")["neuron"].max().to_dict() == {8: 7, 12: 11}
@@ -229,8 +231,10 @@ def test_a_swept_recipe_is_a_column_of_every_table(spec, recipe, tmp_path):
 
 
 def test_a_checkpoint_may_be_of_another_training(spec, recipe, tmp_path):
-    short = recipe.model_copy(update={"training": recipe.training.model_copy(update={"n_steps": 2})})
-    other = short.model_copy(update={"name": "twin", "training": short.training.model_copy(update={"n_steps": 1})})
+    short = recipe.model_copy(update={"optimisation": recipe.optimisation.model_copy(update={"n_steps": 2})})
+    other = short.model_copy(
+        update={"name": "twin", "optimisation": short.optimisation.model_copy(update={"n_steps": 1})}
+    )
     refs = {"before": {"phase": "final", "training": other.block()}, "after": "final"}
     block = spec(training=short.block(), checkpoints=refs, analyses=[{"kind": "neuron_shift"}], **BARE)
     finished = run(Experiment.model_validate(block), tmp_path)
@@ -239,7 +243,7 @@ def test_a_checkpoint_may_be_of_another_training(spec, recipe, tmp_path):
 
 
 def test_several_trainings_stand_in_one_table_by_name(spec, recipe, tmp_path):
-    short = recipe.model_copy(update={"training": recipe.training.model_copy(update={"n_steps": 1})})
+    short = recipe.model_copy(update={"optimisation": recipe.optimisation.model_copy(update={"n_steps": 1})})
     other = short.model_copy(
         update={"name": "narrow", "architecture": short.architecture.model_copy(update={"d_mlp": 8})}
     )
@@ -260,14 +264,14 @@ class CountedExamples(Analysis):
     columns = {"n": "number"}
     of: Swept[str] = "noisy"
 
-    def table(self, bench):
-        return pd.DataFrame({"n": [FACTOR * len(bench.examples(self.of))]})
+    def table(self, session):
+        return pd.DataFrame({"n": [FACTOR * len(session.examples(self.of))]})
 """
 
 
 @pytest.fixture
 def plugged(spec, tmp_path):
-    """A spec with a plugin beside it, and a function that writes the plugin; the shelf is as before afterwards."""
+    """A spec with a plugin beside it, and a function that writes the plugin; the registry is as before afterwards."""
     folder = tmp_path / "specs"
     folder.mkdir()
     (folder / "mine.py").write_text(PLUGIN.replace("FACTOR", "1"))
@@ -275,7 +279,7 @@ def plugged(spec, tmp_path):
     block = spec(analyses=[{"kind": "counted_examples"}], plugins=["mine.py"], **BARE)
     (folder / "spec.yaml").write_text(write_spec(Experiment.model_validate(block)))
     yield folder / "spec.yaml", lambda factor: (folder / "mine.py").write_text(PLUGIN.replace("FACTOR", str(factor)))
-    Analysis.shelves["analysis"].pop("counted_examples")
+    Analysis.registries["analysis"].pop("counted_examples")
     PLUGINS.pop("mine.py")
 
 
@@ -363,17 +367,17 @@ def test_a_figure_of_a_later_training_or_seed_is_no_mistake(spec, recipe):
 
 
 def test_a_rehearsal_foretells_the_cost(spec, recipe, made, monkeypatch):
-    """Exactly, where nothing is decoded: decoding takes as many rounds as the model needs."""
+    """Exactly, where nothing is greedy_answer: decoding takes as many rounds as the model needs."""
     block = spec()
     block["examples"]["clean"]["n"] = 25  # sets of different sizes count each by its own
-    block["analyses"][1]["decode"] = False
+    block["analyses"][1]["greedy"] = False
     experiment = Experiment.model_validate(block)
     foretold = rehearse(experiment)
-    subject = Subject(experiment, recipe, 0, made.folder.parent, Watcher(), {})
+    trained_run = TrainedRun(experiment, recipe, 0, made.folder.parent, ProgressCallback(), {})
     for analysis in experiment.analyses:
-        before = subject.bench.n_forwarded
-        analysis.run(subject.bench, experiment.universe(recipe))
-        assert foretold[analysis.table_name] == subject.bench.n_forwarded - before
+        before = trained_run.session.n_forwarded
+        analysis.run(trained_run.session, experiment.sweep_domain(recipe))
+        assert foretold[analysis.table_name] == trained_run.session.n_forwarded - before
 
 
 def test_a_runs_folder_that_cannot_be_written_is_a_clear_error(experiment, tmp_path):
@@ -423,5 +427,5 @@ def test_a_second_run_says_that_it_waits(experiment, runs, monkeypatch):
         said.append(text)
         lock.release()
 
-    run(experiment, runs, Watcher(say=say))
+    run(experiment, runs, ProgressCallback(say=say))
     assert said == [f"another process is running {folder.name}; waiting for it"]

@@ -8,51 +8,51 @@ from hypothesis import strategies as st
 from mechmem.interventions.ablate import Ablate, derangement, donors
 from mechmem.interventions.applied import applied
 from mechmem.interventions.intervention import Intervention
-from mechmem.session import Bench
+from mechmem.session import Session
 from mechmem.spec.registry import Component, InputError
 
 HOWS = ["zero", "mean", "resample", "gaussian"]
 
 
-def ablated(bench, model, examples, **fields):
+def ablated(session, model, examples, **fields):
     """What a site holds after the ablation, and what it held before."""
     part = Ablate(**({"site": "z", "layer": 1} | fields))
-    edit = part.edits(model, examples, bench)[0]
-    before = bench.activation(model, examples, edit.hook)
+    edit = part.edits(model, examples, session)[0]
+    before = session.activation(model, examples, edit.hook)
     return edit.function(before), before
 
 
-def test_zero_is_zero(bench, model, examples):
-    assert not ablated(bench, model, examples, how="zero")[0].any()
+def test_zero_is_zero(session, model, examples):
+    assert not ablated(session, model, examples, method="zero")[0].any()
 
 
-def test_mean_by_hand(bench, model, examples):
-    after, before = ablated(bench, model, examples, how="mean", head=1, position="=")
+def test_mean_by_hand(session, model, examples):
+    after, before = ablated(session, model, examples, method="mean", head=1, position="=")
     by_hand = sum(before[i, 9, 1] for i in range(12)) / 12
     assert torch.allclose(after[:, 9, 1], by_hand.expand(12, -1), atol=1e-6)
     assert torch.equal(after[:, 9, 0], before[:, 9, 0])
     assert torch.equal(after[:, :9], before[:, :9])
 
 
-def test_the_mean_of_each_head_and_position_is_its_own(bench, model, examples):
-    after, _ = ablated(bench, model, examples, how="mean")
+def test_the_mean_of_each_head_and_position_is_its_own(session, model, examples):
+    after, _ = ablated(session, model, examples, method="mean")
     flat = after[0].flatten(0, 1)
     assert len(flat.unique(dim=0)) == len(flat)
 
 
-def test_the_mean_is_over_the_stated_set(bench, model, examples, others):
-    after, _ = ablated(bench, model, examples, how="mean", over="clean")
-    expected = bench.activation(model, others, "blocks.1.attn.hook_z").mean(0)
+def test_the_mean_is_over_the_stated_set(session, model, examples, others):
+    after, _ = ablated(session, model, examples, method="mean", reference_set="clean")
+    expected = session.activation(model, others, "blocks.1.attn.hook_z").mean(0)
     assert torch.allclose(after, expected.expand_as(after), atol=1e-6)
 
 
 @pytest.mark.parametrize("how", HOWS)
-def test_few_of_a_set_get_what_they_get_in_the_whole_set(how, bench, model, examples):
+def test_few_of_a_set_get_what_they_get_in_the_whole_set(how, session, model, examples):
     rows = torch.tensor([5, 2, 9])
-    whole, _ = ablated(bench, model, examples, how=how)
-    few, _ = ablated(bench, model, examples.select(rows), how=how)
+    whole, _ = ablated(session, model, examples, method=how)
+    few, _ = ablated(session, model, examples.select(rows), method=how)
     assert torch.allclose(few, whole[rows], atol=1e-6)
-    twice, _ = ablated(bench, model, examples.select(rows).select(torch.tensor([2])), how=how)
+    twice, _ = ablated(session, model, examples.select(rows).select(torch.tensor([2])), method=how)
     assert torch.allclose(twice, whole[[9]], atol=1e-6)
 
 
@@ -80,52 +80,52 @@ def test_from_an_overlapping_set_no_example_gets_its_own(examples, seed):
     assert (part.prompt[rows] != examples.prompt).any(dim=1).all()
 
 
-def test_resample_is_the_same_other_example_at_every_site(bench, model, examples):
+def test_resample_is_the_same_other_example_at_every_site(session, model, examples):
     rows = donors(examples, examples, 3)
     for site in ("z", "mlp_out", "pattern"):
-        after, before = ablated(bench, model, examples, how="resample", site=site, seed=3)
+        after, before = ablated(session, model, examples, method="resample", site=site, seed=3)
         assert torch.equal(after, before[rows])
 
 
 def test_gaussian_has_the_mean_and_spread_of_the_set(model, task):
     examples = task.sample("train")
-    bench = Bench()
-    after, before = ablated(bench, model, examples, how="gaussian", site="mlp_pre")
+    session = Session()
+    after, before = ablated(session, model, examples, method="gaussian", site="mlp_pre")
     z = (after - before.mean(0)) / before.std(0, correction=0).clamp_min(1e-6)
     varies = before.std(0) > 1e-3
     assert abs(z[:, varies].mean()) < 0.02
     assert abs(z[:, varies].std() - 1) < 0.02
-    other, _ = ablated(bench, model, examples, how="gaussian", site="mlp_pre", seed=1)
+    other, _ = ablated(session, model, examples, method="gaussian", site="mlp_pre", seed=1)
     assert not torch.allclose(after, other)
 
 
 @pytest.mark.parametrize("how", HOWS)
 @pytest.mark.parametrize("site", ["embed", "resid_pre", "z", "pattern", "neurons", "norm_final"])
 @torch.no_grad()
-def test_the_fast_path_is_the_hook_path(how, site, bench, model, examples):
+def test_the_fast_path_is_the_hook_path(how, site, session, model, examples):
     layer = None if site in ("embed", "norm_final") else 1
-    part = Ablate(site=site, layer=layer, position=("=", "s4"), how=how, over="clean")
-    fast = bench.logits(model, examples, part.edits(model, examples, bench))
-    with applied(model, [part], examples, bench):
+    part = Ablate(site=site, layer=layer, position=("=", "s4"), method=how, reference_set="clean")
+    fast = session.logits(model, examples, part.edits(model, examples, session))
+    with applied(model, [part], examples, session):
         slow = model(examples.tokens)[:, -examples.n_answer :]
     torch.testing.assert_close(fast, slow, atol=1e-5, rtol=1e-5)
-    assert not torch.allclose(fast, bench.logits(model, examples), atol=1e-3)
+    assert not torch.allclose(fast, session.logits(model, examples), atol=1e-3)
 
 
-def test_upstream_sites_are_unchanged(bench, model, examples):
-    part = Ablate(site="mlp_out", layer=1, how="mean")
-    with applied(model, [part], examples, bench):
+def test_upstream_sites_are_unchanged(session, model, examples):
+    part = Ablate(site="mlp_out", layer=1, method="mean")
+    with applied(model, [part], examples, session):
         _, cache = model.run_with_cache(examples.tokens)
     for hook in ("blocks.0.hook_resid_post", "blocks.1.hook_attn_out", "blocks.1.mlp.hook_post"):
-        assert torch.allclose(cache[hook], bench.activation(model, examples, hook), atol=1e-5)
+        assert torch.allclose(cache[hook], session.activation(model, examples, hook), atol=1e-5)
 
 
-def test_an_unknown_set_is_refused(bench, model, examples):
+def test_an_unknown_set_is_refused(session, model, examples):
     with pytest.raises(InputError, match="did you mean 'clean'"):
-        Ablate(site="z", layer=0, over="claen").edits(model, examples, bench)
+        Ablate(site="z", layer=0, reference_set="claen").edits(model, examples, session)
 
 
 def test_it_is_a_block_of_a_spec():
-    part = Ablate(site="z", layer=0, head=1, how="resample", over="clean", seed=4)
+    part = Ablate(site="z", layer=0, head=1, method="resample", reference_set="clean", seed=4)
     assert Intervention.model_validate(part.block()) == part
-    assert Component.shelves["intervention"]["ablate"] is Ablate
+    assert Component.registries["intervention"]["ablate"] is Ablate

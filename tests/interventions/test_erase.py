@@ -14,7 +14,7 @@ from mechmem.interventions.erase import Erase
 from mechmem.interventions.intervention import Intervention
 from mechmem.interventions.subspace import leace
 from mechmem.models.architecture import Architecture
-from mechmem.session import Bench
+from mechmem.session import Session
 from mechmem.spec.registry import InputError
 
 METHODS = ["leace", "inlp", "random", "variance_matched"]
@@ -27,8 +27,8 @@ def clean():
 
 
 @pytest.fixture
-def bench(model, other_model, examples, clean):
-    return Bench(models={"after": model, "before": other_model}, example_sets={"noisy": examples, "clean": clean})
+def session(model, other_model, examples, clean):
+    return Session(models={"after": model, "before": other_model}, example_sets={"noisy": examples, "clean": clean})
 
 
 def erase(**fields) -> Erase:
@@ -40,15 +40,15 @@ def accuracy(x, labels) -> float:
     return LogisticRegression(max_iter=3000).fit(x, labels).score(x, labels)
 
 
-def erased(part, bench, model, examples):
-    before = bench.activation(model, examples, part.hooks(model)[0])
-    return part.edits(model, examples, bench)[0].function(before), before
+def erased(part, session, model, examples):
+    before = session.activation(model, examples, part.hooks(model)[0])
+    return part.edits(model, examples, session)[0].function(before), before
 
 
-def test_by_hand_it_is_leace_of_this_position(bench, model, examples, clean):
+def test_by_hand_it_is_leace_of_this_position(session, model, examples, clean):
     part = erase(position=("=", "s4"))
-    after, before = erased(part, bench, model, examples)
-    fit = bench.activation(model, clean, HOOK)
+    after, before = erased(part, session, model, examples)
+    fit = session.activation(model, clean, HOOK)
     for i in (9, 10):
         one_hot = torch.nn.functional.one_hot(clean.variables["carry_4"]).double()
         torch.testing.assert_close(after[:, i], leace(fit[:, i].double(), one_hot)(before[:, i]), atol=1e-5, rtol=1e-5)
@@ -56,8 +56,8 @@ def test_by_hand_it_is_leace_of_this_position(bench, model, examples, clean):
     assert not torch.allclose(after[:, 9:11], before[:, 9:11], atol=1e-3)
 
 
-def test_afterwards_the_variable_cannot_be_read_and_another_can(bench, model, clean):
-    after, before = erased(erase(), bench, model, clean)
+def test_afterwards_the_variable_cannot_be_read_and_another_can(session, model, clean):
+    after, before = erased(erase(), session, model, clean)
     carry, other = clean.variables["carry_4"], (clean.variables["digit_sum_0"] > 9).long()
     majority = max(carry.double().mean(), 1 - carry.double().mean()).item()
     assert accuracy(before[:, 9], carry) > majority + 0.05
@@ -66,87 +66,87 @@ def test_afterwards_the_variable_cannot_be_read_and_another_can(bench, model, cl
 
 
 @pytest.mark.parametrize("control", ["random", "variance_matched"])
-def test_the_controls_match_the_erasure_and_leave_the_variable(control, bench, model, examples):
-    found = erase().erasers(model, examples, bench)[HOOK, "="]
-    matched = erase(method=control, seed=1).erasers(model, examples, bench)[HOOK, "="]
+def test_the_controls_match_the_erasure_and_leave_the_variable(control, session, model, examples):
+    found = erase().erasers(model, examples, session)[HOOK, "="]
+    matched = erase(method=control, seed=1).erasers(model, examples, session)[HOOK, "="]
     assert matched.rank == found.rank == 1
     assert (abs(matched.variance_left - found.variance_left) < 1e-9) == (control == "variance_matched")
-    assert erase(method="random", rank=3).erasers(model, examples, bench)[HOOK, "="].rank == 3
+    assert erase(method="random", rank=3).erasers(model, examples, session)[HOOK, "="].rank == 3
 
 
 @pytest.mark.parametrize("control", ["random", "variance_matched"])
-def test_a_control_can_be_matched_to_inlp(control, bench, model, examples):
+def test_a_control_can_be_matched_to_inlp(control, session, model, examples):
     """However often its subspace is drawn, the rank stays that of the one INLP."""
-    found = erase(method="inlp").erasers(model, examples, bench)[HOOK, "="]
+    found = erase(method="inlp").erasers(model, examples, session)[HOOK, "="]
     assert found.rank > 1  # so that it is not LEACE's
     for seed in range(3):
         control_of = erase(method=control, matched_to="inlp", seed=seed)
-        matched = control_of.erasers(model, examples, bench)[HOOK, "="]
+        matched = control_of.erasers(model, examples, session)[HOOK, "="]
         assert matched.rank == found.rank
         assert (abs(matched.variance_left - found.variance_left) < 1e-9) == (control == "variance_matched")
 
 
-def test_what_a_control_is_matched_to_is_fitted_once(bench, model, examples, monkeypatch):
+def test_what_a_control_is_matched_to_is_fitted_once(session, model, examples, monkeypatch):
     fits = []
     monkeypatch.setattr("mechmem.interventions.erase.leace", lambda *a: fits.append(a) or leace(*a))
     for seed in range(3):
-        erase(method="variance_matched", seed=seed).edits(model, examples, bench)
+        erase(method="variance_matched", seed=seed).edits(model, examples, session)
     assert len(fits) == 1
 
 
-def test_a_matched_control_leaves_the_variable(bench, model, clean):
-    after, before = erased(erase(method="variance_matched", seed=2), bench, model, clean)
+def test_a_matched_control_leaves_the_variable(session, model, clean):
+    after, before = erased(erase(method="variance_matched", seed=2), session, model, clean)
     carry = clean.variables["carry_4"]
     assert abs(accuracy(after[:, 9], carry) - accuracy(before[:, 9], carry)) < 0.05
 
 
-def test_erasers_are_those_of_every_hook_and_position(bench, model, examples):
+def test_erasers_are_those_of_every_hook_and_position(session, model, examples):
     part = erase(layer=(0, 1), position="readout", method="random", rank=2)
-    found = part.erasers(model, examples, bench)
+    found = part.erasers(model, examples, session)
     hooks = [f"blocks.{i}.hook_resid_post" for i in (0, 1)]
     assert list(found) == [(hook, name) for hook in hooks for name in ("=", "s4", "s3", "s2", "s1")]
     assert {e.rank for e in found.values()} == {2}
     assert all(0.05 < e.variance_left < 1 for e in found.values())
 
 
-def test_an_eraser_is_fitted_once(bench, model, examples):
+def test_an_eraser_is_fitted_once(session, model, examples):
     part = erase()
-    first = part.erasers(model, examples, bench)[HOOK, "="]
-    n = bench.n_forwarded
-    part.edits(model, examples.select(torch.tensor([1, 2])), bench)
-    assert part.erasers(model, examples.with_prefix("true"), bench)[HOOK, "="] is first
-    assert bench.n_forwarded == n
-    assert erase(seed=1).erasers(model, examples, bench)[HOOK, "="] is not first
+    first = part.erasers(model, examples, session)[HOOK, "="]
+    n = session.n_forwarded
+    part.edits(model, examples.select(torch.tensor([1, 2])), session)
+    assert part.erasers(model, examples.with_prefix("true"), session)[HOOK, "="] is first
+    assert session.n_forwarded == n
+    assert erase(seed=1).erasers(model, examples, session)[HOOK, "="] is not first
 
 
-def test_where_an_activation_is_constant_nothing_is_erased(bench, model, examples):
+def test_where_an_activation_is_constant_nothing_is_erased(session, model, examples):
     part = erase(site="embed", layer=None, position="+")
-    assert part.erasers(model, examples, bench)["hook_embed", "+"].rank == 0
-    after, before = erased(part, bench, model, examples)
+    assert part.erasers(model, examples, session)["hook_embed", "+"].rank == 0
+    after, before = erased(part, session, model, examples)
     assert torch.equal(after, before)
 
 
 @pytest.mark.parametrize("method", ["leace", "inlp"])
-def test_more_values_than_dimensions_are_refused(method, bench, model, examples):
+def test_more_values_than_dimensions_are_refused(method, session, model, examples):
     message = r"erasing digit_sum_3 by .* at blocks.1.hook_resid_post, position 9 removes rank \d+ of 16 and leaves "
     with pytest.raises(InputError, match=message + r"\d.*% of the variance: 17 values do not go into 16 .*n_codes"):
-        erase(variable="digit_sum_3", method=method).edits(model, examples, bench)
+        erase(variable="digit_sum_3", method=method).edits(model, examples, session)
 
 
-def test_a_low_rank_code_of_it_can_be_erased(bench, model, examples):
-    found = erase(variable="digit_sum_3", n_codes=3).erasers(model, examples, bench)[HOOK, "="]
+def test_a_low_rank_code_of_it_can_be_erased(session, model, examples):
+    found = erase(variable="digit_sum_3", n_codes=3).erasers(model, examples, session)[HOOK, "="]
     assert found.rank == 3
     control = erase(variable="digit_sum_3", n_codes=3, method="variance_matched")
-    matched = control.erasers(model, examples, bench)[HOOK, "="]
+    matched = control.erasers(model, examples, session)[HOOK, "="]
     assert (matched.rank, matched.variance_left) == (3, pytest.approx(found.variance_left, abs=1e-9))
 
 
-def test_more_codes_than_values_differ_in_are_refused(bench, model, examples):
-    assert erase(n_codes=1).erasers(model, examples, bench)[HOOK, "="].rank == 1
+def test_more_codes_than_values_differ_in_are_refused(session, model, examples):
+    assert erase(n_codes=1).erasers(model, examples, session)[HOOK, "="].rank == 1
     with pytest.raises(
         InputError, match=r"n_codes 2 is more than the 1 directions in which the 2 values of carry_4 in"
     ):
-        erase(n_codes=2).edits(model, examples, bench)
+        erase(n_codes=2).edits(model, examples, session)
 
 
 @pytest.mark.parametrize("method", ["leace", "random", "variance_matched"])
@@ -155,18 +155,18 @@ def test_two_hundred_values_in_128_dimensions_are_refused_with_rank_and_variance
     many = task.sample("held_out")
     many = replace(many, variables={"many": torch.arange(len(many)) % 200})
     wide = Architecture(n_layers=1, d_model=128, n_heads=4, d_mlp=64).build(len(task.vocabulary), task.n_context, 0)
-    bench = Bench({"after": wide}, {"clean": many})
+    session = Session({"after": wide}, {"clean": many})
     message = r"erasing many by leace at blocks.0.hook_resid_post, position 9 removes rank 1\d\d of 128 and leaves 0.0% of the"
     with pytest.raises(InputError, match=message + r" variance: 200 values do not go into 128 dimensions; .*n_codes"):
-        erase(variable="many", layer=0, method=method).edits(wide, many, bench)
-    assert erase(variable="many", layer=0, method=method, n_codes=4).erasers(wide, many, bench)
+        erase(variable="many", layer=0, method=method).edits(wide, many, session)
+    assert erase(variable="many", layer=0, method=method, n_codes=4).erasers(wide, many, session)
 
 
-def test_hardly_any_variance_left_is_refused(bench, model, examples):
+def test_hardly_any_variance_left_is_refused(session, model, examples):
     with pytest.raises(InputError, match=r"removes rank 9 of 16 and leaves 0.0% of the variance"):
-        erase(site="embed", layer=None, variable="out_0", position="a0").edits(model, examples, bench)
+        erase(site="embed", layer=None, variable="out_0", position="a0").edits(model, examples, session)
     with pytest.raises(InputError, match="removes rank 16 of 16"):
-        erase(method="random", rank=16).edits(model, examples, bench)
+        erase(method="random", rank=16).edits(model, examples, session)
 
 
 @pytest.mark.parametrize(
@@ -180,15 +180,15 @@ def test_hardly_any_variance_left_is_refused(bench, model, examples):
         ({"layer": 2}, "layer 2 is out of range"),
     ],
 )
-def test_what_is_not_there_is_refused(fields, message, bench, model, examples):
+def test_what_is_not_there_is_refused(fields, message, session, model, examples):
     with pytest.raises(InputError, match=re.escape(message)):
-        erase(**fields).edits(model, examples, bench)
+        erase(**fields).edits(model, examples, session)
 
 
-def test_a_variable_of_one_value_is_refused(bench, model, examples, clean):
-    bench.example_sets["clean"] = clean.select(clean.variables["carry_4"] == 1).as_set()
+def test_a_variable_of_one_value_is_refused(session, model, examples, clean):
+    session.example_sets["clean"] = clean.select(clean.variables["carry_4"] == 1).as_set()
     with pytest.raises(InputError, match="1 values of carry_4: nothing can be learnt"):
-        erase().edits(model, examples, bench)
+        erase().edits(model, examples, session)
 
 
 @pytest.mark.parametrize(
@@ -207,9 +207,9 @@ def test_what_makes_no_sense_is_refused_as_it_is_written(fields, message):
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_a_rehearsal_on_four_examples_refuses_nothing(method, bench, model, clean):
+def test_a_rehearsal_on_four_examples_refuses_nothing(method, session, model, clean):
     few = clean.select(torch.arange(4)).as_set()
-    rehearsal = Bench(models={"after": model}, example_sets={"clean": few}, is_rehearsal=True)
+    rehearsal = Session(models={"after": model}, example_sets={"clean": few}, is_rehearsal=True)
     part = erase(variable="digit_sum_3", method=method, position=None)
     assert part.edits(model, few, rehearsal)
 
@@ -217,33 +217,33 @@ def test_a_rehearsal_on_four_examples_refuses_nothing(method, bench, model, clea
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("site", ["resid_pre", "neurons", "norm_final"])
 @torch.no_grad()
-def test_the_fast_path_is_the_hook_path(method, site, bench, model, examples):
+def test_the_fast_path_is_the_hook_path(method, site, session, model, examples):
     rank = {"rank": 4} if method == "random" else {}
     layer = None if site == "norm_final" else 1
     part = erase(site=site, layer=layer, method=method, position=("=", "s4"), **rank)
-    fast = bench.logits(model, examples, part.edits(model, examples, bench))
-    with applied(model, [part], examples, bench):
+    fast = session.logits(model, examples, part.edits(model, examples, session))
+    with applied(model, [part], examples, session):
         slow = model(examples.tokens)[:, -examples.n_answer :]
     torch.testing.assert_close(fast, slow, atol=1e-5, rtol=1e-5)
-    assert not torch.allclose(fast, bench.logits(model, examples), atol=1e-4)
+    assert not torch.allclose(fast, session.logits(model, examples), atol=1e-4)
 
 
 @torch.no_grad()
-def test_upstream_sites_are_unchanged(bench, model, examples):
-    with applied(model, [erase()], examples, bench):
+def test_upstream_sites_are_unchanged(session, model, examples):
+    with applied(model, [erase()], examples, session):
         _, cache = model.run_with_cache(examples.tokens)
     for hook in ("blocks.0.hook_resid_post", "blocks.1.hook_mlp_out"):
-        assert torch.allclose(cache[hook], bench.activation(model, examples, hook), atol=1e-5)
+        assert torch.allclose(cache[hook], session.activation(model, examples, hook), atol=1e-5)
 
 
 @torch.no_grad()
-def test_a_random_direction_can_stand_beside_it(bench, model, examples):
+def test_a_random_direction_can_stand_beside_it(session, model, examples):
     for draw in RandomDirection(n=2).draws(erase(), model):
-        edits = [edit for part in draw for edit in part.edits(model, examples, bench)]
-        assert not torch.allclose(bench.logits(model, examples, edits), bench.logits(model, examples), atol=1e-4)
+        edits = [edit for part in draw for edit in part.edits(model, examples, session)]
+        assert not torch.allclose(session.logits(model, examples, edits), session.logits(model, examples), atol=1e-4)
 
 
 def test_it_is_a_block_of_a_spec_and_is_swept():
     part = erase(method={"each": METHODS}, seed=3)
     assert Intervention.model_validate(part.block()) == part
-    assert [member.method for _, member in part.unfold({})] == METHODS
+    assert [member.method for _, member in part.expand({})] == METHODS

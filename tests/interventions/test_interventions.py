@@ -11,11 +11,11 @@ from mechmem.analyses.effects.effect import edits_of
 from mechmem.interventions.applied import applied
 from mechmem.interventions.intervention import position_indices
 from mechmem.interventions.patch import Patch, Source
-from mechmem.interventions.random_displacement import Scramble
+from mechmem.interventions.random_displacement import RandomDisplacement
 from mechmem.models import sites
 from mechmem.models.fast import forward
 from mechmem.models.sites import SITES
-from mechmem.session import Bench
+from mechmem.session import Session
 from mechmem.spec.registry import InputError
 
 EDITABLE = sorted(SITES.keys() - sites.READ_ONLY.keys())
@@ -34,39 +34,39 @@ def patch(site: str, layer: int = 1, source: Source = SOURCES["checkpoint"], **c
     return Patch(site=site, layer=layer if SITES[site].has_layer else None, source=source, **chosen)
 
 
-def fast(bench, model, examples, parts):
-    return bench.logits(model, examples, edits_of(parts, model, examples, bench))
+def fast(session, model, examples, parts):
+    return session.logits(model, examples, edits_of(parts, model, examples, session))
 
 
-def slow(bench, model, examples, parts):
-    with torch.no_grad(), applied(model, parts, examples, bench) as edited:
+def slow(session, model, examples, parts):
+    with torch.no_grad(), applied(model, parts, examples, session) as edited:
         return edited(examples.tokens)[:, -examples.n_answer :]
 
 
 @pytest.mark.parametrize("layer", [0, 1])
 @pytest.mark.parametrize("source", SOURCES.values(), ids=SOURCES)
 @pytest.mark.parametrize("site", EDITABLE)
-def test_fast_path_and_hook_path_agree_at_every_site(site, source, layer, bench, model, examples):
+def test_fast_path_and_hook_path_agree_at_every_site(site, source, layer, session, model, examples):
     part = patch(site, layer, source)
-    expected = slow(bench, model, examples, [part])
-    close(fast(bench, model, examples, [part]), expected)
+    expected = slow(session, model, examples, [part])
+    close(fast(session, model, examples, [part]), expected)
     is_the_same = site == "pos_embed" and source.checkpoint is None  # positions are embedded alike in all examples
-    assert torch.allclose(expected, bench.logits(model, examples), atol=1e-3) == is_the_same
+    assert torch.allclose(expected, session.logits(model, examples), atol=1e-3) == is_the_same
 
 
 @pytest.mark.parametrize("site", EDITABLE)
-def test_both_paths_agree_on_a_scrambled_patch_at_every_site(site, bench, model, examples):
-    part = Scramble(of=patch(site, position="readout") if SITES[site].axis("pos") == 1 else patch(site))
-    close(fast(bench, model, examples, [part]), slow(bench, model, examples, [part]))
+def test_both_paths_agree_on_a_scrambled_patch_at_every_site(site, session, model, examples):
+    part = RandomDisplacement(of=patch(site, position="readout") if SITES[site].axis("pos") == 1 else patch(site))
+    close(fast(session, model, examples, [part]), slow(session, model, examples, [part]))
 
 
 @pytest.mark.parametrize("site", EDITABLE)
-def test_both_paths_agree_on_a_choice_at_every_site(site, bench, model, examples):
+def test_both_paths_agree_on_a_choice_at_every_site(site, session, model, examples):
     chosen = {"position": ("=", "s4")}
     chosen |= {"head": 1} if SITES[site].axis("head") >= 0 else {}
     chosen |= {"neurons": (0, 5, 23)} if SITES[site].axis("d_mlp") >= 0 else {}
     part = patch(site, **chosen)
-    close(fast(bench, model, examples, [part]), slow(bench, model, examples, [part]))
+    close(fast(session, model, examples, [part]), slow(session, model, examples, [part]))
 
 
 @pytest.mark.parametrize("fields", [{"norm": "rms_norm", "d_head": 5}, {"norm": None, "attn_only": True}], ids=str)
@@ -74,17 +74,17 @@ def test_both_paths_agree_in_other_architectures(fields, random_models, examples
     model, source = random_models(5, **fields), random_models(6, **fields)
     for site in set(sites.table(model.cfg)["site"]) & set(EDITABLE):
         part = patch(site, source=source)
-        close(fast(Bench(), model, examples, [part]), slow(Bench(), model, examples, [part]))
+        close(fast(Session(), model, examples, [part]), slow(Session(), model, examples, [part]))
 
 
-def test_both_paths_agree_on_several_interventions_together(bench, model, examples):
+def test_both_paths_agree_on_several_interventions_together(session, model, examples):
     parts = [patch("attn_out", 0), patch("neurons", 0, neurons=(1, 2)), patch("z", 1, SOURCES["mean"], head=(0, 1))]
-    close(fast(bench, model, examples, parts), slow(bench, model, examples, parts))
+    close(fast(session, model, examples, parts), slow(session, model, examples, parts))
 
 
-def test_several_layers_in_one_intervention_are_one_at_each(bench, model, examples):
-    together = fast(bench, model, examples, [Patch(site="mlp_out", layer=(0, 1), source=SOURCES["checkpoint"])])
-    close(together, fast(bench, model, examples, [patch("mlp_out", 0), patch("mlp_out", 1)]))
+def test_several_layers_in_one_intervention_are_one_at_each(session, model, examples):
+    together = fast(session, model, examples, [Patch(site="mlp_out", layer=(0, 1), source=SOURCES["checkpoint"])])
+    close(together, fast(session, model, examples, [patch("mlp_out", 0), patch("mlp_out", 1)]))
 
 
 def upstream(site: str) -> list[str]:
@@ -95,18 +95,18 @@ def upstream(site: str) -> list[str]:
 
 
 @pytest.mark.parametrize("site", [name for name in EDITABLE if name != "embed"])
-def test_what_lies_before_the_site_stays_as_it_was(site, bench, model, examples):
+def test_what_lies_before_the_site_stays_as_it_was(site, session, model, examples):
     before = upstream(site)
-    edits = edits_of([patch(site)], model, examples, bench)
+    edits = edits_of([patch(site)], model, examples, session)
     _, edited = forward(model, examples.tokens, 14, edits, before)
-    for hook, plain in bench.activations(model, examples, before).items():
+    for hook, plain in session.activations(model, examples, before).items():
         assert torch.equal(edited[hook], plain), hook
 
 
-def test_earlier_positions_never_feel_a_later_one(bench, model, examples):
-    edits = edits_of([patch("resid_pre", 0, position="b0")], model, examples, bench)
+def test_earlier_positions_never_feel_a_later_one(session, model, examples):
+    edits = edits_of([patch("resid_pre", 0, position="b0")], model, examples, session)
     _, edited = forward(model, examples.tokens, 14, edits, ["unembed.hook_out"])
-    plain, at = bench.activation(model, examples, "unembed.hook_out"), examples.positions["b0"]
+    plain, at = session.activation(model, examples, "unembed.hook_out"), examples.positions["b0"]
     close(edited["unembed.hook_out"][:, :at], plain[:, :at])
     assert not torch.allclose(edited["unembed.hook_out"][:, at:], plain[:, at:], atol=1e-3)
 
@@ -124,22 +124,22 @@ def test_earlier_positions_never_feel_a_later_one(bench, model, examples):
     ],
 )
 def test_only_what_is_chosen_changes_and_it_becomes_the_source(
-    site, chosen, where, bench, model, other_model, examples
+    site, chosen, where, session, model, other_model, examples
 ):
     hook = SITES[site].hook(1)
-    edits = edits_of([patch(site, **chosen)], model, examples, bench)
+    edits = edits_of([patch(site, **chosen)], model, examples, session)
     _, edited = forward(model, examples.tokens, 14, edits, [hook])
-    expected = bench.activation(model, examples, hook).clone()
-    expected[where] = bench.activation(other_model, examples, hook)[where]
+    expected = session.activation(model, examples, hook).clone()
+    expected[where] = session.activation(other_model, examples, hook)[where]
     assert torch.equal(edited[hook], expected)
 
 
-def test_edits_leave_the_activations_they_are_given_alone(bench, model, examples):
+def test_edits_leave_the_activations_they_are_given_alone(session, model, examples):
     part, hook = patch("resid_pre", 1), "blocks.1.hook_resid_pre"
-    kept = bench.activation(model, examples, hook)
+    kept = session.activation(model, examples, hook)
     before = kept.clone()
-    bench.logits(model, examples, edits_of([part], model, examples, bench))
-    for edit in part.edits(model, examples, bench):
+    session.logits(model, examples, edits_of([part], model, examples, session))
+    for edit in part.edits(model, examples, session):
         edit.function(kept)
     assert torch.equal(kept, before)
 
@@ -163,15 +163,15 @@ def test_edits_leave_the_activations_they_are_given_alone(bench, model, examples
         ({"site": "z", "neurons": (1,)}, "site 'z' has no axis 'd_mlp' to choose from"),
     ],
 )
-def test_what_is_not_there_is_refused_with_what_was_meant(fields, message, bench, model, examples):
+def test_what_is_not_there_is_refused_with_what_was_meant(fields, message, session, model, examples):
     part = Patch(**({"layer": 1, "source": {"checkpoint": "before"}} | fields))
     with pytest.raises(InputError, match=re.escape(message)):
-        part.edits(model, examples, bench)
+        part.edits(model, examples, session)
 
 
-def test_neurons_of_a_model_without_mlp_are_refused(random_models, bench, examples):
+def test_neurons_of_a_model_without_mlp_are_refused(random_models, session, examples):
     with pytest.raises(InputError, match="no MLP"):
-        patch("neurons").edits(random_models(attn_only=True), examples, bench)
+        patch("neurons").edits(random_models(attn_only=True), examples, session)
 
 
 def test_positions_are_found_by_name(examples):

@@ -11,15 +11,15 @@ from mechmem.data.examples import Examples
 from mechmem.data.tasks.task import MinimalPair
 from mechmem.interventions.patch import Patch, Source
 from mechmem.models.fast import forward
-from mechmem.session import Bench
+from mechmem.session import Session
 from mechmem.spec.registry import InputError
 
 HOOK = "blocks.1.hook_attn_out"
 
 
-def patched(bench: Bench, model, examples: Examples, source: Source | object, hook: str = HOOK) -> torch.Tensor:
+def patched(session: Session, model, examples: Examples, source: Source | object, hook: str = HOOK) -> torch.Tensor:
     """The activation at the hook under a patch of attn_out at layer 1."""
-    edits = edits_of([Patch(site="attn_out", layer=1, source=source)], model, examples, bench)
+    edits = edits_of([Patch(site="attn_out", layer=1, source=source)], model, examples, session)
     return forward(model, examples.tokens, 5, edits, [hook])[1][hook].detach()
 
 
@@ -27,97 +27,97 @@ def plain(model, examples: Examples) -> torch.Tensor:
     return forward(model, examples.tokens, 5, capture=[HOOK])[1][HOOK].detach()
 
 
-def logits(bench, model, examples, **fields) -> torch.Tensor:
-    return bench.logits(model, examples, edits_of([Patch(**fields)], model, examples, bench))
+def logits(session, model, examples, **fields) -> torch.Tensor:
+    return session.logits(model, examples, edits_of([Patch(**fields)], model, examples, session))
 
 
 @pytest.mark.parametrize(("site", "layer"), [("resid_pre", 0), ("resid_post", 1), ("logits", None)])
-def test_patching_everything_from_other_examples_gives_their_logits(site, layer, bench, model, examples, others):
-    found = logits(bench, model, examples, site=site, layer=layer, source=Source(examples="clean"))
-    torch.testing.assert_close(found, bench.logits(model, others), atol=1e-6, rtol=1e-6)
-    assert not torch.allclose(found, bench.logits(model, examples), atol=0.1)
+def test_patching_everything_from_other_examples_gives_their_logits(site, layer, session, model, examples, others):
+    found = logits(session, model, examples, site=site, layer=layer, source=Source(examples="clean"))
+    torch.testing.assert_close(found, session.logits(model, others), atol=1e-6, rtol=1e-6)
+    assert not torch.allclose(found, session.logits(model, examples), atol=0.1)
 
 
-def test_patching_everything_from_a_checkpoint_gives_its_logits(bench, model, other_model, examples):
-    found = logits(bench, model, examples, site="logits", source=Source(checkpoint="before"))
-    torch.testing.assert_close(found, bench.logits(other_model, examples), atol=1e-6, rtol=1e-6)
+def test_patching_everything_from_a_checkpoint_gives_its_logits(session, model, other_model, examples):
+    found = logits(session, model, examples, site="logits", source=Source(checkpoint="before"))
+    torch.testing.assert_close(found, session.logits(other_model, examples), atol=1e-6, rtol=1e-6)
 
 
 @pytest.mark.parametrize(
     "source", [Source(checkpoint="after"), Source(examples="noisy")], ids=["checkpoint", "examples"]
 )
 @pytest.mark.parametrize("site", ["resid_pre", "z", "neurons", "attn_out", "mlp_out", "k"])
-def test_patching_from_itself_changes_nothing(site, source, bench, model, examples):
-    found = logits(bench, model, examples, site=site, layer=1, source=source)
-    torch.testing.assert_close(found, bench.logits(model, examples), atol=1e-6, rtol=1e-6)
+def test_patching_from_itself_changes_nothing(site, source, session, model, examples):
+    found = logits(session, model, examples, site=site, layer=1, source=source)
+    torch.testing.assert_close(found, session.logits(model, examples), atol=1e-6, rtol=1e-6)
 
 
-def test_a_checkpoint_gives_its_activation_on_the_same_examples(bench, model, other_model, examples):
-    assert torch.equal(patched(bench, model, examples, Source(checkpoint="before")), plain(other_model, examples))
+def test_a_checkpoint_gives_its_activation_on_the_same_examples(session, model, other_model, examples):
+    assert torch.equal(patched(session, model, examples, Source(checkpoint="before")), plain(other_model, examples))
 
 
-def test_other_examples_give_theirs_row_by_row(bench, model, examples, others):
-    assert torch.equal(patched(bench, model, examples, Source(examples="clean")), plain(model, others))
+def test_other_examples_give_theirs_row_by_row(session, model, examples, others):
+    assert torch.equal(patched(session, model, examples, Source(examples="clean")), plain(model, others))
 
 
-def test_rows_stay_aligned_after_a_selection(bench, model, examples, others):
+def test_rows_stay_aligned_after_a_selection(session, model, examples, others):
     rows = torch.tensor([7, 2, 2, 11])
-    found = patched(bench, model, examples.select(rows), Source(examples="clean"))
+    found = patched(session, model, examples.select(rows), Source(examples="clean"))
     torch.testing.assert_close(found, plain(model, others)[rows], atol=1e-6, rtol=1e-6)
-    twice = patched(bench, model, examples.select(rows).select(torch.tensor([3, 0])), Source(examples="clean"))
+    twice = patched(session, model, examples.select(rows).select(torch.tensor([3, 0])), Source(examples="clean"))
     torch.testing.assert_close(twice, plain(model, others)[[11, 7]], atol=1e-6, rtol=1e-6)
 
 
-def test_the_source_is_fed_the_same_prefix(bench, model, examples):
+def test_the_source_is_fed_the_same_prefix(session, model, examples):
     """The set was made with given labels; the patched run is fed true ones, so the source must be too."""
     fed, source = examples.with_prefix("true"), Source(examples="noisy")
-    assert torch.equal(patched(bench, model, fed, source), plain(model, fed))
+    assert torch.equal(patched(session, model, fed, source), plain(model, fed))
     assert not torch.equal(plain(model, fed), plain(model, examples))
 
 
-def test_a_checkpoint_goes_with_other_examples(bench, model, other_model, examples, others):
-    found = patched(bench, model, examples, Source(checkpoint="before", examples="clean"))
+def test_a_checkpoint_goes_with_other_examples(session, model, other_model, examples, others):
+    found = patched(session, model, examples, Source(checkpoint="before", examples="clean"))
     assert torch.equal(found, plain(other_model, others))
 
 
-def test_the_mean_is_over_the_set_at_each_position(bench, model, other_model, examples, others):
+def test_the_mean_is_over_the_set_at_each_position(session, model, other_model, examples, others):
     expected = sum(plain(model, others.select(torch.tensor([i]))) for i in range(len(others))) / len(others)
-    found = patched(bench, model, examples, Source(mean_over="clean"))
+    found = patched(session, model, examples, Source(mean_over="clean"))
     torch.testing.assert_close(found, expected.expand(len(examples), -1, -1), atol=1e-6, rtol=1e-5)
     assert found[0].std(dim=0).min() > 1e-3  # positions have their own means
-    of_other = patched(bench, model, examples, Source(mean_over="clean", checkpoint="before"))
+    of_other = patched(session, model, examples, Source(mean_over="clean", checkpoint="before"))
     torch.testing.assert_close(of_other[0], plain(other_model, others).mean(dim=0), atol=1e-6, rtol=1e-5)
 
 
-def test_the_mean_is_over_the_prefix_that_is_fed(bench, model, examples):
+def test_the_mean_is_over_the_prefix_that_is_fed(session, model, examples):
     fed = examples.with_prefix("true")
-    found = patched(bench, model, fed, Source(mean_over="noisy"))
+    found = patched(session, model, fed, Source(mean_over="noisy"))
     torch.testing.assert_close(found[0], plain(model, fed).mean(dim=0), atol=1e-6, rtol=1e-5)
 
 
-def test_a_mean_can_be_over_a_set_of_another_size(bench, model, examples, others):
-    bench.example_sets = {"few": others.select(torch.arange(3))}
-    found = patched(bench, model, examples, Source(mean_over="few"))
+def test_a_mean_can_be_over_a_set_of_another_size(session, model, examples, others):
+    session.example_sets = {"few": others.select(torch.arange(3))}
+    found = patched(session, model, examples, Source(mean_over="few"))
     torch.testing.assert_close(found[5], plain(model, others)[:3].mean(dim=0), atol=1e-6, rtol=1e-5)
 
 
-def test_a_pair_gives_the_activation_of_the_minimal_pair(task, bench, model, examples):
+def test_a_pair_gives_the_activation_of_the_minimal_pair(task, session, model, examples):
     pairs = task.pairs(task.sample("train"), MinimalPair(flip="carry_1")).select(torch.arange(9))
-    assert pairs.counterpart is not None
-    found = patched(bench, model, pairs, Source(pair=True))
-    torch.testing.assert_close(found, plain(model, pairs.counterpart), atol=1e-6, rtol=1e-6)
+    assert pairs.counterfactual is not None
+    found = patched(session, model, pairs, Source(pair=True))
+    torch.testing.assert_close(found, plain(model, pairs.counterfactual), atol=1e-6, rtol=1e-6)
     few = pairs.select(torch.tensor([4, 1]))
-    expected = plain(model, pairs.counterpart)[[4, 1]]
-    torch.testing.assert_close(patched(bench, model, few, Source(pair=True)), expected, atol=1e-6, rtol=1e-6)
+    expected = plain(model, pairs.counterfactual)[[4, 1]]
+    torch.testing.assert_close(patched(session, model, few, Source(pair=True)), expected, atol=1e-6, rtol=1e-6)
 
 
 def test_a_live_model_or_example_set_may_be_given_as_it_is(model, other_model, examples, others):
-    assert torch.equal(patched(Bench(), model, examples, other_model), plain(other_model, examples))
-    assert torch.equal(patched(Bench(), model, examples, others), plain(model, others))
+    assert torch.equal(patched(Session(), model, examples, other_model), plain(other_model, examples))
+    assert torch.equal(patched(Session(), model, examples, others), plain(model, others))
 
 
-def test_live_examples_go_with_a_checkpoint(bench, model, other_model, examples, others):
-    found = patched(bench, model, examples, Source(live=others, checkpoint="before"))
+def test_live_examples_go_with_a_checkpoint(session, model, other_model, examples, others):
+    found = patched(session, model, examples, Source(live=others, checkpoint="before"))
     assert torch.equal(found, plain(other_model, others))
 
 
@@ -168,21 +168,21 @@ def test_a_source_is_written_without_what_it_does_not_use():
         ({"pair": True}, "`pair: true` needs an example set that was made with `pair:`"),
     ],
 )
-def test_what_the_bench_does_not_hold_is_refused(source, message, bench, model, examples):
+def test_what_the_bench_does_not_hold_is_refused(source, message, session, model, examples):
     with pytest.raises(InputError, match=re.escape(message)):
-        Patch(site="attn_out", layer=0, source=source).edits(model, examples, bench)
+        Patch(site="attn_out", layer=0, source=source).edits(model, examples, session)
 
 
-def test_a_source_with_too_few_examples_is_refused(bench, model, examples, others):
-    bench.example_sets = {"few": others.select(torch.arange(3))}
+def test_a_source_with_too_few_examples_is_refused(session, model, examples, others):
+    session.example_sets = {"few": others.select(torch.arange(3))}
     with pytest.raises(InputError, match="the source has 3 examples, fewer than the 12 that are patched"):
-        patched(bench, model, examples, Source(examples="few"))
+        patched(session, model, examples, Source(examples="few"))
 
 
 @pytest.mark.parametrize("site", ["neurons", "z"])
 def test_a_source_of_another_architecture_is_refused(site, random_models, model, examples):
     source = random_models(1, d_mlp=20, n_heads=4, d_head=4)
-    edits = Patch(site=site, layer=0, source=source).edits(model, examples, Bench())
+    edits = Patch(site=site, layer=0, source=source).edits(model, examples, Session())
     with pytest.raises(InputError, match="they must be of one architecture"):
         forward(model, examples.tokens, 5, edits)
 
@@ -190,4 +190,4 @@ def test_a_source_of_another_architecture_is_refused(site, random_models, model,
 @pytest.mark.parametrize("fields", [{"n_layers": 1}, {"attn_only": True}], ids=str)
 def test_a_source_that_lacks_the_site_is_refused(fields, random_models, model, examples):
     with pytest.raises(InputError, match=r"no .*'blocks\.1\.hook_mlp_out'"):
-        Patch(site="mlp_out", layer=1, source=random_models(1, **fields)).edits(model, examples, Bench())
+        Patch(site="mlp_out", layer=1, source=random_models(1, **fields)).edits(model, examples, Session())

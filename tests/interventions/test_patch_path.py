@@ -11,7 +11,7 @@ from mechmem.interventions.intervention import Intervention
 from mechmem.interventions.patch import Patch, Source
 from mechmem.interventions.patch_path import PatchPath, Receiver
 from mechmem.models.fast import Edit, forward
-from mechmem.session import Bench
+from mechmem.session import Session
 from mechmem.spec.registry import InputError, each
 
 BEFORE = Source(checkpoint="before")
@@ -40,7 +40,7 @@ def deep(random_models):
 
 @pytest.fixture
 def deep_bench(deep, random_models, others):
-    return Bench(models={"after": deep, "before": random_models(4, n_layers=3)}, example_sets={"clean": others})
+    return Session(models={"after": deep, "before": random_models(4, n_layers=3)}, example_sets={"clean": others})
 
 
 def path(sender: dict, *receivers) -> PatchPath:
@@ -48,8 +48,8 @@ def path(sender: dict, *receivers) -> PatchPath:
 
 
 @torch.no_grad()
-def logits(bench, model, examples, *parts, capture=()):
-    edits = [edit for part in parts for edit in part.edits(model, examples, bench)]
+def logits(session, model, examples, *parts, capture=()):
+    edits = [edit for part in parts for edit in part.edits(model, examples, session)]
     return forward(model, examples.tokens, examples.n_answer, edits, capture)
 
 
@@ -65,12 +65,12 @@ def test_through_every_receiver_it_is_the_senders_own_patch(sender, deep_bench, 
 def test_through_every_receiver_of_a_model_without_mlp_or_norm(random_models, examples):
     model, other = (random_models(i, attn_only=True, norm=None, n_layers=3) for i in (5, 6))
     sender = Patch(site="z", layer=0, head=0, source=other)
-    found, _ = logits(Bench(), model, examples, PatchPath(sender=sender, receivers=("q", "k", "v", "logits")))
-    close(found, logits(Bench(), model, examples, sender)[0])
+    found, _ = logits(Session(), model, examples, PatchPath(sender=sender, receivers=("q", "k", "v", "logits")))
+    close(found, logits(Session(), model, examples, sender)[0])
 
 
 def test_any_intervention_can_be_what_the_sender_is_patched_by(deep_bench, deep, examples):
-    sender = Ablate(site="mlp_out", layer=0, how="resample")
+    sender = Ablate(site="mlp_out", layer=0, method="resample")
     found, _ = logits(deep_bench, deep, examples, PatchPath(sender=sender, receivers=EVERY))
     close(found, logits(deep_bench, deep, examples, sender)[0])
 
@@ -88,7 +88,7 @@ def test_any_intervention_can_be_what_the_sender_is_patched_by(deep_bench, deep,
 def test_one_receiver_is_the_three_runs_of_path_patching(receiver, hook, deep_bench, deep, examples):
     sender = Patch(site="z", layer=0, head=1, source=BEFORE)
     frozen = [f"blocks.{i}.hook_{part}_out" for i in range(3) for part in ("attn", "mlp")][1:]
-    kept = deep_bench.activations(deep, examples, frozen)  # run 1: unpatched
+    kept = deep_bench.activations(deep, examples, frozen)  # run 1: baseline
     freeze = [Edit(name, lambda _, name=name: kept[name]) for name in frozen]
     edits = [*sender.edits(deep, examples, deep_bench), *freeze]  # run 2: sender patched, all others frozen
     _, direct = forward(deep, examples.tokens, 5, edits, [hook])
@@ -104,10 +104,10 @@ def test_one_receiver_is_the_three_runs_of_path_patching(receiver, hook, deep_be
 def test_the_direct_path_to_the_logits_by_hand(random_models, examples):
     model, other = (random_models(i, norm=None) for i in (7, 8))
     sender = Patch(site="mlp_out", layer=0, source=other)
-    bench, hook = Bench(), "blocks.0.hook_mlp_out"
-    change = bench.activation(other, examples, hook) - bench.activation(model, examples, hook)
-    found, _ = logits(bench, model, examples, PatchPath(sender=sender, receivers=("logits",)))
-    close(found, logits(bench, model, examples)[0] + (change @ model.W_U)[:, -5:])
+    session, hook = Session(), "blocks.0.hook_mlp_out"
+    change = session.activation(other, examples, hook) - session.activation(model, examples, hook)
+    found, _ = logits(session, model, examples, PatchPath(sender=sender, receivers=("logits",)))
+    close(found, logits(session, model, examples)[0] + (change @ model.W_U)[:, -5:])
 
 
 def test_only_the_receiver_changes(deep_bench, deep, examples):
@@ -176,7 +176,7 @@ def test_senders_and_receivers_are_swept():
     sender = Patch(site="z", layer=0, head=each(0, 1), source=BEFORE)
     swept = PatchPath(sender=sender, receivers=each(["q"], ["k", "v"]))
     assert Intervention.model_validate(swept.block()) == swept
-    members = swept.unfold({})
+    members = swept.expand({})
     assert len(members) == 4
     assert members[-1][1] == path({"site": "z", "layer": 0, "head": 1}, "k", "v")
 

@@ -1,4 +1,4 @@
-"""Laws over every measure of the shelf, after values worked out by hand."""
+"""Laws over every measure of the registry, after values worked out by hand."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from mechmem.measures.kl import KL
 from mechmem.measures.logit import Logit
 from mechmem.measures.logit_difference import LogitDifference
 from mechmem.measures.measure import Measure
-from mechmem.measures.neither import Neither
+from mechmem.measures.neither import OffLabelRate
 from mechmem.measures.probability import Probability
 from mechmem.measures.rank import Rank
 from mechmem.spec.registry import InputError
@@ -56,12 +56,12 @@ def drawn(n: int, seed: int) -> tuple[torch.Tensor, Examples, torch.Tensor]:
     generator = torch.Generator().manual_seed(seed)
     logits, baseline = torch.randn(2, n, 3, D_VOCAB, generator=generator, dtype=torch.float64)
     given, true, pair = torch.randint(D_VOCAB, (3, n, 3), generator=generator).tolist()
-    return 3 * logits, replace(made(given, true), counterpart=made(pair, pair)), 3 * baseline
+    return 3 * logits, replace(made(given, true), counterfactual=made(pair, pair)), 3 * baseline
 
 
 # One noisy example: given 1 2, true 1 3, its pair 2 3. The model says 1 (p .5) and then 3 (p .625).
 P = torch.tensor([[[0.25, 0.5, 0.125, 0.125], [0.0625, 0.0625, 0.25, 0.625]]], dtype=torch.float64)
-EXAMPLE = replace(made([[1, 2]], [[1, 3]]), counterpart=made([[2, 2]], [[2, 3]]))
+EXAMPLE = replace(made([[1, 2]], [[1, 3]]), counterfactual=made([[2, 2]], [[2, 3]]))
 EVEN = torch.zeros(1, 2, D_VOCAB, dtype=torch.float64)
 
 
@@ -80,7 +80,7 @@ EVEN = torch.zeros(1, 2, D_VOCAB, dtype=torch.float64)
         (Logit(label="given"), [-math.log(2), -math.log(4)], -math.log(8) / 2),
         (Logit(label="pair", against="true"), [-math.log(4), 0], -math.log(2)),
         (LogitDifference(), [0, math.log(2.5)], math.log(2.5) / 2),
-        (Neither(), [0, 0], 0),
+        (OffLabelRate(), [0, 0], 0),
         # sum of q log(q / p), with q = 1/4 for every token without intervention
         (KL(), [math.log(2) / 4, math.log(4) / 2 - math.log(2.5) / 4], (math.log(32) - math.log(2.5)) / 8),
     ],
@@ -94,8 +94,8 @@ def test_values_by_hand(measure, by_place, whole):
 def test_neither_by_hand():
     # the first token 2 is the pair's, the second 0 is nobody's
     logits = torch.tensor([[[0, 0, 9.0, 0], [9.0, 0, 0, 0]]])
-    assert Neither()(logits, EXAMPLE, logits).tolist() == [[0, 1]]
-    assert Neither()(logits, replace(EXAMPLE, counterpart=None), logits).tolist() == [[1, 1]]
+    assert OffLabelRate()(logits, EXAMPLE, logits).tolist() == [[0, 1]]
+    assert OffLabelRate()(logits, replace(EXAMPLE, counterfactual=None), logits).tolist() == [[1, 1]]
 
 
 def test_kl_is_taken_from_the_unpatched_distribution():
@@ -152,8 +152,8 @@ def test_the_prefix_that_was_fed_plays_no_part(measure):
 @pytest.mark.parametrize("kind", LABELLED)
 def test_the_label_is_the_one_that_is_named(kind):
     logits, examples, baseline = drawn(20, seed=4)
-    swapped = replace(examples, given=examples.counterpart.true, true=examples.given)
-    swapped = replace(swapped, counterpart=made(examples.true.tolist(), examples.true.tolist()))
+    swapped = replace(examples, given=examples.counterfactual.true, true=examples.given)
+    swapped = replace(swapped, counterfactual=made(examples.true.tolist(), examples.true.tolist()))
     measures = {label: Measure.kinds()[kind](label=label) for label in LABELS}
     before = {label: measure(logits, examples, baseline) for label, measure in measures.items()}
     after = {label: measure(logits, swapped, baseline) for label, measure in measures.items()}
@@ -166,7 +166,7 @@ def test_the_label_is_the_one_that_is_named(kind):
 def test_the_label_of_a_pair_needs_pairs(kind):
     logits, examples, baseline = drawn(2, seed=0)
     with pytest.raises(InputError, match="an example set that was made with `pair:`"):
-        Measure.kinds()[kind](label="pair")(logits, replace(examples, counterpart=None), baseline)
+        Measure.kinds()[kind](label="pair")(logits, replace(examples, counterfactual=None), baseline)
 
 
 @pytest.mark.parametrize("measure", PLAIN, ids=lambda measure: measure.name)
@@ -217,7 +217,7 @@ def test_accuracy_is_rank_zero_and_an_odd_answer_is_neither(seed):
     for label in LABELS:
         right[label] = Accuracy(label=label)(logits, examples, baseline)
         assert torch.equal(right[label] == 1, Rank(label=label)(logits, examples, baseline) == 0)
-    assert torch.equal(Neither()(logits, examples, baseline), 1 - torch.stack([*right.values()]).amax(dim=0))
+    assert torch.equal(OffLabelRate()(logits, examples, baseline), 1 - torch.stack([*right.values()]).amax(dim=0))
 
 
 @given(st.integers(0, 1000))

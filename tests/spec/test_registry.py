@@ -20,7 +20,7 @@ from mechmem.experiment.claims import Condition, Quantity
 from mechmem.experiment.spec import Experiment
 from mechmem.interventions.patch import Patch, Source
 from mechmem.interventions.patch_path import PatchPath, Receiver
-from mechmem.interventions.random_displacement import Scramble
+from mechmem.interventions.random_displacement import RandomDisplacement
 from mechmem.models.architecture import Architecture
 from mechmem.spec.registry import Component, InputError, each, json_schema, load_all
 from mechmem.spec.yaml_file import SpecFile, write_spec
@@ -39,34 +39,36 @@ def below(cls: type[Component]) -> Iterator[type[Component]]:
 
 
 OURS = [cls for cls in below(Component) if cls.__module__.startswith("mechmem.")]
-CONCRETE = {(cls.shelf, cls.kind): cls for cls in OURS if not inspect.isabstract(cls)}
-SHELVES = {cls.shelf: cls for cls in OURS if cls.__bases__ == (Component,) and cls.shelf}
+CONCRETE = {(cls.registry, cls.kind): cls for cls in OURS if not inspect.isabstract(cls)}
+REGISTRIES = {cls.registry: cls for cls in OURS if cls.__bases__ == (Component,) and cls.registry}
 
 
 def _blocks() -> list[tuple[str | None, str, Any]]:
     file = YAML(typ="safe", pure=True).load(Path(__file__).with_name("kinds.yaml"))
-    shelved = [(shelf, block["kind"], block) for shelf, blocks in file["shelves"].items() for block in blocks]
-    return shelved + [(None, kind, block) for kind, blocks in file["parts"].items() for block in blocks]
+    registered = [
+        (registry, block["kind"], block) for registry, blocks in file["registries"].items() for block in blocks
+    ]
+    return registered + [(None, kind, block) for kind, blocks in file["parts"].items() for block in blocks]
 
 
 BLOCKS = _blocks()
-KEYS = list(dict.fromkeys((shelf, kind) for shelf, kind, _ in BLOCKS))
-ON_A_SHELF = [key for key in KEYS if key[0]]
+KEYS = list(dict.fromkeys((registry, kind) for registry, kind, _ in BLOCKS))
+REGISTERED = [key for key in KEYS if key[0]]
 REFUSED = {"ablation": {"control": "random_direction"}, "neuron_top_k": {"control": "random_direction"}}
 """Fields that a kind inherits and must leave as they are, with a value that it refuses."""
-CASES = [pytest.param((shelf, kind), block, id=f"{shelf or 'part'}-{kind}") for shelf, kind, block in BLOCKS]
+CASES = [pytest.param((registry, kind), block, id=f"{registry or 'part'}-{kind}") for registry, kind, block in BLOCKS]
 
 
 def built(key: tuple[str | None, str], block: Any) -> Component:
     return CONCRETE[key].model_validate(block)
 
 
-# Round trips, over every member of every shelf
+# Round trips, over every member of every registry
 
 
 def test_every_kind_has_a_block_in_kinds_yaml():
     assert set(KEYS) == set(CONCRETE)
-    assert set(SHELVES) == set(Component.shelves)
+    assert set(REGISTRIES) == set(Component.registries)
 
 
 @pytest.mark.parametrize("key", KEYS, ids=lambda key: key[1])
@@ -80,9 +82,9 @@ def test_the_blocks_of_a_kind_leave_no_field_at_its_default(key):
 
 @pytest.mark.parametrize(("kind", "name"), [(kind, name) for kind, names in REFUSED.items() for name in names])
 def test_a_field_that_a_kind_has_no_use_for_is_refused(kind, name):
-    shelf, _, block = next(of for of in BLOCKS if of[1] == kind)
+    registry, _, block = next(of for of in BLOCKS if of[1] == kind)
     with pytest.raises(ValidationError, match="out"):
-        built((shelf, kind), block | {name: REFUSED[kind][name]})
+        built((registry, kind), block | {name: REFUSED[kind][name]})
 
 
 @pytest.mark.parametrize(("key", "block"), CASES)
@@ -127,15 +129,15 @@ def test_equal_content_has_equal_hashes(key, block):
 
 
 def test_other_content_has_another_hash():
-    assert len({built((shelf, kind), block).content_hash for shelf, kind, block in BLOCKS}) == len(BLOCKS)
+    assert len({built((registry, kind), block).content_hash for registry, kind, block in BLOCKS}) == len(BLOCKS)
 
 
 @pytest.mark.parametrize(("key", "block"), [case for case in CASES if case.values[0][0]])
 def test_behind_its_shelf_a_kind_keeps_its_own_fields(key, block):
-    made = TypeAdapter(SHELVES[key[0]]).validate_python(block)
+    made = TypeAdapter(REGISTRIES[key[0]]).validate_python(block)
     assert type(made) is CONCRETE[key]
     assert made == built(key, block)
-    assert TypeAdapter(SHELVES[key[0]]).dump_python(made, mode="json") == made.block()
+    assert TypeAdapter(REGISTRIES[key[0]]).dump_python(made, mode="json") == made.block()
 
 
 @pytest.mark.parametrize(("key", "block"), CASES)
@@ -146,13 +148,13 @@ def test_components_are_frozen(key, block):
             setattr(made, name, getattr(made, name))
 
 
-@pytest.mark.parametrize("key", ON_A_SHELF, ids=lambda key: key[1])
+@pytest.mark.parametrize("key", REGISTERED, ids=lambda key: key[1])
 def test_a_word_is_the_kind_with_its_defaults_where_it_has_them(key):
     if any(field.is_required() for field in CONCRETE[key].model_fields.values()):
         with pytest.raises(ValidationError, match="Field required"):
-            TypeAdapter(SHELVES[key[0]]).validate_python(key[1])
+            TypeAdapter(REGISTRIES[key[0]]).validate_python(key[1])
     else:
-        assert TypeAdapter(SHELVES[key[0]]).validate_python(key[1]) == CONCRETE[key]()
+        assert TypeAdapter(REGISTRIES[key[0]]).validate_python(key[1]) == CONCRETE[key]()
 
 
 # Content
@@ -223,11 +225,13 @@ def test_an_unknown_key_is_refused_by_every_kind_with_its_own_keys(key):
     }
 
 
-@pytest.mark.parametrize("shelf", SHELVES)
-def test_an_unknown_kind_is_refused_with_those_that_there_are(shelf):
-    kinds = ", ".join(SHELVES[shelf].kinds())
-    assert errors(SHELVES[shelf], {"kind": "zzzzz"}) == {("kind",): f"there is no {shelf} 'zzzzz'; there is {kinds}"}
-    assert errors(SHELVES[shelf], {}) == {(): f"a {shelf} needs `kind:`, one of {kinds}"}
+@pytest.mark.parametrize("registry", REGISTRIES)
+def test_an_unknown_kind_is_refused_with_those_that_there_are(registry):
+    kinds = ", ".join(REGISTRIES[registry].kinds())
+    assert errors(REGISTRIES[registry], {"kind": "zzzzz"}) == {
+        ("kind",): f"there is no {registry} 'zzzzz'; there is {kinds}"
+    }
+    assert errors(REGISTRIES[registry], {}) == {(): f"a {registry} needs `kind:`, one of {kinds}"}
 
 
 @pytest.mark.parametrize("kind", [["a"], {"a": 1}, 3, True])
@@ -269,24 +273,26 @@ def test_the_kind_is_the_name_in_snake_case(name, kind):
 
 @pytest.mark.parametrize("cls", OURS, ids=lambda cls: cls.__name__)
 def test_a_class_stands_on_its_shelf_if_and_only_if_it_is_concrete(cls):
-    is_registered = cls in Component.shelves.get(cls.shelf or "", {}).values()
-    assert is_registered == (cls.shelf is not None and not inspect.isabstract(cls))
+    is_registered = cls in Component.registries.get(cls.registry or "", {}).values()
+    assert is_registered == (cls.registry is not None and not inspect.isabstract(cls))
 
 
 @pytest.fixture
-def shelves(monkeypatch):
-    """Whatever a test puts on a shelf is gone after it."""
-    monkeypatch.setattr(Component, "shelves", {shelf: dict(members) for shelf, members in Component.shelves.items()})
+def registries(monkeypatch):
+    """Whatever a test puts on a registry is gone after it."""
+    monkeypatch.setattr(
+        Component, "registries", {registry: dict(members) for registry, members in Component.registries.items()}
+    )
 
 
-@pytest.mark.usefixtures("shelves")
+@pytest.mark.usefixtures("registries")
 def test_two_classes_cannot_be_the_same_kind():
     with pytest.raises(TypeError, match=r"are both the noise 'digit': rename one"):
         type("Digit", (Digit,), {"__module__": "a_plugin"})
     assert LabelNoise.kinds()["digit"] is Digit
 
 
-@pytest.mark.usefixtures("shelves")
+@pytest.mark.usefixtures("registries")
 def test_a_class_that_is_defined_again_takes_its_own_place():
     first, second = (type("Mine", (Digit,), {"__module__": "a_plugin", "__qualname__": "Mine"}) for _ in range(2))
     assert first is not second
@@ -298,7 +304,7 @@ def test_a_class_that_is_defined_again_takes_its_own_place():
 
 def test_each_by_hand():
     grid = PatchGrid(site=each("z", "attn_out"), layer=each(), source=BEFORE)
-    members = grid.unfold({"layer": range(2)})
+    members = grid.expand({"layer": range(2)})
     assert [labels for labels, _ in members] == [
         {"site": "z", "layer": 0},
         {"site": "z", "layer": 1},
@@ -311,27 +317,29 @@ def test_each_by_hand():
 
 def test_a_sweep_reaches_into_the_parts():
     inner = Patch(site="z", layer=each(0, 1), head=each(0, 1, 2), source=BEFORE)
-    members = Intervene(model=each("a", "b"), intervention=Scramble(of=inner)).unfold({})
+    members = Intervene(model=each("a", "b"), intervention=RandomDisplacement(of=inner)).expand({})
     assert len(members) == 12
     labels, member = members[-1]
     assert labels == {"model": "b", "layer": 1, "head": 2}
-    assert member == Intervene(model="b", intervention=Scramble(of=Patch(site="z", layer=1, head=2, source=BEFORE)))
+    assert member == Intervene(
+        model="b", intervention=RandomDisplacement(of=Patch(site="z", layer=1, head=2, source=BEFORE))
+    )
 
 
 @pytest.mark.parametrize(("key", "block"), CASES)
 def test_a_member_of_a_sweep_sweeps_nothing_and_differs_from_the_others_in_its_labels(key, block):
-    made, universe = built(key, block), {"layer": (0, 1), "model": ("a", "b")}
-    members = made.unfold(universe)
+    made, sweep_domain = built(key, block), {"layer": (0, 1), "model": ("a", "b")}
+    members = made.expand(sweep_domain)
     assert len({json.dumps(labels, default=repr) for labels, _ in members}) == len(members)
     assert len({member for _, member in members}) == len(members)
     for _, member in members:
-        assert member.unfold({}) == [({}, member)]
+        assert member.expand({}) == [({}, member)]
     assert (members == [({}, made)]) == ('"each"' not in json.dumps(made.block()))
 
 
 def test_each_all_needs_to_know_all_of_what():
     with pytest.raises(InputError, match=r"`layer: \{each: all\}` has no list to stand for; write the values out"):
-        PatchGrid(site="z", layer=each(), source=BEFORE).unfold({"head": (0, 1)})
+        PatchGrid(site="z", layer=each(), source=BEFORE).expand({"head": (0, 1)})
 
 
 @pytest.mark.parametrize(
@@ -353,7 +361,7 @@ def test_swept_parts_are_the_same_from_a_block_and_from_a_call():
     swept = PatchPath(sender=sender, receivers=each((Receiver(site="logits"),), (Receiver(site="q", layer=1),)))
     block = {"each": [[{"site": "logits"}], [{"site": "q", "layer": 1}]]}
     assert PatchPath(sender=sender, receivers=block) == swept
-    assert [member.receivers for _, member in swept.unfold({})] == [*swept.receivers.each]
+    assert [member.receivers for _, member in swept.expand({})] == [*swept.receivers.each]
 
 
 @pytest.mark.parametrize(
@@ -375,7 +383,7 @@ def test_a_sweep_of_what_cannot_be_is_refused_at_once(layer, place, message):
 def test_a_member_that_cannot_be_is_named():
     recipe = Recipe(task=FourDigitAddition(), architecture=Architecture(d_model=each(8, 12, 10), n_heads=4))
     with pytest.raises(InputError, match=r"with d_model 10: .*d_model 10 is not a multiple of n_heads 4"):
-        recipe.unfold({})
+        recipe.expand({})
 
 
 # The schema that editors use
@@ -384,11 +392,11 @@ SCHEMA = json_schema(Experiment)
 
 
 def test_every_shelf_in_the_schema_is_one_of_its_real_kinds():
-    for shelf, members in Component.shelves.items():
-        refs = [{"$ref": f"#/$defs/{shelf}.{kind}"} for kind in members]
-        assert SCHEMA["$defs"][shelf] == {"oneOf": [*refs, {"type": "string"}]}
+    for registry, members in Component.registries.items():
+        refs = [{"$ref": f"#/$defs/{registry}.{kind}"} for kind in members]
+        assert SCHEMA["$defs"][registry] == {"oneOf": [*refs, {"type": "string"}]}
         for kind, member in members.items():
-            body = SCHEMA["$defs"][f"{shelf}.{kind}"]
+            body = SCHEMA["$defs"][f"{registry}.{kind}"]
             assert body["properties"].keys() >= {"kind", *member.model_fields}
             assert body["properties"]["kind"] == {"const": kind}
 
@@ -401,7 +409,7 @@ def test_every_reference_in_the_schema_leads_somewhere():
     found = set(references(SCHEMA))
     assert "#/$defs/task" in found
     assert all(schemas.at(reference, SCHEMA) for reference in found)
-    assert "x-shelf" not in json.dumps(SCHEMA)
+    assert "x-registry" not in json.dumps(SCHEMA)
 
 
 @pytest.mark.parametrize(("key", "block"), [case for case in CASES if case.values[0][0]])

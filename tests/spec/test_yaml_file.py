@@ -41,12 +41,12 @@ def spec(tmp_path: Path):
 def test_a_file_is_the_object_that_it_describes(spec):
     recipe = spec(RECIPE).build(Recipe)
     assert recipe.task.noise == Digit(rate=0.1)
-    assert recipe.training.learning_rate == 0.001
+    assert recipe.optimisation.learning_rate == 0.001
     assert recipe == Recipe.model_validate(
         {
             "name": "small",
             "task": {"kind": "four_digit_addition", "n_train": 50, "noise": {"kind": "digit", "rate": 0.1}},
-            "training": {"learning_rate": 0.001, "betas": (0.9, 0.98)},
+            "optimisation": {"learning_rate": 0.001, "betas": (0.9, 0.98)},
         }
     )
 
@@ -181,10 +181,10 @@ def test_a_folder_is_no_spec(tmp_path):
         ("name=other", ["name"], "other"),
         ("task.n_train=7", ["task", "n_train"], 7),
         ("task.noise.rate=1e-2", ["task", "noise", "rate"], 0.01),
-        ("training.betas.1=0.5", ["training", "betas", 1], 0.5),
-        ("training.betas=[0.1, 0.2]", ["training", "betas"], [0.1, 0.2]),
-        ("training.stop_at={memorised: 0.9}", ["training", "stop_at"], {"memorised": 0.9}),
-        ("training.stop_at.memorised=0.9", ["training", "stop_at", "memorised"], 0.9),
+        ("optimisation.betas.1=0.5", ["optimisation", "betas", 1], 0.5),
+        ("optimisation.betas=[0.1, 0.2]", ["optimisation", "betas"], [0.1, 0.2]),
+        ("optimisation.stop_at={memorised: 0.9}", ["optimisation", "stop_at"], {"memorised": 0.9}),
+        ("optimisation.stop_at.memorised=0.9", ["optimisation", "stop_at", "memorised"], 0.9),
         ("architecture.n_layers=3", ["architecture", "n_layers"], 3),
         ("architecture.norm=", ["architecture", "norm"], None),
         ("architecture.attn_only=true", ["architecture", "attn_only"], True),
@@ -207,7 +207,7 @@ def test_an_override_ends_at_its_first_equals_sign(spec):
 def test_later_overrides_win_and_can_go_into_earlier_ones(spec):
     file = spec(RECIPE, "training={n_steps: 5, batch_size: 6}", "training.n_steps=7", "name=a", "name=b")
     recipe = file.build(Recipe)
-    assert (recipe.name, recipe.training.n_steps, recipe.training.batch_size) == ("b", 7, 6)
+    assert (recipe.name, recipe.optimisation.n_steps, recipe.optimisation.batch_size) == ("b", 7, 6)
 
 
 @pytest.mark.parametrize(
@@ -215,9 +215,9 @@ def test_later_overrides_win_and_can_go_into_earlier_ones(spec):
     [
         ("name", "override 'name' is not of the form key.sub=value"),
         ("=1", "override '=1' is not of the form key.sub=value"),
-        ("training.betas.2=1", "has nothing at 2"),
-        ("training.betas.first=1", "has nothing at 'first'"),
-        ("training.betas.2.x=1", "has nothing at 2"),
+        ("optimisation.betas.2=1", "has nothing at 2"),
+        ("optimisation.betas.first=1", "has nothing at 'first'"),
+        ("optimisation.betas.2.x=1", "has nothing at 2"),
         ("name.x=1", "has nothing at 'x'"),
         ("name.x.y=1", "has nothing at 'x'"),
         ("name=[1", "override 'name=[1': the value:1:3: expected ',' or ']'"),

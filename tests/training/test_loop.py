@@ -10,10 +10,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from mechmem.analyses.effects.effect import decoded
+from mechmem.analyses.effects.effect import greedy_answer
 from mechmem.data.label_noise import UniformWrong
 from mechmem.data.tasks.four_digit_addition import FourDigitAddition
-from mechmem.session import Bench
+from mechmem.session import Session
 from mechmem.spec.files import FileError, write_tensors
 from mechmem.training import loop as home
 from mechmem.training.loop import _Batches, accuracy, curves_of, device, evaluation_sets, train
@@ -22,7 +22,7 @@ from mechmem.training.store import Trained
 
 
 def changed(recipe: Recipe, **fields) -> Recipe:
-    return recipe.model_copy(update={"training": recipe.training.model_copy(update=fields)})
+    return recipe.model_copy(update={"optimisation": recipe.optimisation.model_copy(update=fields)})
 
 
 def content(folder: Path) -> dict[str, bytes]:
@@ -188,7 +188,7 @@ def test_the_first_checkpoint_is_the_untrained_model(recipe, trained):
 def test_steps_are_those_of_a_plain_loop_on_the_hooked_transformer(recipe, tmp_path):
     """AdamW on the answer tokens' cross-entropy, warm-up, clipping: written out on the model's own forward."""
     recipe = changed(recipe, n_steps=4, evaluate_every=4, schedule="linear", weight_decay=0.1, n_warmup_steps=3)
-    spec, examples, model = recipe.training, recipe.task.training_set(), recipe.build(0)
+    spec, examples, model = recipe.optimisation, recipe.task.training_set(), recipe.build(0)
     sequences, batches = torch.cat([examples.prompt, examples.given], dim=1), _Batches(120, 40, 0)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1.0, betas=spec.betas, weight_decay=0.1)
     for step in range(4):
@@ -293,7 +293,7 @@ def test_the_curves_are_measured_on_the_first_of_each_group(recipe):
 
 
 def test_accuracy_is_the_share_of_whole_greedy_answers(model, examples):
-    answer = decoded(Bench(), model, examples, [])
+    answer = greedy_answer(Session(), model, examples, [])
     partly = answer.clone()
     partly[[0, 3, 4], [0, 2, 4]] = (partly[[0, 3, 4], [0, 2, 4]] + 1) % 10  # one wrong token each
     assert accuracy(model, examples.continued_with(answer)) == 1

@@ -10,7 +10,7 @@ from pydantic import ValidationError
 from mechmem.data.label_noise import Digit
 from mechmem.data.tasks.four_digit_addition import FourDigitAddition
 from mechmem.models.architecture import Architecture
-from mechmem.training.recipe import PHASES, Phase, Recipe, Training
+from mechmem.training.recipe import PHASES, Optimisation, Phase, Recipe
 
 BASE = Recipe(task=FourDigitAddition(n_train=50))
 LEFT_OUT = {"name", "training.generalised", "training.memorised", "training.device"}
@@ -35,7 +35,7 @@ OTHER: dict[str, Any] = {
     "training.n_steps": 4001,
     "training.batch_size": 501,
     "training.learning_rate": 2e-3,
-    "training.betas": (0.9, 0.99),
+    "optimisation.betas": (0.9, 0.99),
     "training.weight_decay": 0.1,
     "training.n_warmup_steps": 0,
     "training.schedule": "cosine",
@@ -45,7 +45,7 @@ OTHER: dict[str, Any] = {
     "training.n_evaluated": 1000,
     "training.generalised": {"held_out": 0.5},
     "training.memorised": {"memorised": 0.5},
-    "training.stop_at": {"memorised": 0.9},
+    "optimisation.stop_at": {"memorised": 0.9},
     "training.patience": 2,
     "training.device": "cpu",
 }
@@ -77,7 +77,7 @@ def test_the_recipe_hash_changes_with_what_decides_the_weights_and_with_nothing_
 
 def test_the_recipe_hash_is_the_same_however_the_recipe_was_written():
     again = Recipe.model_validate(
-        {"task": {"n_train": 50, "kind": "four_digit_addition"}, "training": {"betas": [0.9, 0.98]}}
+        {"task": {"n_train": 50, "kind": "four_digit_addition"}, "optimisation": {"betas": [0.9, 0.98]}}
     )
     assert again.recipe_hash == BASE.recipe_hash
 
@@ -94,7 +94,7 @@ def test_the_recipe_hash_is_the_same_however_the_recipe_was_written():
     ],
 )
 def test_schedule_by_hand(fields, factors):
-    training = Training(n_steps=100, **fields)
+    training = Optimisation(n_steps=100, **fields)
     assert {step: training.schedule_factor(step) for step in factors} == pytest.approx(factors)
 
 
@@ -105,7 +105,7 @@ def test_schedule_by_hand(fields, factors):
     step=st.integers(0, 98),
 )
 def test_the_learning_rate_rises_in_the_warm_up_and_never_after_it(schedule, n_warmup, final, step):
-    training = Training(n_steps=100, schedule=schedule, n_warmup_steps=n_warmup, final_factor=final)
+    training = Optimisation(n_steps=100, schedule=schedule, n_warmup_steps=n_warmup, final_factor=final)
     now, then = training.schedule_factor(step), training.schedule_factor(step + 1)
     assert 0 < now <= 1
     assert (schedule != "constant" or now <= then) if step + 1 < n_warmup else then <= now + 1e-12
@@ -117,7 +117,7 @@ def curve(*rows: tuple[float, float, float], every: int = 100) -> list[dict[str,
     return [{"step": every * i} | dict(zip(names, row, strict=True)) for i, row in enumerate(rows)]
 
 
-PHASED = Training(generalised=Phase(held_out=0.9, corrected=0.8), memorised=Phase(memorised=0.95))
+PHASED = Optimisation(generalised=Phase(held_out=0.9, corrected=0.8), memorised=Phase(memorised=0.95))
 
 
 @pytest.mark.parametrize(
@@ -146,7 +146,7 @@ def test_phases_are_read_off_the_curves(rows, generalised, memorised):
 
 
 def test_a_phase_can_ask_that_nothing_is_memorised_yet():
-    training = Training(generalised=Phase(held_out=0.9, memorised_at_most=0.05))
+    training = Optimisation(generalised=Phase(held_out=0.9, memorised_at_most=0.05))
     assert training.phases(curve((0.95, 1, 0.06), (0.9, 1, 0.05), (1, 1, 0)))["generalised"] == 100
 
 
@@ -162,7 +162,7 @@ def test_every_threshold_of_a_phase_counts(name):
     ("step", "is_kept"), [(0, True), (100, True), (150, False), (200, True), (250, True), (300, False), (249, False)]
 )
 def test_checkpoints_are_kept_at_evaluations_and_at_the_end(step, is_kept):
-    assert Training(n_steps=250, evaluate_every=100).keeps(step) is is_kept
+    assert Optimisation(n_steps=250, evaluate_every=100).keeps(step) is is_kept
 
 
 @pytest.mark.parametrize("name", ["", "a/b", "a b", "../a"])

@@ -96,7 +96,7 @@ def test_the_kept_checkpoints_are_listed_with_their_curves(trained):
 
 def test_phases_are_found_again_when_their_thresholds_change(copied):
     record = copied.record
-    record["recipe"]["training"]["generalised"] = {"memorised_at_most": 1.0}
+    record["recipe"]["optimisation"]["generalised"] = {"memorised_at_most": 1.0}
     (copied.folder / "training.json").write_text(json.dumps(record))
     assert Trained(copied.folder).phases["generalised"] == 0
 

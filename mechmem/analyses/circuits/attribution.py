@@ -16,7 +16,7 @@ from mechmem.analyses.circuits.contrast import Contrast, ContrastAnalysis, corre
 from mechmem.data.examples import Examples
 from mechmem.models.architecture import Model
 from mechmem.models.fast import Edit, forward
-from mechmem.session import Bench
+from mechmem.session import Session
 from mechmem.statistics.intervals import interval
 
 BATCH = 128
@@ -66,8 +66,8 @@ class Attribution(ContrastAnalysis):
     exact: NonNegativeInt | Literal["all"] = 0
     """How many neurons of each layer (and of its heads and MLP), of the largest |score|, are patched exactly too."""
 
-    def table(self, bench: Bench) -> pd.DataFrame:
-        contrast = self.contrast(bench)
+    def table(self, session: Session) -> pd.DataFrame:
+        contrast = self.contrast(session)
         units = parts(contrast, self.neurons)
         table = pd.concat([_rows(u, scores) for u, scores in zip(units, scores_of(contrast, units), strict=True)])
         table = table.assign(exact=np.nan, n=len(contrast.examples))
@@ -100,17 +100,17 @@ def parts(contrast: Contrast, neurons: bool = True) -> list[Units]:
 
 
 def scores_of(contrast: Contrast, units: list[Units]) -> list[Float[Tensor, "n unit"]]:
-    """The score of every unit for every example; kept on the bench."""
+    """The score of every unit for every example; kept on the session."""
     key = ("attribution", *contrast.key, *units)
-    if key not in contrast.bench.memo:
+    if key not in contrast.session.cache:
         _, corrupted = contrast.both_runs([u.hook for u in units])
         every = torch.arange(len(contrast.examples))
         batches = [_scores(contrast, units, corrupted, rows) for rows in every.split(BATCH)]
-        contrast.bench.count(contrast.examples)
+        contrast.session.count(contrast.examples)
         scores = [torch.cat(of_unit) for of_unit in zip(*batches, strict=True)]
         contrast.check_change(*scores)
-        contrast.bench.memo[key] = scores
-    return contrast.bench.memo[key]
+        contrast.session.cache[key] = scores
+    return contrast.session.cache[key]
 
 
 def _scores(contrast: Contrast, units: list[Units], corrupted: Mapping[str, Tensor], rows: Tensor) -> list[Tensor]:
@@ -145,7 +145,7 @@ def _rows(unit: Units, scores: Float[Tensor, "n unit"]) -> pd.DataFrame:
 @torch.no_grad()
 def _exact(contrast: Contrast, unit: Units, chosen: Tensor) -> list[float]:
     """What the metric loses when each of the chosen units alone is patched."""
-    logits = contrast.bench.logits(contrast.model, contrast.examples)
+    logits = contrast.session.logits(contrast.model, contrast.examples)
     effects = _neurons_patched if unit.component == "neuron" else _nodes_patched
     clean = contrast.measured(logits, contrast.examples, logits)
     return [(clean - patched).mean().item() for patched in effects(contrast, unit, chosen, logits)]
@@ -155,7 +155,7 @@ def _nodes_patched(contrast: Contrast, unit: Units, chosen: Tensor, baseline: Te
     (theirs,), found = contrast.both_runs([unit.hook])[1].values(), []
     for i in chosen.tolist():
         edit = Edit(unit.hook, lambda x, i=i: _replaced(x, theirs, i if unit.component == "head" else None))
-        logits = contrast.bench.logits(contrast.model, contrast.examples, [edit])
+        logits = contrast.session.logits(contrast.model, contrast.examples, [edit])
         found.append(contrast.measured(logits, contrast.examples, baseline))
     return found
 
@@ -168,13 +168,13 @@ def _replaced(x: Tensor, theirs: Tensor, head: int | None) -> Tensor:
 
 def _neurons_patched(contrast: Contrast, unit: Units, chosen: Tensor, baseline: Tensor) -> list[Tensor]:
     clean, theirs = contrast.both_runs([unit.hook])
-    change, bench, model = theirs[unit.hook] - clean[unit.hook], contrast.bench, contrast.model
-    patched = patched_one_by_one(bench, model, contrast.examples, unit.layer, change, chosen)
+    change, session, model = theirs[unit.hook] - clean[unit.hook], contrast.session, contrast.model
+    patched = patched_one_by_one(session, model, contrast.examples, unit.layer, change, chosen)
     return [contrast.measured(logits, contrast.examples, baseline) for logits in patched]
 
 
 def patched_one_by_one(
-    bench: Bench,
+    session: Session,
     model: Model,
     examples: Examples,
     layer: int,
@@ -185,10 +185,10 @@ def patched_one_by_one(
 
     A neuron moves the residual after its layer along its own column of W_out, and the forward starts there.
     """
-    after = bench.activation(model, examples, f"blocks.{layer}.hook_resid_post")
+    after = session.activation(model, examples, f"blocks.{layer}.hook_resid_post")
     keep = examples.n_answer if layer == model.cfg.n_layers - 1 else after.shape[1]
     after, change, tokens = after[:, -keep:], change[:, -keep:], examples.tokens[:, -keep:]
-    bench.count(examples, len(chosen))
+    session.count(examples, len(chosen))
     for part in chosen.split(max(1, MOST_ROWS // len(examples))):
         moved = change[..., part].permute(2, 0, 1)[..., None] * model.blocks[layer].mlp.W_out[part, None, None]
         start = (layer + 1, (after + moved).flatten(0, 1))

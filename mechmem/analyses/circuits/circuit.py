@@ -13,7 +13,7 @@ from torch import Tensor
 
 from mechmem.analyses.circuits.contrast import Contrast, ContrastAnalysis, Endpoint, Method
 from mechmem.analyses.circuits.faithfulness import Runs, areas, areas_of_draws, over_draws, over_examples, single, tidy
-from mechmem.session import Bench
+from mechmem.session import Session
 from mechmem.spec.registry import Swept
 
 
@@ -80,8 +80,8 @@ class Circuit(CircuitAnalysis):
         "per_example": "what each example adds to the value (of a ratio, to first order); one number for areas and counts",
     }
 
-    def table(self, bench: Bench) -> pd.DataFrame:
-        contrast = self.contrast(bench)
+    def table(self, session: Session) -> pd.DataFrame:
+        contrast = self.contrast(session)
         sizes, circuits = self.sizes(contrast), self.circuits(contrast)
         drawn = self.random_circuits(contrast, sizes)
         runs = Runs(contrast, torch.cat([circuits[None], drawn]))

@@ -16,7 +16,7 @@ from mechmem.analyses.circuits.circuit import CircuitAnalysis
 from mechmem.analyses.circuits.contrast import Contrast
 from mechmem.analyses.circuits.faithfulness import Row, Runs, over_draws, over_examples, single, tidy
 from mechmem.measures.measure import Measure
-from mechmem.session import Bench
+from mechmem.session import Session
 from mechmem.spec.registry import InputError, Swept
 
 Edges = Bool[Tensor, "source target"]
@@ -33,7 +33,7 @@ class CircuitOverlap(CircuitAnalysis):
     round, and the hypergeometric chance of as many shared edges or more, to which all edges are alike. Function: the
     faithfulness of A's circuit on B's model and examples, by B's baselines, beside B's own circuit. Circuits can share
     few edges and yet do the same, or share many and not. Both stand beside random circuits of the same sizes and beside
-    A's with the heads of each layer exchanged at random (`relabelled`, where a layer has several): what A does beyond
+    A's with the heads of each layer exchanged at random (`head_permuted`, where a layer has several): what A does beyond
     these, its own heads do, and not its layers alone. Source: arXiv:2403.17806; claim C5 of arXiv:2507.04782; the
     exchanged heads: ours.
     """
@@ -41,7 +41,7 @@ class CircuitOverlap(CircuitAnalysis):
     columns: ClassVar[Mapping[str, str]] = {
         "examples": "example sets of A and of B",
         "method": "how edges are ranked: eap, eap_ig or exact",
-        "condition": "circuits; for faithfulness on B: cross (A's circuit), own (B's circuit); controls: random, relabelled "
+        "condition": "circuits; for faithfulness on B: cross (A's circuit), own (B's circuit); controls: random, head_permuted "
         "(A's with other heads of the same layers)",
         "k": "share of the edges that either circuit is ranked to (fraction)",
         "n_edges": "number of edges that either is ranked to, before pruning to connected ones",
@@ -62,34 +62,34 @@ class CircuitOverlap(CircuitAnalysis):
     other_metric: Measure | None = None
     """Metric of B; the same unless given. So the true answer before memorisation can stand beside the given one after."""
 
-    def table(self, bench: Bench) -> pd.DataFrame:
-        a, b = self.contrast(bench), self.contrast(bench, self.other_model, self.other_examples, self.other_metric)
+    def table(self, session: Session) -> pd.DataFrame:
+        a, b = self.contrast(session), self.contrast(session, self.other_model, self.other_examples, self.other_metric)
         if a.graph != b.graph:
             raise InputError(f"{self.model} and {self.other_model} are of two architectures: they share no edges")
         ours, theirs = self.circuits(a), self.circuits(b)
-        random, relabelled = self.random_circuits(b, self.sizes(b)), self.relabelled(a, ours)
-        found = Runs(b, torch.cat([ours[None], theirs[None], random, relabelled])).faithfulness
+        random, head_permuted = self.random_circuits(b, self.sizes(b)), self.head_permuted(a, ours)
+        found = Runs(b, torch.cat([ours[None], theirs[None], random, head_permuted])).faithfulness
         rows = []
         for i, (k, n) in enumerate(zip(self.fractions, self.sizes(a), strict=True)):
-            here = [*self._sets(a, ours[i], theirs[i], relabelled[:, i]), *self._faithfulness(found[:, i])]
+            here = [*self._sets(a, ours[i], theirs[i], head_permuted[:, i]), *self._faithfulness(found[:, i])]
             has_others = a.graph.n_heads > 1  # else there are no other heads to exchange one with
-            rows += [row | {"k": k, "n_edges": n} for row in here if has_others or row["condition"] != "relabelled"]
+            rows += [row | {"k": k, "n_edges": n} for row in here if has_others or row["condition"] != "head_permuted"]
         examples = " / ".join((self.examples, self.other_examples or self.examples))
         return tidy(rows, self.columns, examples=examples, method=self.method)
 
-    def relabelled(self, contrast: Contrast, circuits: Circuits) -> Bool[Tensor, "draw circuit source target"]:
+    def head_permuted(self, contrast: Contrast, circuits: Circuits) -> Bool[Tensor, "draw circuit source target"]:
         """These circuits with other heads, as many draws as there are random circuits; in a draw, all the same heads."""
         seeds = [self.seed + i for i in range(self.n_random)]
-        drawn = [[contrast.graph.relabelled(c, torch.Generator().manual_seed(s)) for c in circuits] for s in seeds]
+        drawn = [[contrast.graph.head_permuted(c, torch.Generator().manual_seed(s)) for c in circuits] for s in seeds]
         return torch.stack([torch.stack(draw) for draw in drawn])
 
-    def _sets(self, contrast: Contrast, a: Edges, b: Edges, relabelled: Circuits) -> list[Row]:
+    def _sets(self, contrast: Contrast, a: Edges, b: Edges, head_permuted: Circuits) -> list[Row]:
         """How far the two share edges and nodes, and how far random ones of their sizes, or A with other heads, do."""
         sizes = int(a.sum()), int(b.sum())
         drawn = [self.random_circuits(contrast, [n], i * OTHER_SEED)[:, 0] for i, n in enumerate(sizes)]
         controls = {
             "random": [shared(contrast, *pair) for pair in zip(*drawn, strict=True)],
-            "relabelled": [shared(contrast, other, b) for other in relabelled],
+            "head_permuted": [shared(contrast, other, b) for other in head_permuted],
         }
         p = hypergeometric_p(contrast.graph.n_edges, *sizes, int((a & b).sum()))
         rows = [single(p) | {"measure": "hypergeometric_p", "condition": "circuits"}]
@@ -106,7 +106,7 @@ class CircuitOverlap(CircuitAnalysis):
             "cross": over_examples(cross),
             "own": over_examples(own),
             "random": over_draws(drawn[: self.n_random]),
-            "relabelled": over_draws(drawn[self.n_random :]),
+            "head_permuted": over_draws(drawn[self.n_random :]),
         }
         return [row | {"condition": condition, "measure": "faithfulness"} for condition, row in found.items()]
 

@@ -16,7 +16,7 @@ from mechmem.analyses.circuits.faithfulness import over_examples
 from mechmem.interventions.patch import Source
 from mechmem.measures.logit import Logit
 from mechmem.measures.measure import Measure
-from mechmem.session import Bench
+from mechmem.session import Session
 from mechmem.spec.registry import InputError
 
 Scores = Float[np.ndarray, "n unit"]
@@ -51,8 +51,8 @@ class Concentration(ContrastAnalysis):
     corrupted: Source = Source(mean_over="clean")
     """One that differs at every token: a minimal pair would put everything on the token that it changes."""
 
-    def table(self, bench: Bench) -> pd.DataFrame:
-        contrast = self.contrast(bench)
+    def table(self, session: Session) -> pd.DataFrame:
+        contrast = self.contrast(session)
         rows = []
         for component, scores in _scores(contrast).items():
             for measure, (unit, measured) in MEASURES.items():

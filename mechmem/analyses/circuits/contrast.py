@@ -23,7 +23,7 @@ from mechmem.measures.kl import KL
 from mechmem.measures.logit import Logit
 from mechmem.measures.measure import Measure
 from mechmem.models.architecture import Model
-from mechmem.session import Bench
+from mechmem.session import Session
 from mechmem.spec.registry import InputError, Swept, digest
 
 Method = Literal["eap", "eap_ig", "exact"]
@@ -48,13 +48,13 @@ class Batch:
 class Contrast:
     """A model, its clean and its corrupted run on a set of examples, and the metric that tells them apart."""
 
-    bench: Bench
+    session: Session
     model: Model
     examples: Examples
     metric: Measure
     corrupted: Source
     key: tuple[Any, ...]
-    """By what is learnt here is kept on the bench."""
+    """By what is learnt here is kept on the session."""
 
     @property
     def graph(self) -> Graph:
@@ -85,17 +85,17 @@ class Contrast:
 
     def both_runs(self, hooks: Collection[str]) -> tuple[Mapping[str, Tensor], Mapping[str, Tensor]]:
         """The clean and the corrupted activations, the latter with a batch of 1 if they are a mean."""
-        model, rows = self.corrupted.run(self.model, self.examples, self.bench)
-        clean = self.bench.activations(self.model, self.examples, hooks)
+        model, rows = self.corrupted.run(self.model, self.examples, self.session)
+        clean = self.session.activations(self.model, self.examples, hooks)
         if self.corrupted.mean_over is None:
-            return clean, self.bench.activations(model, rows, hooks)
-        rows = self.bench.examples(self.corrupted.mean_over).with_prefix(self.examples.prefix)
-        theirs = self.bench.activations(model, rows, hooks)
+            return clean, self.session.activations(model, rows, hooks)
+        rows = self.session.examples(self.corrupted.mean_over).with_prefix(self.examples.prefix)
+        theirs = self.session.activations(model, rows, hooks)
         return clean, {hook: activation.mean(0, keepdim=True) for hook, activation in theirs.items()}
 
     def batches(self) -> Iterator[Batch]:
         """Raises InputError if the corrupted run is another model's: its edges would not be this one's."""
-        if self.corrupted.run(self.model, self.examples, self.bench)[0] is not self.model:
+        if self.corrupted.run(self.model, self.examples, self.session)[0] is not self.model:
             raise InputError("the corrupted run of a circuit is another input of the same model, not a checkpoint")
         clean, corrupted = self.both_runs(source_hooks(self.graph))
         for rows in torch.arange(len(self.examples)).split(MOST_ROWS):
@@ -111,16 +111,16 @@ class Contrast:
     def scores(self, method: Method, steps: int = 5, endpoint: Endpoint = "clean") -> Float[Tensor, "source target"]:
         """How much each edge is needed, on average over the examples, in the unit of the metric."""
         key = ("edge scores", *self.key, method, *((steps, endpoint) if method == "eap_ig" else ()))
-        if key not in self.bench.memo:
+        if key not in self.session.cache:
             m = steps if method == "eap_ig" else 1
             first = FIRST[endpoint] if method == "eap_ig" else 1.0
             points = [(k + first) / m for k in range(m)]
             total = torch.stack([self._batch_scores(batch, method, points) for batch in self.batches()]).sum(0)
-            self.bench.count(self.examples, self.graph.n_edges if method == "exact" else m)
+            self.session.count(self.examples, self.graph.n_edges if method == "exact" else m)
             if method != "exact":
                 self.check_change(total)
-            self.bench.memo[key] = total / len(self.examples)
-        return self.bench.memo[key]
+            self.session.cache[key] = total / len(self.examples)
+        return self.session.cache[key]
 
     def _batch_scores(self, batch: Batch, method: Method, points: list[float]) -> Tensor:
         loss = self.loss(batch.examples, batch.baseline)
@@ -142,7 +142,7 @@ class Contrast:
                 for logits in batch.wiring.logits(batch.clean[:1], part)
             ]
             found.append(torch.stack(for_each))
-        self.bench.count(self.examples, len(unlike))
+        self.session.count(self.examples, len(unlike))
         return torch.cat(found, dim=1)[back]
 
 
@@ -161,13 +161,13 @@ class ContrastAnalysis(Analysis):
     corrupted: Source = Source(pair=True)
 
     def contrast(
-        self, bench: Bench, model: str | None = None, examples: str | None = None, metric: Measure | None = None
+        self, session: Session, model: str | None = None, examples: str | None = None, metric: Measure | None = None
     ) -> Contrast:
         """The two runs, of this model, set and metric or of others."""
         model, examples, metric = model or self.model, examples or self.examples, metric or self.metric
-        key = (digest([metric.block(), self.corrupted.block()]), *bench.named(self.corrupted))
-        runs = bench.model(model), bench.examples(examples)
-        return Contrast(bench, *runs, metric, self.corrupted, (*runs, *key))
+        key = (digest([metric.block(), self.corrupted.block()]), *session.named(self.corrupted))
+        runs = session.model(model), session.examples(examples)
+        return Contrast(session, *runs, metric, self.corrupted, (*runs, *key))
 
 
 def correlation(x: pd.Series, y: pd.Series) -> float:

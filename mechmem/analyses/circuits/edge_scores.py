@@ -9,7 +9,7 @@ import pandas as pd
 from pydantic import Field
 
 from mechmem.analyses.circuits.contrast import ContrastAnalysis, Endpoint, Method, correlation
-from mechmem.session import Bench
+from mechmem.session import Session
 
 N_TOP = 100
 """Edges of the largest score among which agreement is reported too."""
@@ -48,8 +48,8 @@ class EdgeScores(ContrastAnalysis):
     endpoint: Endpoint = "clean"
     """End of the line from corrupted to clean that is among these inputs; `midpoint` takes neither."""
 
-    def table(self, bench: Bench) -> pd.DataFrame:
-        contrast = self.contrast(bench)
+    def table(self, session: Session) -> pd.DataFrame:
+        contrast = self.contrast(session)
         graph = contrast.graph
         ends = [(graph.sources[s], graph.targets[t]) for s, t in graph.exists.nonzero().tolist()]
         rows = [(s.name, t.name, s.layer, t.layer, t.kind) for s, t in ends]

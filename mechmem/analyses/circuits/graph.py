@@ -118,7 +118,7 @@ class Graph:
         chosen[torch.randperm(self.n_edges, generator=generator)[:n]] = True
         return self._laid_out(chosen)
 
-    def relabelled(
+    def head_permuted(
         self, edges: Bool[Tensor, "source target"], generator: torch.Generator
     ) -> Bool[Tensor, "source target"]:
         """The same edges between other heads: those of each layer exchanged at random, with all that they have."""

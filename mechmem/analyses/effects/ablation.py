@@ -16,14 +16,14 @@ from torch import Tensor
 from mechmem.analyses.circuits.attribution import Attribution, scores_of
 from mechmem.analyses.circuits.attribution import parts as scored_parts
 from mechmem.analyses.circuits.faithfulness import Row, over_draws, over_examples
-from mechmem.analyses.effects.effect import TOLERANCE, EffectAnalysis, Key, Readings, edits_of, unpatched_logits
+from mechmem.analyses.effects.effect import TOLERANCE, EffectAnalysis, Key, Readings, baseline_logits, edits_of
 from mechmem.data.examples import Examples
 from mechmem.interventions.ablate import Ablate
 from mechmem.interventions.patch import Source
 from mechmem.measures.measure import Measure
 from mechmem.measures.probability import Probability
 from mechmem.models.architecture import Model
-from mechmem.session import Bench
+from mechmem.session import Session
 from mechmem.spec.registry import InputError, Swept
 from mechmem.statistics.intervals import LEVEL, ratio, resamples
 
@@ -46,7 +46,7 @@ class Ablation(EffectAnalysis):
     Ranked on clean instances it is the reasoning circuit that is removed: if memorised answers die with it, as fast as
     clean ones and faster than at random, the memory rests on reasoning; if they outlive it, the memory has parts of its
     own. The area between the two curves is (random - ranked), over the share of parts that is gone, in units of what is
-    there unpatched: 0 for a ranking that is no better than chance. Controls: random orders, and a ranking chosen on
+    there baseline: 0 for a ranking that is no better than chance. Controls: random orders, and a ranking chosen on
     other examples than it is judged on (`ranked_on_too` says how many are the same). Source: ours, for claim C4 of
     arXiv:2507.04782; means: arXiv:2211.00593.
     """
@@ -67,7 +67,7 @@ class Ablation(EffectAnalysis):
         "measure": "what is measured; area_M for the area of M; ranked_on_too: share of the examples ranked on too",
         "unit": "unit of the measure; of areas, 0 as random, 1 the most there can be of what only falls",
         "value": "mean over the examples; of random orders, also over their draws; an area is undefined where nothing is "
-        "right unpatched",
+        "right baseline",
         "low": "lower end of the 95 % interval: bootstrap over examples, of areas also over the random orders; of random "
         "orders, their middle",
         "high": "upper end of it",
@@ -76,9 +76,9 @@ class Ablation(EffectAnalysis):
     }
 
     component: Swept[Literal["head", "neuron", "layer"]]
-    how: Swept[Literal["zero", "mean", "resample", "gaussian"]] = "mean"
+    method: Swept[Literal["zero", "mean", "resample", "gaussian"]] = "mean"
     """As in the intervention `ablate`."""
-    over: Swept[str | None] = None
+    reference_set: Swept[str | None] = None
     """Set of the mean, the other examples or the spread, as in `ablate`; the set that is patched unless given."""
     ranked_on: Swept[str] = "clean"
     """The set whose loss ranks the parts, fed its own prefix; best one that shares no example with `examples`."""
@@ -89,7 +89,7 @@ class Ablation(EffectAnalysis):
     k: tuple[NonNegativeInt, ...] | None = None
     """Numbers of parts knocked out; 1, 2, 4, 8 ... unless given. None and all are always among them."""
     n_random: int = Field(12, ge=1)
-    """Random orders; of these, `n_control_decode` are decoded too. They are turns of one random order (and of a next one,
+    """Random orders; of these, `n_control_greedy` are decoded too. They are turns of one random order (and of a next one,
     where there are more than parts), so that every part comes early about as often; a multiple of the heads is best."""
     seed: int = 0
     """Seed of the first random order, and of `resample` and `gaussian`."""
@@ -100,8 +100,8 @@ class Ablation(EffectAnalysis):
             raise ValueError("ablation draws its own control, `n_random` times; leave `control` out")
         return self
 
-    def parts(self, bench: Bench) -> list[Ablate]:
-        return self.together(self.every(bench.model(self.model)))
+    def parts(self, session: Session) -> list[Ablate]:
+        return self.together(self.every(session.model(self.model)))
 
     def every(self, model: Model) -> list[Part]:
         """All parts there are, in the order of the model. Raises InputError for neurons of a model without an MLP."""
@@ -124,36 +124,36 @@ class Ablation(EffectAnalysis):
 
     def _knocked_out(self, site: str, layer: int, units: tuple[int, ...]) -> Ablate:
         heads, neurons = units if site == "z" else None, units if site == "neurons" else None
-        whole = Ablate(site=site, layer=layer, how=self.how, over=self.over, seed=self.seed)
+        whole = Ablate(site=site, layer=layer, method=self.method, reference_set=self.reference_set, seed=self.seed)
         return whole.model_copy(update={"head": heads, "neurons": neurons})
 
-    def ranking(self, bench: Bench) -> list[Part]:
+    def ranking(self, session: Session) -> list[Part]:
         """The parts, the most needed first."""
-        chosen = (self.component, self.how, self.ranked_by, self.metric, self.seed)
-        sets = (name and bench.examples(name) for name in (self.ranked_on, self.over))
-        key = ("ranking", bench.model(self.model), *sets, *chosen)
-        if key not in bench.memo:
-            parts = self.every(bench.model(self.model))
-            lost = self._lost(bench, parts) if self.ranked_by == "effect" else self._attributed(bench, parts)
-            bench.memo[key] = [parts[i] for i in np.argsort(-np.array(lost), kind="stable")]
-        return bench.memo[key]
+        chosen = (self.component, self.method, self.ranked_by, self.metric, self.seed)
+        sets = (name and session.examples(name) for name in (self.ranked_on, self.reference_set))
+        key = ("ranking", session.model(self.model), *sets, *chosen)
+        if key not in session.cache:
+            parts = self.every(session.model(self.model))
+            lost = self._lost(session, parts) if self.ranked_by == "effect" else self._attributed(session, parts)
+            session.cache[key] = [parts[i] for i in np.argsort(-np.array(lost), kind="stable")]
+        return session.cache[key]
 
-    def _lost(self, bench: Bench, parts: Sequence[Part]) -> list[float]:
+    def _lost(self, session: Session, parts: Sequence[Part]) -> list[float]:
         """What the metric loses when each part alone is knocked out."""
-        model, examples = bench.model(self.model), bench.examples(self.ranked_on)
-        baseline = unpatched_logits(bench, model, examples)
+        model, examples = session.model(self.model), session.examples(self.ranked_on)
+        baseline = baseline_logits(session, model, examples)
 
         def measured(logits: Tensor) -> float:
             return self.metric.whole(self.metric(logits, examples, baseline)).double().mean().item()
 
-        edits = (edits_of(self.together([part]), model, examples, bench) for part in parts)
-        return [measured(baseline) - measured(bench.logits(model, examples, e)) for e in edits]
+        edits = (edits_of(self.together([part]), model, examples, session) for part in parts)
+        return [measured(baseline) - measured(session.logits(model, examples, e)) for e in edits]
 
-    def _attributed(self, bench: Bench, parts: Sequence[Part]) -> list[float]:
+    def _attributed(self, session: Session, parts: Sequence[Part]) -> list[float]:
         """The same to first order, for mean ablation."""
-        corrupted = Source(mean_over=self.over or self.ranked_on)
+        corrupted = Source(mean_reference_set=self.reference_set or self.ranked_on)
         scoring = Attribution(model=self.model, examples=self.ranked_on, metric=self.metric, corrupted=corrupted)
-        contrast = scoring.contrast(bench)
+        contrast = scoring.contrast(session)
         units = scored_parts(contrast, neurons=self.component == "neuron")
         scores = {u[:2]: s.double().mean(0) for u, s in zip(units, scores_of(contrast, units), strict=True)}
         of = {"z": "head", "attn_out": "head", "neurons": "neuron", "mlp_out": "mlp"}
@@ -176,16 +176,16 @@ class Ablation(EffectAnalysis):
             orders.append([parts[j] for j in drawn.roll(-round(i % turns * n / turns))])
         return orders
 
-    def table(self, bench: Bench) -> pd.DataFrame:
-        ranked, examples = self.ranking(bench), bench.examples(self.examples)
-        sizes, read = self.sizes(len(ranked)), self._reader(bench)
+    def table(self, session: Session) -> pd.DataFrame:
+        ranked, examples = self.ranking(session), session.examples(self.examples)
+        sizes, read = self.sizes(len(ranked)), self._reader(session)
         shares = [k / len(ranked) for k in sizes]
-        curve = [read(frozenset(ranked[:k]), self.decode) for k in sizes]
+        curve = [read(frozenset(ranked[:k]), self.greedy) for k in sizes]
         random = [
-            [read(frozenset(order[:k]), self.decode and i < self.n_control_decode) for k in sizes]
+            [read(frozenset(order[:k]), self.greedy and i < self.n_control_greedy) for k in sizes]
             for i, order in enumerate(self.orders(ranked))
         ]
-        rows = [_seen(examples, bench.examples(self.ranked_on))]
+        rows = [_seen(examples, session.examples(self.ranked_on))]
         for key in curve[0].values:
             draws = [_matrix(draw, key) for draw in random if key in draw[0].values]
             rows += [_named(key, row["condition"]) | row for row in _curves(sizes, shares, _matrix(curve, key), draws)]
@@ -193,17 +193,17 @@ class Ablation(EffectAnalysis):
             rows += self._alone(ranked, read)
         return self._tidy(rows)
 
-    def _reader(self, bench: Bench) -> Reader:
+    def _reader(self, session: Session) -> Reader:
         """The readings when a set of parts is knocked out; orders meet at the ends, which are read once."""
         model, examples, every = (
-            bench.model(self.model),
-            bench.examples(self.examples),
-            self.every(bench.model(self.model)),
+            session.model(self.model),
+            session.examples(self.examples),
+            self.every(session.model(self.model)),
         )
 
         @cache
-        def read(chosen: frozenset[Part], decode: bool) -> Readings:
-            return self.readings(bench, model, examples, self.together([p for p in every if p in chosen]), decode)
+        def read(chosen: frozenset[Part], greedy: bool) -> Readings:
+            return self.readings(session, model, examples, self.together([p for p in every if p in chosen]), greedy)
 
         return read
 
@@ -211,7 +211,7 @@ class Ablation(EffectAnalysis):
         rows = []
         for rank, part in enumerate(ranked, start=1):
             said = {"condition": "alone", "part": part.name, "layer": part.layer, "rank": rank, "k": 1}
-            found = read(frozenset([part]), self.decode).values
+            found = read(frozenset([part]), self.greedy).values
             rows += [over_examples(v.double().numpy()) | said | _named(key, "alone") for key, v in found.items()]
         return rows
 
@@ -225,7 +225,7 @@ class Ablation(EffectAnalysis):
 
 
 def area(shares: Sequence[float], ranked: Curve, random: Curve) -> Float[np.ndarray, " n"]:
-    """The area between the curves in units of what is there unpatched, of each example (their mean, to first order)."""
+    """The area between the curves in units of what is there baseline, of each example (their mean, to first order)."""
     return ratio(np.trapezoid(random - ranked, shares, axis=0), ranked[0], TOLERANCE)
 
 

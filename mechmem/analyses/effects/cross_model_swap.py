@@ -1,4 +1,4 @@
-"""Twin: components exchanged between a training and its twin, by their weights or by what they give out."""
+"""CrossModelSwap: components exchanged between a training and its twin, by their weights or by what they give out."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ import pandas as pd
 from pydantic import model_validator
 from torch import Tensor
 
-from mechmem.analyses.effects.effect import EffectAnalysis, Parts, Readings, unpatched_logits
+from mechmem.analyses.effects.effect import EffectAnalysis, Interventions, Readings, baseline_logits
 from mechmem.data.examples import Examples
 from mechmem.interventions.patch import Patch, Source
 from mechmem.interventions.swap_weights import SwapWeights
 from mechmem.models.architecture import Model
-from mechmem.session import Bench
+from mechmem.session import Session
 from mechmem.spec.registry import Each, Swept
 
 Part = Literal["embed", "attn", "mlp", "unembed"]
@@ -24,20 +24,20 @@ OUTSIDE = {"embed": ("embed", "pos_embed"), "unembed": ("logits",)}
 """What the others do."""
 
 
-class Twin(EffectAnalysis):
+class CrossModelSwap(EffectAnalysis):
     """Exchanges a component between a model and its twin, and asks whether the memory moves with it.
 
     Of two trainings from the same weights on the same instances, only one had wrong labels to remember. `weights`: the
     component computes as the other model's does, on the host's own inputs; if true answers come back, what was
     remembered lay in its weights. `activations`: it gives out what it does in the other model, whose own inputs to it
     come along. The memory is *in* a component if it leaves the model with it and enters the twin with it. Clean and
-    held-out instances say what an exchange breaks by itself; `unpatched` and `source` are the two whole models.
+    held-out instances say what an exchange breaks by itself; `baseline` and `source` are the two whole models.
     For `embed` both ways are one; the activation of `unembed` is the other model's answer. Source: ours.
     """
 
     columns: ClassVar[Mapping[str, str]] = {
         **EffectAnalysis.columns,
-        "condition": "unpatched (the host, whole), patched (with the other's component), control (mean over its draws) "
+        "condition": "baseline (the host, whole), patched (with the other's component), control (mean over its draws) "
         "or source (the other model, whole)",
     }
 
@@ -45,7 +45,7 @@ class Twin(EffectAnalysis):
     """The checkpoint of the other training, of one architecture with `model`."""
     into: Swept[Literal["model", "twin"]] = "model"
     """The host, which gets a component of the other: `model` (does the memory leave?) or `twin` (does it come?)."""
-    how: Swept[Literal["weights", "activations"]] = "weights"
+    method: Swept[Literal["weights", "activations"]] = "weights"
     component: Swept[Part | tuple[Part, ...]]
     """What is exchanged, as in `swap_weights`; of several, all together."""
     layer: Swept[int | tuple[int, ...] | None] = None
@@ -61,26 +61,26 @@ class Twin(EffectAnalysis):
     def _components(self) -> tuple[Part, ...]:
         return self.component if isinstance(self.component, tuple) else (self.component,)
 
-    def table(self, bench: Bench) -> pd.DataFrame:
+    def table(self, session: Session) -> pd.DataFrame:
         if self.into == "model":
-            return super().table(bench)
-        return self.model_copy(update={"model": self.twin, "twin": self.model, "into": "model"}).table(bench)
+            return super().table(session)
+        return self.model_copy(update={"model": self.twin, "twin": self.model, "into": "model"}).table(session)
 
-    def parts(self, bench: Bench) -> Parts:
+    def parts(self, session: Session) -> Interventions:
         source, layers = Source(checkpoint=self.twin), self.layer
-        if self.how == "weights":
+        if self.method == "weights":
             return [SwapWeights(component=self.component, layer=layers, source=source)]
-        every = tuple(range(bench.model(self.model).cfg.n_layers)) if layers is None else layers
+        every = tuple(range(session.model(self.model).cfg.n_layers)) if layers is None else layers
         inside = [Patch(site=IN_LAYERS[c], layer=every, source=source) for c in self._components if c in IN_LAYERS]
         sites = [site for c in self._components for site in OUTSIDE.get(c, ())]
         return [*inside, *(Patch(site=site, source=source) for site in sites)]
 
-    def target(self, bench: Bench, examples: Examples) -> Tensor:
-        return unpatched_logits(bench, bench.model(self.twin), examples)
+    def target(self, session: Session, examples: Examples) -> Tensor:
+        return baseline_logits(session, session.model(self.twin), examples)
 
-    def _source_readings(self, bench: Bench, model: Model, examples: Examples) -> Readings | None:
+    def _source_readings(self, session: Session, model: Model, examples: Examples) -> Readings | None:
         """The whole other model, which reads the same examples, and so has an answer of its own too."""
-        fed = super()._source_readings(bench, model, examples)
-        whole = self.readings(bench, bench.model(self.twin), examples, []).values
-        decoded = {key: values for key, values in whole.items() if key[0] == "decode"}
-        return fed and Readings({**fed.values, **decoded})
+        fed = super()._source_readings(session, model, examples)
+        whole = self.readings(session, session.model(self.twin), examples, []).values
+        greedy_answer = {key: values for key, values in whole.items() if key[0] == "greedy"}
+        return fed and Readings({**fed.values, **greedy_answer})

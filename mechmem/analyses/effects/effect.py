@@ -1,4 +1,4 @@
-"""Effects: what an intervention does to the answers, beside the unpatched model, its source and a matched control."""
+"""Effects: what an intervention does to the answers, beside the baseline model, its source and a matched control."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ from mechmem.interventions.intervention import Intervention
 from mechmem.measures.accuracy import Accuracy
 from mechmem.measures.measure import Measure
 from mechmem.models.architecture import Model
-from mechmem.session import Bench
+from mechmem.session import Session
 from mechmem.spec.registry import Swept, digest
 from mechmem.statistics.intervals import interval
 
-Parts = Sequence[Intervention]
+Interventions = Sequence[Intervention]
 Key = tuple[str, str, str]
 """(prefix, place, measure)"""
 
 TOLERANCE = 1e-6
-"""Difference between source and unpatched below which a normalised recovery is undefined."""
+"""Difference between source and baseline below which a normalised recovery is undefined."""
 
 
 OTHER_PART = 10**6
@@ -46,21 +46,21 @@ class Readings:
 class EffectAnalysis(Analysis):
     """An analysis that reports what interventions do to the answers of an example set.
 
-    Every effect states the prefix that the model is fed (`given`, `true`, or its own in greedy `decode`), is given for
-    the whole answer and by place, and stands beside the unpatched model and, if asked, a control matched in size.
+    Every effect states the prefix that the model is fed (`given`, `true`, or its own in `greedy` decoding), is given for
+    the whole answer and by place, and stands beside the baseline model and, if asked, a control matched in size.
     """
 
     columns: ClassVar[Mapping[str, str]] = {
         "examples": "name of the example set",
-        "condition": "unpatched, patched, control (mean over its draws) or source (the run that is patched in)",
-        "prefix": "label whose earlier tokens the model is fed: given, true; decode: its own answer",
+        "condition": "baseline, patched, control (mean over its draws) or source (the run that is patched in)",
+        "prefix": "label whose earlier tokens the model is fed: given, true; greedy: its own answer",
         "place": "answer token, or all for the whole answer",
         "measure": "what is measured; accuracies and probabilities in 0..1, logit differences and KL in nats",
         "unit": "unit of the measure",
         "value": "mean over the examples, in the unit of the measure",
         "low": "lower end of the bootstrap 95 % interval over examples",
         "high": "upper end of it",
-        "recovery": "(value - unpatched) / (source - unpatched); undefined below a difference of 1e-6",
+        "recovery": "(value - baseline) / (source - baseline); undefined below a difference of 1e-6",
         "n": "number of examples",
         "per_example": "the values of the examples, in the order of the set",
     }
@@ -71,45 +71,45 @@ class EffectAnalysis(Analysis):
     """The example set."""
     measures: tuple[Measure, ...] = (Accuracy(label="true"), Accuracy(label="given"))
     control: Control | None = None
-    decode: bool = True
+    greedy: bool = True
     """Also let the model answer freely (greedy), which no prefix can help."""
-    n_control_decode: int = Field(5, ge=0)
+    n_control_greedy: int = Field(5, ge=0)
     """Draws of the control that are decoded too (slower than the fed prefixes)."""
 
     @abstractmethod
-    def parts(self, bench: Bench) -> Parts:
+    def parts(self, session: Session) -> Interventions:
         """The interventions, applied together."""
 
-    def target(self, bench: Bench, examples: Examples) -> Tensor | None:
+    def target(self, session: Session, examples: Examples) -> Tensor | None:
         """Logits of the run that is patched in, if there is such a run."""
         return None
 
-    def control_draws(self, bench: Bench, parts: Parts) -> list[list[Intervention]]:
+    def control_draws(self, session: Session, parts: Interventions) -> list[list[Intervention]]:
         """The draws of the control, each a list of interventions applied together."""
         if self.control is None:
             return []
         seeds = [self.control.seed + OTHER_PART * i for i in range(len(parts))]
         controls = [self.control.model_copy(update={"seed": seed}) for seed in seeds]
-        per_part = [c.draws(part, bench.model(self.model)) for c, part in zip(controls, parts, strict=True)]
+        per_part = [c.draws(part, session.model(self.model)) for c, part in zip(controls, parts, strict=True)]
         return [[p for part in draw for p in part] for draw in zip(*per_part, strict=True)]
 
-    def controls(self, bench: Bench, parts: Parts) -> dict[str, list[list[Intervention]]]:
+    def controls(self, session: Session, parts: Interventions) -> dict[str, list[list[Intervention]]]:
         """The draws of each control, by the name of its condition."""
-        draws = self.control_draws(bench, parts)
+        draws = self.control_draws(session, parts)
         return {"control": draws} if draws else {}
 
-    def table(self, bench: Bench) -> pd.DataFrame:
-        model, examples, parts = bench.model(self.model), bench.examples(self.examples), self.parts(bench)
-        unpatched = self.readings(bench, model, examples, [])
-        conditions = {"unpatched": unpatched, "patched": self.readings(bench, model, examples, parts)}
-        for name, draws in self.controls(bench, parts).items():
+    def table(self, session: Session) -> pd.DataFrame:
+        model, examples, parts = session.model(self.model), session.examples(self.examples), self.parts(session)
+        baseline = self.readings(session, model, examples, [])
+        conditions = {"baseline": baseline, "intervened": self.readings(session, model, examples, parts)}
+        for name, draws in self.controls(session, parts).items():
             conditions[name] = _mean(
                 [
-                    self.readings(bench, model, examples, draw, decode=self.decode and i < self.n_control_decode)
+                    self.readings(session, model, examples, draw, greedy=self.greedy and i < self.n_control_greedy)
                     for i, draw in enumerate(draws)
                 ]
             )
-        source = self._source_readings(bench, model, examples)
+        source = self._source_readings(session, model, examples)
         if source is not None:
             conditions["source"] = source
         table = effect_table(self.examples, conditions)
@@ -117,31 +117,35 @@ class EffectAnalysis(Analysis):
         table["unit"] = table["measure"].map(units)
         return table[[*EffectAnalysis.columns]]
 
-    def readings(self, bench: Bench, model: Model, examples: Examples, parts: Parts, decode: bool = True) -> Readings:
+    def readings(
+        self, session: Session, model: Model, examples: Examples, parts: Interventions, greedy: bool = True
+    ) -> Readings:
         """All measures by prefix and place under these interventions."""
-        decode = decode and self.decode
+        greedy = greedy and self.greedy
         if parts:
-            return self._readings(bench, model, examples, parts, decode)
-        key = ("readings", model, examples, digest([m.block() for m in self.measures]), decode)
-        if key not in bench.memo:
-            bench.memo[key] = self._readings(bench, model, examples, parts, decode)
-        return bench.memo[key]
+            return self._readings(session, model, examples, parts, greedy)
+        key = ("readings", model, examples, digest([m.block() for m in self.measures]), greedy)
+        if key not in session.cache:
+            session.cache[key] = self._readings(session, model, examples, parts, greedy)
+        return session.cache[key]
 
-    def _readings(self, bench: Bench, model: Model, examples: Examples, parts: Parts, decode: bool) -> Readings:
+    def _readings(
+        self, session: Session, model: Model, examples: Examples, parts: Interventions, greedy: bool
+    ) -> Readings:
         values: dict[Key, Tensor] = {}
         known: dict[Label, Tensor] = {}
         for prefix in prefixes(examples):
             fed = examples.with_prefix(prefix)
-            logits = bench.logits(model, fed, edits_of(parts, model, fed, bench))
+            logits = session.logits(model, fed, edits_of(parts, model, fed, session))
             known[prefix] = logits.argmax(-1)
-            baseline = unpatched_logits(bench, model, fed)
+            baseline = baseline_logits(session, model, fed)
             values |= self._measured(prefix, logits, fed, baseline)
         accuracies = [m for m in self.measures if isinstance(m, Accuracy)]
-        if decode and accuracies:
-            answer = decoded(bench, model, examples, parts, known)
+        if greedy and accuracies:
+            answer = greedy_answer(session, model, examples, parts, known)
             for measure in accuracies:
                 hits = (answer == examples.labels(measure.label)).float()
-                values |= by_place("decode", measure, hits, examples)
+                values |= by_place("greedy", measure, hits, examples)
         return Readings(values)
 
     def _measured(self, prefix: Label, logits: Tensor, fed: Examples, baseline: Tensor) -> dict[Key, Tensor]:
@@ -150,14 +154,14 @@ class EffectAnalysis(Analysis):
             found |= by_place(prefix, measure, measure(logits, fed, baseline), fed)
         return found
 
-    def _source_readings(self, bench: Bench, model: Model, examples: Examples) -> Readings | None:
+    def _source_readings(self, session: Session, model: Model, examples: Examples) -> Readings | None:
         values: dict[Key, Tensor] = {}
         for prefix in prefixes(examples):
             fed = examples.with_prefix(prefix)
-            logits = self.target(bench, fed)
+            logits = self.target(session, fed)
             if logits is None:
                 return None
-            values |= self._measured(prefix, logits, fed, unpatched_logits(bench, model, fed))
+            values |= self._measured(prefix, logits, fed, baseline_logits(session, model, fed))
         return Readings(values)
 
 
@@ -167,15 +171,17 @@ def prefixes(examples: Examples) -> tuple[Label, ...]:
     return ("given",) if same else ("given", "true")
 
 
-def edits_of(parts: Parts, model: Model, examples: Examples, bench: Bench) -> list:
+def edits_of(parts: Interventions, model: Model, examples: Examples, session: Session) -> list:
     """The edits of several interventions applied together."""
-    return [edit for part in parts for edit in part.edits(model, examples, bench)]
+    return [edit for part in parts for edit in part.edits(model, examples, session)]
 
 
-def unpatched_logits(bench: Bench, model: Model, examples: Examples) -> Tensor:
+def baseline_logits(session: Session, model: Model, examples: Examples) -> Tensor:
     """Logits without intervention; keeps the residual before each layer too, where patched forwards resume."""
     resid = [f"blocks.{layer}.hook_resid_pre" for layer in range(1, model.cfg.n_layers)]
-    return bench.activations(model, examples, [*resid, "unembed.hook_out"])["unembed.hook_out"][:, -examples.n_answer :]
+    return session.activations(model, examples, [*resid, "unembed.hook_out"])["unembed.hook_out"][
+        :, -examples.n_answer :
+    ]
 
 
 def by_place(prefix: str, measure: Measure, values: Tensor, examples: Examples) -> dict[Key, Tensor]:
@@ -184,8 +190,12 @@ def by_place(prefix: str, measure: Measure, values: Tensor, examples: Examples) 
     return {(prefix, "all", measure.name): measure.whole(values)} | (places if examples.n_answer > 1 else {})
 
 
-def decoded(
-    bench: Bench, model: Model, examples: Examples, parts: Parts, known: Mapping[Label, Tensor] | None = None
+def greedy_answer(
+    session: Session,
+    model: Model,
+    examples: Examples,
+    parts: Interventions,
+    known: Mapping[Label, Tensor] | None = None,
 ) -> Tensor:
     """The greedy answer under the interventions, `n n_answer`.
 
@@ -203,7 +213,7 @@ def decoded(
         if not len(open_rows):
             break
         fed = examples.select(open_rows).continued_with(answer[open_rows])
-        new = bench.logits(model, fed, edits_of(parts, model, fed, bench)).argmax(-1)
+        new = session.logits(model, fed, edits_of(parts, model, fed, session)).argmax(-1)
         is_fixed = (new[:, :-1] == answer[open_rows][:, :-1]).all(dim=1)
         answer[open_rows] = new
         open_rows = open_rows[~is_fixed]
@@ -217,9 +227,7 @@ def effect_table(examples: str, conditions: Mapping[str, Readings]) -> pd.DataFr
         matrix = np.stack([values.double().numpy() for values in readings.values.values()])
         low, high = interval(matrix)
         for i, key in enumerate(readings.values):
-            recovery = (
-                _recovery(conditions, key, matrix[i].mean()) if condition not in ("unpatched", "source") else None
-            )
+            recovery = _recovery(conditions, key, matrix[i].mean()) if condition not in ("baseline", "source") else None
             prefix, place, measure = key
             rows.append(
                 {
@@ -242,7 +250,7 @@ def effect_table(examples: str, conditions: Mapping[str, Readings]) -> pd.DataFr
 def _recovery(conditions: Mapping[str, Readings], key: Key, value: float) -> float | None:
     if "source" not in conditions or key not in conditions["source"].values:
         return None
-    low = conditions["unpatched"].values[key].double().mean().item()
+    low = conditions["baseline"].values[key].double().mean().item()
     span = conditions["source"].values[key].double().mean().item() - low
     return None if abs(span) < TOLERANCE else (value - low) / span
 

@@ -12,12 +12,12 @@ from pydantic import Field, PositiveFloat, field_validator
 from torch import Tensor
 
 from mechmem.analyses.circuits.faithfulness import over_examples, single
-from mechmem.analyses.effects.effect import EffectAnalysis, Parts, prefixes
+from mechmem.analyses.effects.effect import EffectAnalysis, Interventions, prefixes
 from mechmem.analyses.readouts.classifier import PENALTIES, Classifier, alike, check_fit, fitted, unseen, values_of
 from mechmem.data.examples import Examples
 from mechmem.interventions.erase import Erase
 from mechmem.interventions.intervention import Intervention
-from mechmem.session import Bench
+from mechmem.session import Session
 from mechmem.spec.registry import Each
 
 CONTROLS = ("random", "variance_matched")
@@ -39,7 +39,7 @@ class Erasure(EffectAnalysis):
 
     columns: ClassVar[Mapping[str, str]] = {
         **EffectAnalysis.columns,
-        "condition": "unpatched, patched (erased); mean over draws: random (equal rank), variance_matched, control",
+        "condition": "baseline, patched (erased); mean over draws: random (equal rank), variance_matched, control",
         "measure": "as asked, by answer; of the eraser rank, variance_left (of `fit_on`), probe_VARIABLE (accuracy)",
         "unit": "unit of the measure; several erased activations count by their mean",
     }
@@ -61,14 +61,14 @@ class Erasure(EffectAnalysis):
             raise ValueError("erasure draws its own controls, `n_draws` times; let the method be leace or inlp")
         return erase
 
-    def parts(self, bench: Bench) -> Parts:
+    def parts(self, session: Session) -> Interventions:
         return [self.erase]
 
-    def controls(self, bench: Bench, parts: Parts) -> dict[str, list[list[Intervention]]]:
+    def controls(self, session: Session, parts: Interventions) -> dict[str, list[list[Intervention]]]:
         drawn: dict[str, list[list[Intervention]]] = {
             name: [[draw] for draw in self._draws[name] if draw] for name in CONTROLS
         }
-        return super().controls(bench, parts) | drawn
+        return super().controls(session, parts) | drawn
 
     @property
     def _probed_variables(self) -> tuple[str, ...]:
@@ -87,24 +87,24 @@ class Erasure(EffectAnalysis):
             ]
             for name in CONTROLS
         }
-        return {"unpatched": [None], "patched": [self.erase], **drawn}
+        return {"baseline": [None], "intervened": [self.erase], **drawn}
 
-    def table(self, bench: Bench) -> pd.DataFrame:
-        fit = bench.examples(self.erase.fit_on)
+    def table(self, session: Session) -> pd.DataFrame:
+        fit = session.examples(self.erase.fit_on)
         for variable in self._probed_variables:
-            check_fit(bench, self.erase.fit_on, variable, self.erase.split_seed, self._first(fit))
+            check_fit(session, self.erase.fit_on, variable, self.erase.split_seed, self._first(fit))
         rows = [
             {"examples": self.examples, "condition": condition, "place": "all", "recovery": None} | row
             for condition, draws in self._draws.items()
-            for row in (*self._sizes(bench, fit, draws), *self._probed(bench, fit, draws))
+            for row in (*self._sizes(session, fit, draws), *self._probed(session, fit, draws))
         ]
         said = pd.DataFrame(rows)[list(self.columns)].astype({"recovery": "Float64"})
-        return pd.concat([super().table(bench), said], ignore_index=True)
+        return pd.concat([super().table(session), said], ignore_index=True)
 
-    def _sizes(self, bench: Bench, fit: Examples, draws: Sequence[Erase | None]) -> list[dict[str, Any]]:
+    def _sizes(self, session: Session, fit: Examples, draws: Sequence[Erase | None]) -> list[dict[str, Any]]:
         """How much is removed."""
-        model = bench.model(self.model)
-        erasers = [eraser for draw in draws if draw for eraser in draw.erasers(model, fit, bench).values()]
+        model = session.model(self.model)
+        erasers = [eraser for draw in draws if draw for eraser in draw.erasers(model, fit, session).values()]
         rank = sum(eraser.rank for eraser in erasers) / max(len(erasers), 1)
         left = sum(eraser.variance_left for eraser in erasers) / len(erasers) if erasers else 1.0
         return [
@@ -112,38 +112,38 @@ class Erasure(EffectAnalysis):
             {"prefix": "given", "measure": "variance_left", "unit": "fraction"} | single(left),
         ]
 
-    def _probed(self, bench: Bench, fit: Examples, draws: Sequence[Erase | None]) -> list[dict[str, Any]]:
+    def _probed(self, session: Session, fit: Examples, draws: Sequence[Erase | None]) -> list[dict[str, Any]]:
         """How well each variable can be read in what is left."""
-        test, rows = unseen(bench, self.examples, fit, self.erase.split_seed, self._first(fit)), []
+        test, rows = unseen(session, self.examples, fit, self.erase.split_seed, self._first(fit)), []
         for variable in self._probed_variables:
             for prefix in prefixes(test):
                 fed = test.with_prefix(prefix)
                 hits = [
-                    (self._probe(bench, fit, draw, variable, *where)(self._read(bench, fed, draw, *where)))
+                    (self._probe(session, fit, draw, variable, *where)(self._read(session, fed, draw, *where)))
                     == values_of(fed, variable)
                     for draw in draws
-                    for where in self.erase.erasers(bench.model(self.model), fit, bench)
+                    for where in self.erase.erasers(session.model(self.model), fit, session)
                 ]
                 row = {"prefix": prefix, "measure": f"probe_{variable}", "unit": "fraction"}
                 rows.append(row | over_examples(torch.stack(hits).double().mean(dim=0).cpu().numpy()))
         return rows
 
     def _probe(
-        self, bench: Bench, fit: Examples, draw: Erase | None, variable: str, hook: str, position: str
+        self, session: Session, fit: Examples, draw: Erase | None, variable: str, hook: str, position: str
     ) -> Classifier:
         """A probe fitted on what is left of the activation; shared by all sets that it is tested on."""
-        model = bench.model(self.model)
+        model = session.model(self.model)
         key = ("probe", model, fit.key, hook, position, draw, variable, self.penalties, self.erase.split_seed)
-        if key not in bench.memo:
-            x = self._read(bench, fit, draw, hook, position)
+        if key not in session.cache:
+            x = self._read(session, fit, draw, hook, position)
             values, same = values_of(fit, variable), alike(fit, self._first(fit))
-            bench.memo[key] = fitted(x, values, self.penalties, self.erase.split_seed, same)
-        return bench.memo[key]
+            session.cache[key] = fitted(x, values, self.penalties, self.erase.split_seed, same)
+        return session.cache[key]
 
     def _read(
-        self, bench: Bench, examples: Examples, draw: Erase | None, hook: str, position: str
+        self, session: Session, examples: Examples, draw: Erase | None, hook: str, position: str
     ) -> Float[Tensor, "n d"]:
         """What is left of the activation."""
-        model = bench.model(self.model)
-        x = bench.activation(model, examples, hook)[:, examples.positions[position]]
-        return x if draw is None else draw.erasers(model, examples, bench)[hook, position](x)
+        model = session.model(self.model)
+        x = session.activation(model, examples, hook)[:, examples.positions[position]]
+        return x if draw is None else draw.erasers(model, examples, session)[hook, position](x)

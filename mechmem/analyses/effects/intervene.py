@@ -1,10 +1,10 @@
-"""Intervene: what any intervention of the shelf does to the answers."""
+"""Intervene: what any intervention of the registry does to the answers."""
 
 from __future__ import annotations
 
-from mechmem.analyses.effects.effect import EffectAnalysis, Parts
+from mechmem.analyses.effects.effect import EffectAnalysis, Interventions
 from mechmem.interventions.intervention import Intervention
-from mechmem.session import Bench
+from mechmem.session import Session
 
 
 class Intervene(EffectAnalysis):
@@ -16,5 +16,5 @@ class Intervene(EffectAnalysis):
 
     intervention: Intervention
 
-    def parts(self, bench: Bench) -> Parts:
+    def parts(self, session: Session) -> Interventions:
         return [self.intervention]

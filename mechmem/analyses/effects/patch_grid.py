@@ -8,10 +8,10 @@ import torch
 from pydantic import field_validator
 from torch import Tensor
 
-from mechmem.analyses.effects.effect import EffectAnalysis, Parts, unpatched_logits
+from mechmem.analyses.effects.effect import EffectAnalysis, Interventions, baseline_logits
 from mechmem.data.examples import Examples
 from mechmem.interventions.patch import Patch, Source
-from mechmem.session import Bench
+from mechmem.session import Session
 from mechmem.spec.registry import Swept
 
 
@@ -35,12 +35,12 @@ class PatchGrid(EffectAnalysis):
     def _live(cls, value: Any) -> Any:
         return Source(live=value) if isinstance(value, (torch.nn.Module, Examples)) else value
 
-    def parts(self, bench: Bench) -> Parts:
+    def parts(self, session: Session) -> Interventions:
         chosen = {name: getattr(self, name) for name in ("site", "layer", "position", "head", "neurons", "source")}
         return [Patch(**chosen)]
 
-    def target(self, bench: Bench, examples: Examples) -> Tensor | None:
+    def target(self, session: Session, examples: Examples) -> Tensor | None:
         if self.source.mean_over is not None:
             return None
-        model, rows = self.source.run(bench.model(self.model), examples, bench)
-        return unpatched_logits(bench, model, rows)
+        model, rows = self.source.run(session.model(self.model), examples, session)
+        return baseline_logits(session, model, rows)

@@ -1,4 +1,4 @@
-"""Distributed: how many tokens an answer hangs on, by replacing them one at a time and several together."""
+"""TokenReplacement: how many tokens an answer hangs on, by replacing them one at a time and several together."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from torch import Tensor
 
 from mechmem.analyses.analysis import Analysis
 from mechmem.analyses.circuits.faithfulness import Row, over_examples, single
-from mechmem.analyses.effects.effect import decoded
+from mechmem.analyses.effects.effect import greedy_answer
 from mechmem.data.examples import Examples
 from mechmem.interventions.intervention import position_indices
 from mechmem.interventions.patch import Patch, Source
 from mechmem.models.architecture import Model
-from mechmem.session import Bench
+from mechmem.session import Session
 from mechmem.spec.registry import InputError, Swept
 from mechmem.statistics.intervals import ratio
 
@@ -29,7 +29,7 @@ Hits = Mapping[str, Float[np.ndarray, "n place"]]
 """By measure, whether the whole answer and each of its tokens is what it names."""
 
 
-class Distributed(Analysis):
+class TokenReplacement(Analysis):
     """Replaces tokens, or the residual at them, by those of another example, and asks what is answered then.
 
     A look-up that is keyed on few tokens survives the replacement of all others: beside the curve stands what a pure
@@ -48,12 +48,12 @@ class Distributed(Analysis):
         "condition": "alone (one named token), together (a random set), look_up_T (pure, on T tokens) or chance",
         "position": "of `alone` (else empty), the token that is replaced",
         "n_replaced": "number of tokens replaced; empty for chance and tokens_needed",
-        "prefix": "decode: the model is fed its own answer",
+        "prefix": "greedy: the model is fed its own answer",
         "place": "answer token, or all for the whole answer",
         "measure": "accuracy_given, accuracy_true (of the input as it was), accuracy_rule (what the rule gives on the "
         "changed input), neither (none of the three), or tokens_needed",
         "unit": "fraction of the examples; of tokens_needed, tokens",
-        "value": "mean over the examples and draws; tokens_needed is undefined where nothing is given unpatched",
+        "value": "mean over the examples and draws; tokens_needed is undefined where nothing is given baseline",
         "low": "lower end of the bootstrap 95 % interval over examples, of their means over draws",
         "high": "upper end of it",
         "n": "number of examples",
@@ -75,18 +75,18 @@ class Distributed(Analysis):
     """Numbers of tokens of the look-ups that the curve is compared with."""
     seed: int = 0
 
-    def table(self, bench: Bench) -> pd.DataFrame:
-        examples = bench.examples(self.examples)
-        positions = self._positions(examples, bench.examples(self.donors))
-        draws = [self._draw(bench, examples, positions, self.seed + i) for i in range(self.n_draws)]
+    def table(self, session: Session) -> pd.DataFrame:
+        examples = session.examples(self.examples)
+        positions = self._positions(examples, session.examples(self.donors))
+        draws = [self._draw(session, examples, positions, self.seed + i) for i in range(self.n_draws)]
         alone = {name: _mean([draw.hits(name) for draw in draws]) for name in positions}
         together = [_mean([draw.hits(*draw.order[:m]) for draw in draws]) for m in range(len(positions) + 1)]
         rows = [row | {"position": name} for name, hits in alone.items() for row in _rows(hits, examples, "alone", 1)]
         rows += [row for m, hits in enumerate(together) for row in _rows(hits, examples, "together", m)]
         if self.layer == 0:  # later, what a token says also stands where it is not replaced
             rows += [_needed(alone, together[0]), *self._look_ups(positions)]
-        rows += [single(bench.chance) | {"condition": "chance", "measure": "accuracy_given"}]
-        shared = {"examples": self.examples, "layer": self.layer, "prefix": "decode"}
+        rows += [single(session.chance) | {"condition": "chance", "measure": "accuracy_given"}]
+        shared = {"examples": self.examples, "layer": self.layer, "prefix": "greedy"}
         empty = {"position": None, "n_replaced": np.nan, "place": "all", "unit": "fraction"}
         return pd.DataFrame([empty | shared | row for row in rows])[[*self.columns]].astype({"n_replaced": float})
 
@@ -99,12 +99,12 @@ class Distributed(Analysis):
             raise InputError(f"{beyond[0]!r} is not in the prompt: what stands there is the model's own answer")
         return list(self.positions)
 
-    def _draw(self, bench: Bench, examples: Examples, positions: Sequence[str], seed: int) -> Replacement:
-        donors, generator = bench.examples(self.donors), torch.Generator().manual_seed(seed)
+    def _draw(self, session: Session, examples: Examples, positions: Sequence[str], seed: int) -> Replacement:
+        donors, generator = session.examples(self.donors), torch.Generator().manual_seed(seed)
         varies = _varies(examples, donors)
         at = [i for i in position_indices(tuple(positions), examples) if varies[i]]
         n_same = (examples.prompt[:, None, at] == donors.prompt[None, :, at]).sum(dim=2)
-        fits = n_same == (n_same.min(dim=1, keepdim=True).values if bench.is_rehearsal else 0)
+        fits = n_same == (n_same.min(dim=1, keepdim=True).values if session.is_rehearsal else 0)
         if not fits.any(dim=1).all():
             raise InputError(
                 f"an example of {self.examples!r} shares a token with every example of {self.donors!r}, so that not all of "
@@ -112,7 +112,7 @@ class Distributed(Analysis):
             )
         chosen = donors.select(torch.multinomial(fits.double(), 1, generator=generator)[:, 0]).as_set()
         order = [positions[i] for i in torch.randperm(len(positions), generator=generator)]
-        return Replacement(bench, bench.model(self.model), examples, chosen, self.layer, order)
+        return Replacement(session, session.model(self.model), examples, chosen, self.layer, order)
 
     def _look_ups(self, positions: Sequence[str]) -> list[Row]:
         """What pure look-ups show. Raises InputError for one on more tokens than there are."""
@@ -127,7 +127,7 @@ class Distributed(Analysis):
 class Replacement:
     """One draw: a donor for each example, and the order in which its tokens come in."""
 
-    bench: Bench
+    session: Session
     model: Model
     examples: Examples
     donors: Examples
@@ -140,16 +140,16 @@ class Replacement:
         key = frozenset(names)
         if key not in self.known:
             parts = [Patch(site="resid_pre", layer=self.layer, position=names, source=Source(live=self.donors))]
-            answer = decoded(self.bench, self.model, self.examples, parts if names else [])
+            answer = greedy_answer(self.session, self.model, self.examples, parts if names else [])
             self.known[key] = _hits(answer, self._labels(names))
         return self.known[key]
 
     def _labels(self, names: Sequence[str]) -> dict[str, Int[Tensor, "n n_answer"]]:
-        if self.bench.rule is None:
-            raise InputError("this needs the task's rule, to answer the changed inputs: Bench(rule=task.answers)")
+        if self.session.rule is None:
+            raise InputError("this needs the task's rule, to answer the changed inputs: Session(rule=task.answers)")
         prompt, at = self.examples.prompt.clone(), position_indices(tuple(names), self.examples)
         prompt[:, at] = self.donors.prompt[:, at]
-        return {"given": self.examples.given, "true": self.examples.true, "rule": self.bench.rule(prompt)}
+        return {"given": self.examples.given, "true": self.examples.true, "rule": self.session.rule(prompt)}
 
 
 def _varies(examples: Examples, donors: Examples) -> list[bool]:
@@ -179,8 +179,8 @@ def _rows(hits: Hits, examples: Examples, condition: str, n_replaced: int) -> li
     ]
 
 
-def _needed(alone: Mapping[str, Hits], unpatched: Hits) -> Row:
-    """Over how many tokens the answer is lost, of the answers that are given unpatched."""
-    given = unpatched["accuracy_given"][:, 0]
+def _needed(alone: Mapping[str, Hits], baseline: Hits) -> Row:
+    """Over how many tokens the answer is lost, of the answers that are given baseline."""
+    given = baseline["accuracy_given"][:, 0]
     lost = np.sum([given - hits["accuracy_given"][:, 0] for hits in alone.values()], axis=0)
     return over_examples(ratio(lost, given)) | {"condition": "alone", "measure": "tokens_needed", "unit": "tokens"}

@@ -11,7 +11,7 @@ from pydantic import Field, PositiveInt
 
 from mechmem.analyses.neurons.grid import CELLS, Grid, GridAnalysis
 from mechmem.analyses.neurons.heuristics import Heuristics
-from mechmem.session import Bench
+from mechmem.session import Session
 from mechmem.spec.registry import InputError, Swept, suggest
 
 
@@ -55,34 +55,36 @@ class ActivationMap(GridAnalysis):
     k: PositiveInt = 4
     """Number of neurons."""
 
-    def table(self, bench: Bench) -> pd.DataFrame:
-        chosen = self._chosen(bench)
+    def table(self, session: Session) -> pd.DataFrame:
+        chosen = self._chosen(session)
         tables = []
         for model in (self.before, self.after):
-            types = self.classified(bench, model).set_index(["layer", "neuron", "place"])
-            maps, noisy = self.maps(bench, model), self.activations(bench, model, self.noisy)
+            types = self.classified(session, model).set_index(["layer", "neuron", "place"])
+            maps, noisy = self.maps(session, model), self.activations(session, model, self.noisy)
             for order, (layer, neuron) in enumerate(chosen):
                 fit = types.loc[(layer, neuron, self.place)]
                 said = {"model": model, "order": order, "layer": layer, "neuron": neuron, "place": self.place}
-                said |= {"type": fit["type"], "rule": fit["rule"], "noisy_prefix": bench.examples(self.noisy).prefix}
+                said |= {"type": fit["type"], "rule": fit["rule"], "noisy_prefix": session.examples(self.noisy).prefix}
                 clean = maps[layer, self.place][:, neuron]
-                tables.append(self._cells(bench, clean, noisy[layer][..., neuron, None]).assign(**said))
+                tables.append(self._cells(session, clean, noisy[layer][..., neuron, None]).assign(**said))
         return pd.concat(tables, ignore_index=True)[[*self.columns]]
 
-    def _chosen(self, bench: Bench) -> list[tuple[int, int]]:
+    def _chosen(self, session: Session) -> list[tuple[int, int]]:
         """(layer, neuron) of the k neurons of the largest effect."""
-        if self.place not in self.places(bench):
-            raise InputError(f"no digits are added at place {self.place!r}; {suggest(self.place, self.places(bench))}")
+        if self.place not in self.places(session):
+            raise InputError(
+                f"no digits are added at place {self.place!r}; {suggest(self.place, self.places(session))}"
+            )
         shared = {name: getattr(self, name) for name in GridAnalysis.model_fields if name != "name"}
-        table = Heuristics(model=self.after, pairs=self.pairs, **shared).table(bench)
+        table = Heuristics(model=self.after, pairs=self.pairs, **shared).table(session)
         rows = table[(table["place"] == self.place) & ((table["layer"] == self.layer) | (self.layer is None))]
         if self.k > len(rows):
             raise InputError(f"k {self.k} is more than the {len(rows)} neurons of layer {self.layer}")
         top = rows.nsmallest(self.k, "rank")
         return [*zip(top["layer"].tolist(), top["neuron"].tolist(), strict=True)]
 
-    def _cells(self, bench: Bench, clean: np.ndarray, noisy: Any) -> pd.DataFrame:
-        grids = [Grid.of(bench.examples(name), self.place) for name in (self.examples, self.noisy)]
+    def _cells(self, session: Session, clean: np.ndarray, noisy: Any) -> pd.DataFrame:
+        grids = [Grid.of(session.examples(name), self.place) for name in (self.examples, self.noisy)]
         n, n_noisy = (grid.counts for grid in grids)
         values = {"value": np.where(n > 0, clean, np.nan), "n": n}
         outliers = np.where(n_noisy > 0, grids[1].means(noisy)[:, 0], np.nan)

@@ -15,7 +15,7 @@ from torch import Tensor
 from mechmem.analyses.analysis import Analysis
 from mechmem.analyses.neurons.rules import Fit, fitted, rules_of
 from mechmem.data.examples import Examples
-from mechmem.session import Bench
+from mechmem.session import Session
 from mechmem.spec.registry import InputError
 
 CELLS = np.array(list(np.ndindex(10, 10, 2)))
@@ -65,43 +65,50 @@ class GridAnalysis(Analysis):
     seed: int = 0
     """Seed of the shuffled maps, and of permutations."""
 
-    def places(self, bench: Bench) -> list[str]:
+    def places(self, session: Session) -> list[str]:
         """The places that have two operand digits. Raises InputError if there is none."""
-        examples = bench.examples(self.examples)
+        examples = session.examples(self.examples)
         found = [p for p in examples.places if {f"a{p[1:]}", f"b{p[1:]}"} <= examples.positions.keys()]
         if not found:
             known = ", ".join(examples.positions)
             raise InputError(f"maps need operand digits at positions a0, b0 ...; this task has {known}")
         return found
 
-    def activations(self, bench: Bench, model: str, examples: str) -> list[Tensor]:
+    def activations(self, session: Session, model: str, examples: str) -> list[Tensor]:
         """The neurons of every layer."""
-        n_layers = bench.model(model).cfg.n_layers
+        n_layers = session.model(model).cfg.n_layers
         hooks = [f"blocks.{layer}.mlp.hook_post" for layer in range(n_layers)]
-        return [*bench.activations(bench.model(model), bench.examples(examples), hooks).values()]
+        return [*session.activations(session.model(model), session.examples(examples), hooks).values()]
 
-    def maps(self, bench: Bench, model: str) -> dict[tuple[int, str], NDArray[np.floating]]:
-        """The map of every neuron (cell x neuron), by layer and place; kept on the bench."""
-        key = ("maps", bench.model(model), bench.examples(self.examples))
-        if key not in bench.memo:
-            grids = [Grid.of(bench.examples(self.examples), place) for place in self.places(bench)]
-            bench.memo[key] = {
+    def maps(self, session: Session, model: str) -> dict[tuple[int, str], NDArray[np.floating]]:
+        """The map of every neuron (cell x neuron), by layer and place; kept on the session."""
+        key = ("maps", session.model(model), session.examples(self.examples))
+        if key not in session.cache:
+            grids = [Grid.of(session.examples(self.examples), place) for place in self.places(session)]
+            session.cache[key] = {
                 (layer, grid.place): grid.means(activation)
-                for layer, activation in enumerate(self.activations(bench, model, self.examples))
+                for layer, activation in enumerate(self.activations(session, model, self.examples))
                 for grid in grids
             }
-        return bench.memo[key]
+        return session.cache[key]
 
-    def classified(self, bench: Bench, model: str) -> pd.DataFrame:
-        """Type and rule of every neuron at every place, and its type with the cells shuffled; kept on the bench."""
-        key = ("classified", bench.model(model), bench.examples(self.examples), self.threshold, self.margin, self.seed)
-        if key not in bench.memo:
-            tables = [self._classified(bench, *at, map_) for at, map_ in self.maps(bench, model).items()]
-            bench.memo[key] = pd.concat(tables, ignore_index=True)
-        return bench.memo[key]
+    def classified(self, session: Session, model: str) -> pd.DataFrame:
+        """Type and rule of every neuron at every place, and its type with the cells shuffled; kept on the session."""
+        key = (
+            "classified",
+            session.model(model),
+            session.examples(self.examples),
+            self.threshold,
+            self.margin,
+            self.seed,
+        )
+        if key not in session.cache:
+            tables = [self._classified(session, *at, map_) for at, map_ in self.maps(session, model).items()]
+            session.cache[key] = pd.concat(tables, ignore_index=True)
+        return session.cache[key]
 
-    def _classified(self, bench: Bench, layer: int, place: str, map_: NDArray[np.floating]) -> pd.DataFrame:
-        is_met = Grid.of(bench.examples(self.examples), place).counts > 0
+    def _classified(self, session: Session, layer: int, place: str, map_: NDArray[np.floating]) -> pd.DataFrame:
+        is_met = Grid.of(session.examples(self.examples), place).counts > 0
         rules, met = rules_of(CELLS[is_met]), map_[is_met]
         mixed = np.random.default_rng([self.seed, layer]).permuted(met, axis=0)
         fit, shuffled = (fitted(of, rules, self.threshold, self.margin) for of in (met, mixed))

@@ -13,7 +13,7 @@ from scipy import stats
 from mechmem.analyses.neurons.grid import GridAnalysis
 from mechmem.analyses.neurons.neuron_shift import NeuronShift
 from mechmem.analyses.neurons.rules import TYPES
-from mechmem.session import Bench
+from mechmem.session import Session
 from mechmem.spec.registry import InputError, Swept
 from mechmem.statistics.intervals import N_RESAMPLES, interval
 
@@ -55,9 +55,9 @@ class HeuristicTypes(GridAnalysis):
     k: Swept[PositiveInt] = 128
     """Number of neurons in the group `shifted`."""
 
-    def table(self, bench: Bench) -> pd.DataFrame:
+    def table(self, session: Session) -> pd.DataFrame:
         layers = self.layer if isinstance(self.layer, tuple) else (self.layer,)
-        found = self.classified(bench, self.model).merge(self._shifts(bench), on=["layer", "neuron"])
+        found = self.classified(session, self.model).merge(self._shifts(session), on=["layer", "neuron"])
         found = found[found["layer"].isin(layers)]
         if self.k >= len(found.drop_duplicates(["layer", "neuron"])):
             raise InputError(f"k {self.k} leaves no neurons beside the shifted ones of layers {layers}")
@@ -66,10 +66,10 @@ class HeuristicTypes(GridAnalysis):
         tables = [table.assign(q=q) for table, q in zip(tables, rates, strict=True)]
         return pd.concat(tables, ignore_index=True)[[*self.columns]]
 
-    def _shifts(self, bench: Bench) -> pd.DataFrame:
+    def _shifts(self, session: Session) -> pd.DataFrame:
         matched = self.matched or self.examples
         shift = NeuronShift(before=self.before, after=self.after, examples=self.noisy, matched=matched)
-        return shift.kept(bench)[["layer", "neuron", "shift_noisy"]]
+        return shift.kept(session)[["layer", "neuron", "shift_noisy"]]
 
     def _place(self, place: Any, rows: pd.DataFrame) -> pd.DataFrame:
         rows = rows.sort_values("shift_noisy", ascending=False, kind="stable")

@@ -16,7 +16,7 @@ from mechmem.analyses.circuits.attribution import patched_one_by_one
 from mechmem.analyses.neurons.grid import GridAnalysis
 from mechmem.data.examples import Examples
 from mechmem.models.architecture import Model
-from mechmem.session import Bench
+from mechmem.session import Session
 from mechmem.spec.registry import InputError, Swept
 from mechmem.statistics.intervals import interval
 
@@ -55,26 +55,26 @@ class Heuristics(GridAnalysis):
     pairs: tuple[str, ...] = Field(("pairs",), min_length=1)
     """Sets made with `pair:`; together they should change the digit of every place."""
 
-    def table(self, bench: Bench) -> pd.DataFrame:
-        """The neurons with their effects, types and rules; kept on the bench."""
-        key = ("heuristics", self, *bench.named(self))
-        if key not in bench.memo:
-            found = self.classified(bench, self.model)
-            table = self._effects(bench).merge(found, on=["layer", "neuron", "place"])
-            bench.memo[key] = table[[*self.columns]]
-        return bench.memo[key].copy()
+    def table(self, session: Session) -> pd.DataFrame:
+        """The neurons with their effects, types and rules; kept on the session."""
+        key = ("heuristics", self, *session.named(self))
+        if key not in session.cache:
+            found = self.classified(session, self.model)
+            table = self._effects(session).merge(found, on=["layer", "neuron", "place"])
+            session.cache[key] = table[[*self.columns]]
+        return session.cache[key].copy()
 
     @torch.no_grad()
-    def _effects(self, bench: Bench) -> pd.DataFrame:
-        tables, model = [], bench.model(self.model)
-        sets = [bench.examples(name) for name in self.pairs]
-        places = {place: sets[0].places.index(place) for place in self.places(bench)}
+    def _effects(self, session: Session) -> pd.DataFrame:
+        tables, model = [], session.model(self.model)
+        sets = [session.examples(name) for name in self.pairs]
+        places = {place: sets[0].places.index(place) for place in self.places(session)}
         for layer in range(model.cfg.n_layers):
-            by_set = [effects(bench, model, examples, layer) for examples in sets]
+            by_set = [effects(session, model, examples, layer) for examples in sets]
             for place, i in places.items():
                 differ = [e.given[:, i] != e.labels("pair")[:, i] for e in sets]
                 values = torch.cat([v[:, rows, i] for v, rows in zip(by_set, differ, strict=True)], dim=1)
-                if not values.shape[1] and not bench.is_rehearsal:
+                if not values.shape[1] and not session.is_rehearsal:
                     raise InputError(f"no pair of {', '.join(self.pairs)} changes the digit {place}; add such a set")
                 tables.append(_rows(values if values.shape[1] else values.new_zeros(len(values), 1), layer, place))
         table = pd.concat(tables, ignore_index=True)
@@ -82,17 +82,17 @@ class Heuristics(GridAnalysis):
         return table.assign(rank=order.astype(int) - 1)
 
 
-def effects(bench: Bench, model: Model, examples: Examples, layer: int) -> Float[Tensor, "neuron n place"]:
+def effects(session: Session, model: Model, examples: Examples, layer: int) -> Float[Tensor, "neuron n place"]:
     """The indirect effect of every neuron of a layer, patched alone where answers are read, for each pair and digit."""
     hook, answers = f"blocks.{layer}.mlp.hook_post", examples.labels("pair")
-    pair = examples.counterpart or examples  # labels() has refused a set without pairs
-    change = bench.activation(model, pair, hook) - bench.activation(model, examples, hook)
+    pair = examples.counterfactual or examples  # labels() has refused a set without pairs
+    change = session.activation(model, pair, hook) - session.activation(model, examples, hook)
     change[:, : -examples.n_answer] = 0
-    before, found = _log_p(bench.logits(model, examples), examples.given, answers), []
+    before, found = _log_p(session.logits(model, examples), examples.given, answers), []
     width = change.shape[-1]
-    chosen = torch.arange(min(REHEARSED, width) if bench.is_rehearsal else width)
-    bench.count(examples, width - len(chosen))
-    for logits in patched_one_by_one(bench, model, examples, layer, change, chosen):
+    chosen = torch.arange(min(REHEARSED, width) if session.is_rehearsal else width)
+    session.count(examples, width - len(chosen))
+    for logits in patched_one_by_one(session, model, examples, layer, change, chosen):
         own, theirs = (now - then for now, then in zip(_log_p(logits, examples.given, answers), before, strict=True))
         found.append((theirs.expm1() + (-own).expm1()) / 2)
     return torch.cat([torch.stack(found), torch.zeros(width - len(found), *found[0].shape).to(found[0])])

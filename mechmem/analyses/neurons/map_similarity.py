@@ -10,7 +10,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from mechmem.analyses.neurons.grid import Grid, GridAnalysis
-from mechmem.session import Bench
+from mechmem.session import Session
 from mechmem.spec.registry import Swept
 from mechmem.statistics.intervals import interval
 
@@ -39,10 +39,10 @@ class MapSimilarity(GridAnalysis):
     other: Swept[str] = "before"
     """The checkpoint that it is compared with."""
 
-    def table(self, bench: Bench) -> pd.DataFrame:
-        others, rows = self.maps(bench, self.other), []
-        for (layer, place), map_ in self.maps(bench, self.model).items():
-            is_met = Grid.of(bench.examples(self.examples), place).counts > 0
+    def table(self, session: Session) -> pd.DataFrame:
+        others, rows = self.maps(session, self.other), []
+        for (layer, place), map_ in self.maps(session, self.model).items():
+            is_met = Grid.of(session.examples(self.examples), place).counts > 0
             found = correlations(map_[is_met], others[layer, place][is_met])
             low, high = interval(found[None])
             numbers = {"value": found.mean(), "low": low[0], "high": high[0], "n": len(found)}

@@ -12,10 +12,10 @@ from pydantic import Field, NonNegativeInt, model_validator
 from scipy import stats
 
 from mechmem.analyses.analysis import Analysis
-from mechmem.analyses.effects.effect import EffectAnalysis, Parts
+from mechmem.analyses.effects.effect import EffectAnalysis, Interventions
 from mechmem.interventions.intervention import Intervention
 from mechmem.interventions.patch import Patch, Source
-from mechmem.session import Bench
+from mechmem.session import Session
 from mechmem.spec.registry import InputError, Swept
 
 SPREAD_FLOOR = 0.01
@@ -47,25 +47,25 @@ class NeuronShift(Analysis):
     matched: str = "clean"
     """The clean set that the noisy one is compared with."""
 
-    def table(self, bench: Bench) -> pd.DataFrame:
-        tables = [self._layer(bench, layer) for layer in range(bench.model(self.after).cfg.n_layers)]
+    def table(self, session: Session) -> pd.DataFrame:
+        tables = [self._layer(session, layer) for layer in range(session.model(self.after).cfg.n_layers)]
         table = pd.concat(tables, ignore_index=True)
         return table.assign(q=stats.false_discovery_control(table["p"]))
 
-    def kept(self, bench: Bench) -> pd.DataFrame:
+    def kept(self, session: Session) -> pd.DataFrame:
         """The table, made once for all that rank neurons by it."""
-        key = ("shift", self, *bench.named(self))
-        if key not in bench.memo:
-            bench.memo[key] = self.table(bench)
-        return bench.memo[key]
+        key = ("shift", self, *session.named(self))
+        if key not in session.cache:
+            session.cache[key] = self.table(session)
+        return session.cache[key]
 
-    def _layer(self, bench: Bench, layer: int) -> pd.DataFrame:
+    def _layer(self, session: Session, layer: int) -> pd.DataFrame:
         hook = f"blocks.{layer}.mlp.hook_post"
         change, at_before = {}, None
         for name in (self.examples, self.matched):
-            examples = bench.examples(name)
+            examples = session.examples(name)
             before, after = (
-                bench.activation(bench.model(m), examples, hook)[:, -examples.n_answer :].double().numpy()
+                session.activation(session.model(m), examples, hook)[:, -examples.n_answer :].double().numpy()
                 for m in (self.before, self.after)
             )
             change[name], at_before = after - before, before
@@ -115,16 +115,16 @@ class NeuronTopK(EffectAnalysis):
     def layers(self) -> tuple[int, ...]:
         return self.layer if isinstance(self.layer, tuple) else (self.layer,)
 
-    def parts(self, bench: Bench) -> Parts:
+    def parts(self, session: Session) -> Interventions:
         shift = NeuronShift(before=self.before, after=self.model, examples=self.ranked_on, matched=self.matched)
-        table = shift.kept(bench)
+        table = shift.kept(session)
         ranked = table[table["layer"].isin(self.layers)].sort_values("shift_noisy", ascending=False, kind="stable")
         if self.k > len(ranked):
             raise InputError(f"k {self.k} is more than the {len(ranked)} neurons of layers {self.layers}")
         return self._patches(ranked[["layer", "neuron"]].to_numpy()[: self.k])
 
-    def control_draws(self, bench: Bench, parts: Parts) -> list[list[Intervention]]:
-        width = int(bench.model(self.model).cfg.d_mlp or 0)
+    def control_draws(self, session: Session, parts: Interventions) -> list[list[Intervention]]:
+        width = int(session.model(self.model).cfg.d_mlp or 0)
         every = np.array([(layer, neuron) for layer in self.layers for neuron in range(width)])
         generators = (torch.Generator().manual_seed(self.seed + i) for i in range(self.n_random))
         return [self._patches(every[torch.randperm(len(every), generator=g)[: self.k].numpy()]) for g in generators]

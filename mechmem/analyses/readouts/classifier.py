@@ -12,7 +12,7 @@ from torch import Tensor
 from mechmem.data.examples import Examples
 from mechmem.interventions.inlp import logistic_regression
 from mechmem.interventions.subspace import float64
-from mechmem.session import Bench
+from mechmem.session import Session
 from mechmem.spec.registry import InputError, suggest
 
 PENALTIES = (1.0, 10.0, 100.0)
@@ -75,9 +75,9 @@ def alike(examples: Examples, position: int) -> Int[Tensor, " n"]:
     return examples.prompt[:, : position + 1].unique(dim=0, return_inverse=True)[1]
 
 
-def check_fit(bench: Bench, name: str, variable: str, seed: int, position: int) -> None:
+def check_fit(session: Session, name: str, variable: str, seed: int, position: int) -> None:
     """Raises InputError for a set to fit on if some of it is noisy, or if it is too small or too uniform to learn from."""
-    examples = bench.examples(name)
+    examples = session.examples(name)
     if n_noisy := int(examples.is_noisy.sum()):
         raise InputError(
             f"a probe is fitted on clean instances only, and {n_noisy} of the {len(examples)} in {name!r} are noisy; "
@@ -86,24 +86,24 @@ def check_fit(bench: Bench, name: str, variable: str, seed: int, position: int) 
     if len(examples) < FEWEST:
         raise InputError(f"{name!r} has {len(examples)} examples: a probe needs {FEWEST}, and better some hundreds")
     there = values_of(examples, variable)[thirds(len(examples), seed, alike(examples, position))[0]].unique()
-    if len(there) < 2 and not bench.is_rehearsal:
+    if len(there) < 2 and not session.is_rehearsal:
         raise InputError(
             f"in the third of {name!r} that a probe is fitted on, {variable} is always {there.item()}: "
             "nothing can be learnt from it"
         )
 
 
-def unseen(bench: Bench, name: str, fit: Examples, seed: int, position: int) -> Examples:
+def unseen(session: Session, name: str, fit: Examples, seed: int, position: int) -> Examples:
     """The examples of a set whose activation at the position a probe on `fit` is neither fitted nor tuned on: of `fit`
     itself, the last third; of others, those whose prompt is another one up to the position.
 
     Raises InputError if there are none.
     """
-    examples = bench.examples(name)
+    examples = session.examples(name)
     train, dev, _ = thirds(len(fit), seed, alike(fit, position))
     seen = {tuple(row) for row in fit.prompt[torch.cat([train, dev]), : position + 1].tolist()}
     is_new = torch.tensor([tuple(row) not in seen for row in examples.prompt[:, : position + 1].tolist()])
-    if is_new.all() or bench.is_rehearsal:
+    if is_new.all() or session.is_rehearsal:
         return examples
     if not is_new.any():
         raise InputError(f"a probe is fitted on all that {name!r} has at this position: none is left to test it on")

@@ -19,7 +19,7 @@ from mechmem.interventions.ablate import derangement
 from mechmem.interventions.tape import at_the_end
 from mechmem.measures.rank import Rank
 from mechmem.models.architecture import Model
-from mechmem.session import Bench
+from mechmem.session import Session
 from mechmem.spec.registry import InputError, Swept
 from mechmem.statistics.intervals import interval
 
@@ -67,22 +67,22 @@ class LensAnalysis(Analysis):
     """Seed of the order in which examples lend each other their tokens in the condition `shuffled`."""
 
     @abstractmethod
-    def lenses(self, bench: Bench, model: Model) -> Mapping[str, Lens]:
+    def lenses(self, session: Session, model: Model) -> Mapping[str, Lens]:
         """The lens, under its condition `lens`; others are compared with it by their KL alone."""
 
     @torch.no_grad()
-    def table(self, bench: Bench) -> pd.DataFrame:
-        model, examples = bench.model(self.model), bench.examples(self.examples)
-        sought, lenses = self._sought(examples), self.lenses(bench, model)
+    def table(self, session: Session) -> pd.DataFrame:
+        model, examples = session.model(self.model), session.examples(self.examples)
+        sought, lenses = self._sought(examples), self.lenses(session, model)
         shuffled = {name: tokens[derangement(len(examples), self.seed)] for name, tokens in sought.items()}
         tables = []
         for prefix in prefixes(examples):
             fed = examples.with_prefix(prefix)
-            for layer, resid in enumerate(residuals(bench, model, fed)):
+            for layer, resid in enumerate(residuals(session, model, fed)):
                 logits = lenses["lens"](layer, resid)
                 found = _of_tokens(logits, sought, fed, "lens") | _of_tokens(logits, shuffled, fed, "shuffled")
                 for condition, lens in lenses.items():
-                    found |= self._kl(bench, model, fed, lens(layer, resid), condition)
+                    found |= self._kl(session, model, fed, lens(layer, resid), condition)
                 tables.append(_rows(found).assign(prefix=prefix, layer=layer))
         table = pd.concat(tables, ignore_index=True).assign(examples=self.examples, n=len(examples))
         return table.assign(unit=table["measure"].map(UNITS))[[*self.columns]]
@@ -102,20 +102,20 @@ class LensAnalysis(Analysis):
                 raise InputError(f"a lens looks for tokens, and {name!r} is none; {known}")
         return labels | {(name, "any"): examples.variables[name] for name in self.variables}
 
-    def _kl(self, bench: Bench, model: Model, fed: Examples, logits: Logits, condition: str) -> Values:
+    def _kl(self, session: Session, model: Model, fed: Examples, logits: Logits, condition: str) -> Values:
         """KL of the model's output from the lens, where answers are read."""
-        output = bench.activation(model, fed, "unembed.hook_out")[:, -fed.n_answer :]
+        output = session.activation(model, fed, "unembed.hook_out")[:, -fed.n_answer :]
         kl = divergence(output, logits[:, -fed.n_answer :])
         places = zip(tuple(fed.positions)[-fed.n_answer :], fed.places, kl.T, strict=True)
         found = {(position, place, "every", condition, "kl"): values for position, place, values in places}
         return found | {("readout", "all", "every", condition, "kl"): kl.mean(1)}
 
 
-def residuals(bench: Bench, model: Model, examples: Examples) -> list[Residual]:
+def residuals(session: Session, model: Model, examples: Examples) -> list[Residual]:
     """The residual stream before each layer and after the last."""
     last = model.cfg.n_layers - 1
     hooks = [f"blocks.{layer}.hook_resid_pre" for layer in range(last + 1)] + [f"blocks.{last}.hook_resid_post"]
-    return [*bench.activations(model, examples, hooks).values()]
+    return [*session.activations(model, examples, hooks).values()]
 
 
 def unembedded(model: Model, resid: Residual) -> Logits:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from mechmem.analyses.readouts.lens import Lens, LensAnalysis, unembedded
 from mechmem.models.architecture import Model
-from mechmem.session import Bench
+from mechmem.session import Session
 
 
 class LogitLens(LensAnalysis):
@@ -17,5 +17,5 @@ class LogitLens(LensAnalysis):
     The control is the label of another example. Source: nostalgebraist 2020, *interpreting GPT: the logit lens*.
     """
 
-    def lenses(self, bench: Bench, model: Model) -> Mapping[str, Lens]:
+    def lenses(self, session: Session, model: Model) -> Mapping[str, Lens]:
         return {"lens": lambda layer, resid: unembedded(model, resid)}

@@ -25,7 +25,7 @@ from mechmem.analyses.readouts.classifier import (
 )
 from mechmem.data.examples import Examples
 from mechmem.models import sites
-from mechmem.session import Bench
+from mechmem.session import Session
 from mechmem.spec.registry import InputError, Swept, suggest
 
 
@@ -75,13 +75,13 @@ class Probe(Analysis):
     seed: int = 0
     """Seed of the split and of the shuffled labels."""
 
-    def table(self, bench: Bench) -> pd.DataFrame:
-        fit = bench.examples(self.fit_on)
-        x, at = self._read(bench, fit), fit.positions[self.position]
-        check_fit(bench, self.fit_on, self.variable, self.seed, at)
+    def table(self, session: Session) -> pd.DataFrame:
+        fit = session.examples(self.fit_on)
+        x, at = self._read(session, fit), fit.positions[self.position]
+        check_fit(session, self.fit_on, self.variable, self.seed, at)
         same = alike(fit, at)
         names = tuple(dict.fromkeys([self.fit_on, *self.test_on]))
-        sets = [fit, *(unseen(bench, name, fit, self.seed, at) for name in names)]
+        sets = [fit, *(unseen(session, name, fit, self.seed, at) for name in names)]
         values = [values_of(examples, self.variable) for examples in sets]
         shuffled = shuffled_labels(sets, values[0], self.shuffled_by, self.seed)
         probe = fitted(x, values[0], self.penalties, self.seed, same)
@@ -90,22 +90,22 @@ class Probe(Analysis):
         rows = [self._said("n_values", len(probe.values), "values"), self._said("penalty", probe.penalty, "")]
         for name, examples, right, other in zip(names, sets[1:], values[1:], shuffled[1:], strict=True):
             for prefix in prefixes(examples):
-                x = self._read(bench, examples.with_prefix(prefix))
+                x = self._read(session, examples.with_prefix(prefix))
                 hits = {"probe": probe(x) == right, "shuffled": control(x) == other, "majority": right == commonest}
                 rows += [_row(hit, name, condition, prefix) for condition, hit in hits.items()]
         return pd.DataFrame(rows)[list(self.columns)]
 
-    def _read(self, bench: Bench, examples: Examples) -> Float[Tensor, "n d"]:
+    def _read(self, session: Session, examples: Examples) -> Float[Tensor, "n d"]:
         """The activation at the position. Raises InputError for a position or site that cannot be read."""
         if self.position == "readout":
             raise InputError("a probe reads one position, and `readout` is several; sweep them with `each:`")
         if self.position not in examples.positions:
             raise InputError(f"there is no position {self.position!r}; {suggest(self.position, examples.positions)}")
-        model = bench.model(self.model)
+        model = session.model(self.model)
         hook = sites.checked_hook(model.cfg, self.site, self.layer)
         if sites.site(self.site).axis("pos") != 1:
             raise InputError(f"a probe reads a site of `batch pos ...`, not {self.site!r}")
-        return bench.activation(model, examples, hook)[:, examples.positions[self.position]].flatten(1)
+        return session.activation(model, examples, hook)[:, examples.positions[self.position]].flatten(1)
 
     def _said(self, measure: str, value: float, unit: str) -> dict[str, Any]:
         labels = {"examples": self.fit_on, "condition": "probe", "prefix": "given"}

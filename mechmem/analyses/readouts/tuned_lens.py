@@ -12,7 +12,7 @@ from torch import Tensor
 
 from mechmem.analyses.readouts.lens import Lens, LensAnalysis, Residual, divergence, residuals, unembedded
 from mechmem.models.architecture import Model
-from mechmem.session import Bench
+from mechmem.session import Session
 
 
 class Translators(NamedTuple):
@@ -47,8 +47,8 @@ class TunedLens(LensAnalysis):
     batch_size: int = Field(512, ge=1)
     """Residuals a step."""
 
-    def lenses(self, bench: Bench, model: Model) -> Mapping[str, Lens]:
-        translators = self.translators(bench, model)
+    def lenses(self, session: Session, model: Model) -> Mapping[str, Lens]:
+        translators = self.translators(session, model)
 
         def tuned(layer: int, resid: Residual) -> Tensor:
             if layer == model.cfg.n_layers:
@@ -58,24 +58,24 @@ class TunedLens(LensAnalysis):
 
         return {"lens": tuned, "untrained": lambda layer, resid: unembedded(model, resid)}
 
-    def translators(self, bench: Bench, model: Model) -> Translators:
-        """The fitted translators of all residuals but the last; kept on the bench."""
+    def translators(self, session: Session, model: Model) -> Translators:
+        """The fitted translators of all residuals but the last; kept on the session."""
         key = (
             "tuned lens",
             model,
-            bench.examples(self.fit_on),
+            session.examples(self.fit_on),
             self.n_steps,
             self.learning_rate,
             self.batch_size,
             self.seed,
         )
-        if key not in bench.memo:
-            bench.memo[key] = self._fitted(bench, model)
-        return bench.memo[key]
+        if key not in session.cache:
+            session.cache[key] = self._fitted(session, model)
+        return session.cache[key]
 
-    def _fitted(self, bench: Bench, model: Model) -> Translators:
-        examples = bench.examples(self.fit_on)
-        *middle, last = (r[:, -examples.n_answer :].flatten(0, 1) for r in residuals(bench, model, examples))
+    def _fitted(self, session: Session, model: Model) -> Translators:
+        examples = session.examples(self.fit_on)
+        *middle, last = (r[:, -examples.n_answer :].flatten(0, 1) for r in residuals(session, model, examples))
         x = torch.stack(middle)
         with torch.no_grad():
             target = unembedded(model, last[None])[0]
@@ -83,7 +83,7 @@ class TunedLens(LensAnalysis):
         found = Translators(x.new_zeros(n_layers, d_model, d_model), x.new_zeros(n_layers, 1, d_model))
         generator = torch.Generator().manual_seed(self.seed)
         optimiser = torch.optim.Adam([*found], lr=self.learning_rate)
-        n_steps = min(self.n_steps, 2) if bench.is_rehearsal else self.n_steps
+        n_steps = min(self.n_steps, 2) if session.is_rehearsal else self.n_steps
         for step in range(n_steps):
             rows = torch.randint(n, (min(self.batch_size, n),), generator=generator).to(x.device)
             optimiser.param_groups[0]["lr"] = self.learning_rate * (1 - step / n_steps)

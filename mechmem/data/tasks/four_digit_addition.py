@@ -87,7 +87,7 @@ class FourDigitAddition(Task):
     def answers(self, prompt: Int[Tensor, "n n_prompt"]) -> Int[Tensor, "n n_answer"]:
         return self.examples(*_operands(prompt)).true
 
-    def counterparts(
+    def counterfactuals(
         self, examples: Examples, pair: MinimalPair, generator: torch.Generator
     ) -> tuple[Tensor, Examples]:
         """Change one operand digit so that `flip` changes while `hold` stays."""

@@ -25,7 +25,7 @@ class MinimalPair(Component):
     seed: int = 0
 
 
-class Task(Component, shelf="task"):
+class Task(Component, registry="task"):
     """A reasoning task whose training set has wrong labels; every set it gives follows from its own seeds."""
 
     splits: ClassVar[tuple[str, ...]] = ("train", "held_out")
@@ -58,25 +58,25 @@ class Task(Component, shelf="task"):
         return self.sample("train")
 
     def pairs(self, examples: Examples, pair: MinimalPair) -> Examples:
-        """The examples that have a minimal pair, each with it as `counterpart`.
+        """The examples that have a minimal pair, each with it as `counterfactual`.
 
         Raises InputError for a variable that the task does not have, or if no example has such a pair.
         """
         for name in (pair.flip, *pair.hold):
             if name not in examples.variables:
                 raise InputError(f"{self.kind} has no variable {name!r}; {suggest(name, examples.variables)}")
-        rows, counterpart = self.counterparts(examples, pair, torch.Generator().manual_seed(pair.seed))
+        rows, counterfactual = self.counterfactuals(examples, pair, torch.Generator().manual_seed(pair.seed))
         if not len(rows):
             raise InputError(f"no example has a pair that changes {pair.flip} and holds {', '.join(pair.hold)}")
         return replace(
-            examples.select(rows), counterpart=replace(counterpart, prefix=examples.prefix).as_set()
+            examples.select(rows), counterfactual=replace(counterfactual, prefix=examples.prefix).as_set()
         ).as_set()
 
     @abstractmethod
-    def counterparts(
+    def counterfactuals(
         self, examples: Examples, pair: MinimalPair, generator: torch.Generator
     ) -> tuple[Tensor, Examples]:
-        """The rows that have a counterpart, and the counterparts."""
+        """The rows that have a counterfactual, and the counterfactuals."""
 
     def check_split(self, split: str) -> None:
         if split not in self.splits:

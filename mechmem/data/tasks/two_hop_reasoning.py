@@ -120,7 +120,7 @@ class TwoHopReasoning(Task):
         bridge = world.table[e, r1]
         return torch.where(bridge < 0, -1, world.second_hop(bridge.clamp_min(0), r2))[:, None]
 
-    def counterparts(
+    def counterfactuals(
         self, examples: Examples, pair: MinimalPair, generator: torch.Generator
     ) -> tuple[Tensor, Examples]:
         """Another first hop (e, r1), with the same r2, so that `flip` changes while `hold` stays."""

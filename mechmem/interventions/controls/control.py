@@ -8,12 +8,12 @@ import torch
 from pydantic import Field
 
 from mechmem.interventions.intervention import Intervention, UnitIntervention
-from mechmem.interventions.random_displacement import Scramble
+from mechmem.interventions.random_displacement import RandomDisplacement
 from mechmem.models.architecture import Model
 from mechmem.spec.registry import Component, InputError
 
 
-class Control(Component, shelf="control"):
+class Control(Component, registry="control"):
     """Draws random interventions that are matched to a given one."""
 
     n: int = Field(20, ge=1)
@@ -29,7 +29,7 @@ class RandomDirection(Control):
     """The same displacement, in norm and place, in a random direction."""
 
     def draws(self, intervention: Intervention, model: Model) -> list[list[Intervention]]:
-        return [[Scramble(of=intervention, seed=self.seed + i)] for i in range(self.n)]
+        return [[RandomDisplacement(of=intervention, seed=self.seed + i)] for i in range(self.n)]
 
 
 class RandomNeurons(Control):

@@ -15,7 +15,7 @@ from mechmem.spec.registry import Component, InputError, suggest
 Value = bool | int | float | str
 
 
-class Figure(Component, shelf="figure"):
+class Figure(Component, registry="figure"):
     """A picture of one table; drawing it again recomputes nothing."""
 
     table: str

@@ -20,7 +20,7 @@ WIDEST = 3
 class Panelled(Figure):
     """An effect beside its controls, with 95 % intervals; the mean over seeds, and of the seeds' own intervals.
 
-    A row without `x` (such as the unpatched model) holds for its whole panel and is a dashed line; a row without a
+    A row without `x` (such as the baseline model) holds for its whole panel and is a dashed line; a row without a
     facet holds for every panel.
     """
 

@@ -21,9 +21,9 @@ SLATE, GREY, SAND = "#535d69", "#9ea6b1", "#cdbb8a"
 COLOURS = {
     **{"clean": BLUE, "noisy": VERMILLION, "memorised": VERMILLION, "accuracy_given": VERMILLION},
     **{"corrected": GREEN, "accuracy_true": GREEN, "held_out": INK, "chance": GREY},
-    **{"unpatched": SLATE, "patched": PLUM, "top": PLUM, "control": GREY, "random": GREY, "source": AMBER},
+    **{"baseline": SLATE, "intervened": PLUM, "top": PLUM, "control": GREY, "random": GREY, "source": AMBER},
     **{"ranked": PLUM, "together": PLUM},
-    "relabelled": SLATE,
+    "head_permuted": SLATE,
     **{"lens": PLUM, "untrained": SLATE, "shifted": PLUM, "rest": SLATE},
     **{"probe": PLUM, "shuffled": GREY, "majority": SAND, "variance_matched": SAND},
 }
@@ -44,7 +44,7 @@ MEANINGS = {
     "random": "random (control)",
     "ranked": "ranked (most needed first)",
     "together": "the model",
-    "relabelled": "relabelled (control: other heads of the same layers)",
+    "head_permuted": "head_permuted (control: other heads of the same layers)",
     "given": "given label",
     "true": "true label",
     "variance_matched": "random, of equal variance (control)",
@@ -54,7 +54,7 @@ MEANINGS = {
 }
 UNITS = {
     **{"accuracy": "fraction", "probability": "probability", "logit": "nats", "kl": "nats", "loss": "nats"},
-    **{"rank": "0 is best", "recovery": "0 unpatched, 1 source", "shift": "standard deviations"},
+    **{"rank": "0 is best", "recovery": "0 baseline, 1 source", "shift": "standard deviations"},
     **{"auc": "0.5 is no difference", "step": "optimiser steps"},
 }
 """Units by the first word of a column or measure, for tables that have no column `unit`."""

@@ -18,7 +18,7 @@ from mechmem.data.tasks.task import MinimalPair
 from mechmem.experiment.claims import Quantity
 from mechmem.interventions.patch import Source
 from mechmem.measures.logit_difference import LogitDifference
-from mechmem.session import Bench
+from mechmem.session import Session
 
 FRACTIONS = (0.0, 0.1, 0.25, 0.5, 1.0)
 METHODS = pytest.mark.parametrize("method", ["eap", "eap_ig", "exact"])
@@ -31,8 +31,8 @@ def pairs(task):
 
 
 @pytest.fixture
-def bench(model, pairs, others):
-    return Bench(models={"after": model}, example_sets={"noisy": pairs, "clean": others})
+def session(model, pairs, others):
+    return Session(models={"after": model}, example_sets={"noisy": pairs, "clean": others})
 
 
 def circuit(**fields) -> Circuit:
@@ -46,8 +46,8 @@ def rows(table, **where) -> pd.DataFrame:
 
 
 @METHODS
-def test_the_whole_graph_is_faithful_and_the_empty_circuit_is_not(method, bench):
-    table = circuit(method=method).table(bench)
+def test_the_whole_graph_is_faithful_and_the_empty_circuit_is_not(method, session):
+    table = circuit(method=method).table(session)
     for condition in ("circuit", "random"):
         found = rows(table, condition=condition, measure="faithfulness").set_index("k")["value"]
         assert found[1.0] == pytest.approx(1, abs=1e-6)
@@ -55,9 +55,9 @@ def test_the_whole_graph_is_faithful_and_the_empty_circuit_is_not(method, bench)
         assert ((found - 1).abs() > 1e-3).sum() == len(FRACTIONS) - 1
 
 
-def test_faithfulness_is_the_share_of_the_metric_that_a_circuit_leaves(bench):
+def test_faithfulness_is_the_share_of_the_metric_that_a_circuit_leaves(session):
     analysis = circuit()
-    table, contrast = analysis.table(bench), analysis.contrast(bench)
+    table, contrast = analysis.table(session), analysis.contrast(session)
     exists = contrast.graph.exists
     full, corrupted = contrast.values(torch.stack([exists, torch.zeros_like(exists)])).mean(1)
     for i, (k, kept) in enumerate(zip(FRACTIONS, analysis.circuits(contrast), strict=True)):
@@ -76,10 +76,10 @@ def test_faithfulness_is_the_share_of_the_metric_that_a_circuit_leaves(bench):
 
 
 @METHODS
-def test_circuits_are_the_connected_part_of_the_top_edges(method, bench):
+def test_circuits_are_the_connected_part_of_the_top_edges(method, session):
     analysis = circuit(method=method)
-    contrast = analysis.contrast(bench)
-    scores = EdgeScores(methods=(method,)).table(bench)[method].abs().to_numpy()
+    contrast = analysis.contrast(session)
+    scores = EdgeScores(methods=(method,)).table(session)[method].abs().to_numpy()
     for n, kept in zip(analysis.sizes(contrast), analysis.circuits(contrast), strict=True):
         top = torch.zeros_like(contrast.graph.exists)
         top[contrast.graph.exists] = torch.from_numpy(scores >= np.sort(scores)[::-1][n - 1] if n else scores < 0)
@@ -103,9 +103,9 @@ def test_the_interval_is_that_of_resampling_both_ends_and_the_circuit_together()
     assert [row["low"], row["high"]] == pytest.approx(np.quantile(ratios, [0.025, 0.975]).tolist(), abs=0.002)
 
 
-def test_random_circuits_have_as_many_edges(bench):
+def test_random_circuits_have_as_many_edges(session):
     analysis = circuit()
-    contrast = analysis.contrast(bench)
+    contrast = analysis.contrast(session)
     drawn = analysis.random_circuits(contrast, analysis.sizes(contrast))
     assert drawn.shape[:2] == (6, len(FRACTIONS))
     assert (drawn.sum((2, 3)) == torch.tensor(analysis.sizes(contrast))).all()
@@ -115,9 +115,9 @@ def test_random_circuits_have_as_many_edges(bench):
 
 
 @METHODS
-def test_a_random_circuits_faithfulness_stands_beside_each_circuits(method, bench):
+def test_a_random_circuits_faithfulness_stands_beside_each_circuits(method, session):
     analysis = circuit(method=method)
-    table, contrast = analysis.table(bench), analysis.contrast(bench)
+    table, contrast = analysis.table(session), analysis.contrast(session)
     beside = {c: rows(table, condition=c, measure="faithfulness") for c in ("circuit", "random")}
     assert (
         beside["random"][["k", "n_edges"]].to_numpy().tolist()
@@ -142,13 +142,13 @@ def test_a_planted_circuit_is_found(method, random_models, pairs):
             block.mlp.W_out.zero_()
             for head in range(2):
                 block.attn.W_O[head] *= float((layer, head) == (1, 1))
-    bench = Bench(models={"after": model}, example_sets={"noisy": pairs})
+    session = Session(models={"after": model}, example_sets={"noisy": pairs})
     analysis = circuit(method=method, fractions=(5 / 46,))
-    (kept,) = analysis.circuits(analysis.contrast(bench))
-    graph = analysis.contrast(bench).graph
+    (kept,) = analysis.circuits(analysis.contrast(session))
+    graph = analysis.contrast(session).graph
     edges = {(graph.sources[s].name, graph.targets[t].name) for s, t in kept.nonzero().tolist()}
     assert edges == {("embed", f"a1.h1.{x}") for x in "qkv"} | {("embed", "logits"), ("a1.h1", "logits")}
-    table = analysis.table(bench)
+    table = analysis.table(session)
     assert rows(table, condition="circuit", measure="faithfulness")["value"].item() == pytest.approx(1, abs=1e-5)
     assert rows(table, condition="random", measure="faithfulness")["value"].item() < 0.8
 
@@ -178,8 +178,8 @@ def test_intervals_are_over_examples_or_over_draws():
     assert draws["per_example"].tolist() == [50, 52]
 
 
-def test_the_table_is_as_documented_and_survives_the_disk(bench):
-    table = circuit().table(bench)
+def test_the_table_is_as_documented_and_survives_the_disk(session):
+    table = circuit().table(session)
     assert list(table) == list(Circuit.columns)
     kept = io.BytesIO()
     table.to_parquet(kept, index=False)
@@ -192,8 +192,8 @@ def test_the_table_is_as_documented_and_survives_the_disk(bench):
     )
 
 
-def test_claims_can_set_circuits_against_random_ones(bench):
-    table = pd.concat([circuit().table(bench).assign(seed=seed) for seed in (0, 1)])
+def test_claims_can_set_circuits_against_random_ones(session):
+    table = pd.concat([circuit().table(session).assign(seed=seed) for seed in (0, 1)])
     where = {"condition": "circuit", "measure": "faithfulness", "k": 0.5}
     measured = Quantity(table="circuit", where=where, minus={"condition": "random"}).measure({"circuit": table})
     values = [rows(table, **(where | {"condition": c, "seed": 0}))["value"].item() for c in ("circuit", "random")]
@@ -203,9 +203,9 @@ def test_claims_can_set_circuits_against_random_ones(bench):
     assert area.measure({"circuit": table}).n_seeds == 2
 
 
-def test_without_a_difference_to_leave_faithfulness_is_undefined(bench):
+def test_without_a_difference_to_leave_faithfulness_is_undefined(session):
     analysis = circuit(metric=LogitDifference(), examples="clean", corrupted=Source(mean_over="noisy"), method="exact")
-    assert rows(analysis.table(bench), measure="faithfulness")["value"].isna().all()
+    assert rows(analysis.table(session), measure="faithfulness")["value"].isna().all()
 
 
 @pytest.mark.parametrize("fractions", [(0.5, 0.1), (0.1, 0.1), (0.5, 1.2), (-0.1, 1.0), ()])
@@ -214,11 +214,11 @@ def test_fractions_ascend_within_zero_and_one(fractions):
         Circuit(fractions=fractions)
 
 
-def test_a_circuit_is_found_once_for_all_analyses(bench):
-    circuit().table(bench)
-    before = bench.n_forwarded
-    EdgeScores(methods=("eap_ig",)).table(bench)
-    assert bench.n_forwarded == before
+def test_a_circuit_is_found_once_for_all_analyses(session):
+    circuit().table(session)
+    before = session.n_forwarded
+    EdgeScores(methods=("eap_ig",)).table(session)
+    assert session.n_forwarded == before
 
 
 @pytest.mark.parametrize(

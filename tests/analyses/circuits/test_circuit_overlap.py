@@ -14,7 +14,7 @@ from mechmem.analyses.circuits.circuit import Circuit
 from mechmem.analyses.circuits.circuit_overlap import CircuitOverlap, hypergeometric_p, shared
 from mechmem.data.tasks.task import MinimalPair
 from mechmem.measures.logit import Logit
-from mechmem.session import Bench
+from mechmem.session import Session
 from mechmem.spec.registry import InputError
 
 FRACTIONS = (0.25, 0.5, 1.0)
@@ -29,8 +29,8 @@ def sets(task):
 
 
 @pytest.fixture
-def bench(model, other_model, sets):
-    return Bench(models={"after": model, "before": other_model}, example_sets=sets)
+def session(model, other_model, sets):
+    return Session(models={"after": model, "before": other_model}, example_sets=sets)
 
 
 def overlap(**fields) -> CircuitOverlap:
@@ -43,8 +43,8 @@ def value(table, **where):
     return table["value"].item()
 
 
-def test_shared_edges_and_nodes_by_hand(bench):
-    contrast = overlap().contrast(bench)
+def test_shared_edges_and_nodes_by_hand(session):
+    contrast = overlap().contrast(session)
     graph = contrast.graph
     names = [node.name for node in graph.sources], [node.name for node in graph.targets]
 
@@ -84,8 +84,8 @@ def test_hypergeometric_p_by_going_through_all_sets():
     assert hypergeometric_p(7, 3, 4, 2) == pytest.approx(expected)
 
 
-def test_a_circuit_is_itself(bench):
-    table = overlap().table(bench)
+def test_a_circuit_is_itself(session):
+    table = overlap().table(session)
     for k, name in itertools.product(FRACTIONS, ("edge_iou", "node_iou", "recall", "recall_other")):
         assert value(table, k=k, measure=name, condition="circuits") == 1
     for k in FRACTIONS:
@@ -96,10 +96,10 @@ def test_a_circuit_is_itself(bench):
 
 
 @pytest.mark.parametrize("other", [{"other_examples": "clean"}, {"other_model": "before"}], ids=str)
-def test_the_circuit_of_a_is_judged_on_b_by_the_baselines_of_b(other, bench):
+def test_the_circuit_of_a_is_judged_on_b_by_the_baselines_of_b(other, session):
     analysis = overlap(**other)
-    table = analysis.table(bench)
-    a, b = analysis.contrast(bench), analysis.contrast(bench, analysis.other_model, analysis.other_examples)
+    table = analysis.table(session)
+    a, b = analysis.contrast(session), analysis.contrast(session, analysis.other_model, analysis.other_examples)
     exists = b.graph.exists
     full, corrupted = b.values(torch.stack([exists, torch.zeros_like(exists)])).mean(1)
     circuits = {"cross": analysis.circuits(a), "own": analysis.circuits(b)}
@@ -114,72 +114,72 @@ def test_the_circuit_of_a_is_judged_on_b_by_the_baselines_of_b(other, bench):
     assert value(table, k=1.0, measure="faithfulness", condition="random") == pytest.approx(1)
 
 
-def test_its_own_faithfulness_is_that_of_the_circuit_analysis(bench):
-    table = overlap(other_examples="clean").table(bench)
-    circuit = Circuit(examples="clean", fractions=FRACTIONS, n_random=5).table(bench)
+def test_its_own_faithfulness_is_that_of_the_circuit_analysis(session):
+    table = overlap(other_examples="clean").table(session)
+    circuit = Circuit(examples="clean", fractions=FRACTIONS, n_random=5).table(session)
     for k in FRACTIONS:
         for theirs, ours in (("circuit", "own"), ("random", "random")):
             expected = value(circuit, k=k, condition=theirs, measure="faithfulness")
             assert value(table, k=k, condition=ours, measure="faithfulness") == pytest.approx(expected)
 
 
-def test_either_circuit_has_its_own_metric(bench):
+def test_either_circuit_has_its_own_metric(session):
     metrics = {"metric": Logit(label="true", against="pair"), "other_metric": Logit(label="given", against="pair")}
-    table = overlap(**metrics).table(bench)
+    table = overlap(**metrics).table(session)
     a, b = (Circuit(metric=m, fractions=FRACTIONS, n_random=5) for m in metrics.values())
-    found = shared(b.contrast(bench), *(c.circuits(c.contrast(bench))[0] for c in (a, b)))
+    found = shared(b.contrast(session), *(c.circuits(c.contrast(session))[0] for c in (a, b)))
     assert value(table, k=0.25, measure="edge_iou", condition="circuits") == pytest.approx(found["edge_iou"])
     assert found["edge_iou"] < 1
-    own = value(b.table(bench), k=0.25, measure="faithfulness", condition="circuit")
+    own = value(b.table(session), k=0.25, measure="faithfulness", condition="circuit")
     assert value(table, k=0.25, measure="faithfulness", condition="own") == pytest.approx(own)
-    circuits = a.circuits(a.contrast(bench))
+    circuits = a.circuits(a.contrast(session))
     full, corrupted, kept = (
-        b.contrast(bench)
-        .values(torch.stack([b.contrast(bench).graph.exists, torch.zeros_like(circuits[0]), circuits[0]]))
+        b.contrast(session)
+        .values(torch.stack([b.contrast(session).graph.exists, torch.zeros_like(circuits[0]), circuits[0]]))
         .mean(1)
     )
     cross = value(table, k=0.25, measure="faithfulness", condition="cross")
     assert cross == pytest.approx(((kept - corrupted) / (full - corrupted)).item(), abs=1e-5)
 
 
-def test_random_circuits_of_the_sizes_of_both_stand_beside(bench):
-    table = overlap(other_examples="clean", n_random=40, fractions=(0.5,)).table(bench)
+def test_random_circuits_of_the_sizes_of_both_stand_beside(session):
+    table = overlap(other_examples="clean", n_random=40, fractions=(0.5,)).table(session)
     analysis = overlap(other_examples="clean", fractions=(0.5,))
-    sizes = [int(analysis.circuits(analysis.contrast(bench, None, name))[0].sum()) for name in ("noisy", "clean")]
+    sizes = [int(analysis.circuits(analysis.contrast(session, None, name))[0].sum()) for name in ("noisy", "clean")]
     expected = sizes[0] * sizes[1] / 46  # edges that random sets of these sizes share on average
     assert value(table, measure="recall", condition="random") == pytest.approx(expected / sizes[0], abs=0.1)
     assert value(table, measure="recall_other", condition="random") == pytest.approx(expected / sizes[1], abs=0.1)
 
 
-def test_beside_stands_the_circuit_of_a_with_other_heads(bench):
+def test_beside_stands_the_circuit_of_a_with_other_heads(session):
     analysis = overlap(other_examples="clean", n_random=3, fractions=(0.5,), seed=4)
-    table = analysis.table(bench)
-    a, b = (analysis.contrast(bench, None, name) for name in ("noisy", "clean"))
+    table = analysis.table(session)
+    a, b = (analysis.contrast(session, None, name) for name in ("noisy", "clean"))
     ours, theirs = analysis.circuits(a)[0], analysis.circuits(b)[0]
-    drawn = torch.stack([a.graph.relabelled(ours, torch.Generator().manual_seed(4 + i)) for i in range(3)])
+    drawn = torch.stack([a.graph.head_permuted(ours, torch.Generator().manual_seed(4 + i)) for i in range(3)])
     shares = [(theirs & other).sum() / (theirs | other).sum() for other in drawn]
-    assert value(table, measure="edge_iou", condition="relabelled") == pytest.approx(np.mean(shares))
+    assert value(table, measure="edge_iou", condition="head_permuted") == pytest.approx(np.mean(shares))
     exists = b.graph.exists
     full, corrupted, *kept = b.values(torch.cat([torch.stack([exists, torch.zeros_like(exists)]), drawn])).mean(1)
     expected = np.mean([((k - corrupted) / (full - corrupted)).item() for k in kept])
-    found = value(table, measure="faithfulness", condition="relabelled")
+    found = value(table, measure="faithfulness", condition="head_permuted")
     assert found == pytest.approx(expected, abs=1e-5)
     assert found != pytest.approx(value(table, measure="faithfulness", condition="cross"), abs=1e-3)
 
 
-def test_the_table_is_as_documented(bench):
-    table = overlap(other_model="before", other_examples="clean").table(bench)
+def test_the_table_is_as_documented(session):
+    table = overlap(other_model="before", other_examples="clean").table(session)
     assert list(table) == list(CircuitOverlap.columns)
     assert table["examples"].unique().item() == "noisy / clean"
     assert not table.duplicated(["k", "measure", "condition"]).any()
 
 
 def test_two_architectures_share_no_edges(random_models, model, sets):
-    bench = Bench(models={"after": model, "before": random_models(0, n_layers=1)}, example_sets=sets)
+    session = Session(models={"after": model, "before": random_models(0, n_layers=1)}, example_sets=sets)
     with pytest.raises(InputError, match="two architectures"):
-        overlap(other_model="before").table(bench)
+        overlap(other_model="before").table(session)
 
 
 def test_with_one_head_a_layer_there_are_no_other_heads(random_models, sets):
-    bench = Bench(models={"after": random_models(0, n_heads=1, d_head=16)}, example_sets=sets)
-    assert "relabelled" not in set(overlap(other_examples="clean").table(bench)["condition"])
+    session = Session(models={"after": random_models(0, n_heads=1, d_head=16)}, example_sets=sets)
+    assert "head_permuted" not in set(overlap(other_examples="clean").table(session)["condition"])

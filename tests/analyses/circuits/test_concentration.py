@@ -15,7 +15,7 @@ from mechmem.analyses.circuits.concentration import Concentration, gini, partici
 from mechmem.interventions.patch import Source
 from mechmem.measures.logit import Logit
 from mechmem.measures.logit_difference import LogitDifference
-from mechmem.session import Bench
+from mechmem.session import Session
 from mechmem.spec.registry import InputError
 
 SIZES = np.array([[0, 0, 0, 4.0], [1, 1, 1, 1], [1, 2, 3, 4], [4, 1, 3, 2]])
@@ -58,13 +58,13 @@ def values(table: pd.DataFrame, measure: str) -> dict[str, float]:
 
 
 @pytest.fixture
-def linear(random_models, examples, others) -> Bench:
+def linear(random_models, examples, others) -> Session:
     """One layer of uniform attention, no norm: what a token adds to the logits is its own embedding's doing."""
     model = random_models(0, n_layers=1, n_heads=2, attn_only=True, norm=None)
     with torch.no_grad():
         model.blocks[0].attn.W_Q.zero_()
         model.blocks[0].attn.b_Q.zero_()
-    return Bench(models={"after": model}, example_sets={"noisy": examples, "clean": others})
+    return Session(models={"after": model}, example_sets={"noisy": examples, "clean": others})
 
 
 def test_tokens_of_a_linear_model_by_hand(linear, examples, others):
@@ -88,8 +88,8 @@ def test_tokens_of_a_linear_model_by_hand(linear, examples, others):
     assert row["n_units"].item() == 8
 
 
-def test_tokens_sum_to_the_embedding(bench):
-    contrast = Concentration(examples="clean", corrupted=Source(mean_over="noisy")).contrast(bench)
+def test_tokens_sum_to_the_embedding(session):
+    contrast = Concentration(examples="clean", corrupted=Source(mean_over="noisy")).contrast(session)
     tokens, embed = scores_of(contrast, [Units("token", -1, "hook_embed"), Units("embed", -1, "hook_embed")])
     torch.testing.assert_close(tokens.sum(1, keepdim=True), embed, atol=1e-5, rtol=1e-4)
     assert tokens.shape == (12, 14)
@@ -105,8 +105,8 @@ def test_a_model_that_reads_one_token_is_concentrated_on_it(linear):
     assert values(table, "gini")["token"] == pytest.approx(7 / 8, abs=1e-4)
 
 
-def test_every_head_and_neuron_of_all_layers_counts(bench):
-    table = Concentration().table(bench)
+def test_every_head_and_neuron_of_all_layers_counts(session):
+    table = Concentration().table(session)
     assert list(table.columns) == list(Concentration.columns)
     assert table.groupby("component")["n_units"].unique().map(list).to_dict() == {
         "token": [8],
@@ -125,13 +125,16 @@ def test_a_model_without_mlps_has_no_neurons(linear):
     assert set(Concentration().table(linear)["component"]) == {"token", "head"}
 
 
-def test_a_metric_without_a_slope_is_refused(bench):
+def test_a_metric_without_a_slope_is_refused(session):
     with pytest.raises(InputError, match="choose another"):
-        Concentration(examples="clean", metric=LogitDifference(), corrupted=Source(mean_over="noisy")).table(bench)
-    assert Concentration(metric=Logit(label="true")).table(bench)["metric"].unique().tolist() == ["logit_true"]
+        Concentration(examples="clean", metric=LogitDifference(), corrupted=Source(mean_over="noisy")).table(session)
+    assert Concentration(metric=Logit(label="true")).table(session)["metric"].unique().tolist() == ["logit_true"]
 
 
-def test_examples_that_no_token_tells_apart_are_refused(bench):
-    bench.example_sets = {**bench.example_sets, "noisy": bench.examples("noisy").select(torch.tensor([0])).as_set()}
+def test_examples_that_no_token_tells_apart_are_refused(session):
+    session.example_sets = {
+        **session.example_sets,
+        "noisy": session.examples("noisy").select(torch.tensor([0])).as_set(),
+    }
     with pytest.raises(InputError, match="all examples have the same prompt"):
-        Concentration().table(bench)
+        Concentration().table(session)

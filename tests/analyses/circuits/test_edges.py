@@ -20,7 +20,7 @@ from mechmem.measures.accuracy import Accuracy
 from mechmem.measures.kl import KL
 from mechmem.measures.logit_difference import LogitDifference
 from mechmem.models.fast import forward
-from mechmem.session import Bench
+from mechmem.session import Session
 from mechmem.spec.registry import InputError
 
 FIELDS = [
@@ -43,8 +43,8 @@ def pairs(task):
 @pytest.fixture
 def contrast_of(pairs, random_models):
     def made(fields, **analysis):
-        bench = Bench(models={"after": random_models(0, **fields)}, example_sets={"noisy": pairs})
-        return Attribution(**analysis).contrast(bench)
+        session = Session(models={"after": random_models(0, **fields)}, example_sets={"noisy": pairs})
+        return Attribution(**analysis).contrast(session)
 
     return made
 
@@ -133,15 +133,15 @@ def test_relabelled_edges_are_those_of_other_heads_with_their_inputs():
     graph = Graph(3, 4, True)
     edges = torch.stack([graph.drawn(60, torch.Generator().manual_seed(i)) for i in range(20)])
     for i, circuit in enumerate(edges):
-        other = graph.relabelled(circuit, torch.Generator().manual_seed(i))
+        other = graph.head_permuted(circuit, torch.Generator().manual_seed(i))
         assert not (other & ~graph.exists).any()
         assert kinds_of(graph, other) == kinds_of(graph, circuit)
         assert graph.nodes(graph.connected(other)).sum() == graph.nodes(graph.connected(circuit)).sum()
         assert not torch.equal(other, circuit)
-    assert torch.equal(graph.relabelled(graph.exists, torch.Generator()), graph.exists)
+    assert torch.equal(graph.head_permuted(graph.exists, torch.Generator()), graph.exists)
     alone = Graph(2, 1, True)
     assert torch.equal(
-        alone.relabelled(alone.drawn(9, torch.Generator()), torch.Generator()), alone.drawn(9, torch.Generator())
+        alone.head_permuted(alone.drawn(9, torch.Generator()), torch.Generator()), alone.drawn(9, torch.Generator())
     )
 
 
@@ -158,7 +158,7 @@ def test_relabelling_by_hand():
     edges[0, 0] = edges[0, 4] = edges[1, 6] = True  # embed -> a0.h0.q, embed -> a0.h0.v, a0.h0 -> m0
     assert [graph.targets[t].name for t in (0, 4, 6)] == ["a0.h0.q", "a0.h0.v", "m0"]
     found = {
-        tuple(map(tuple, graph.relabelled(edges, torch.Generator().manual_seed(i)).nonzero().tolist()))
+        tuple(map(tuple, graph.head_permuted(edges, torch.Generator().manual_seed(i)).nonzero().tolist()))
         for i in range(9)
     }
     assert found == {((0, 0), (0, 4), (1, 6)), ((0, 1), (0, 5), (2, 6))}
@@ -196,7 +196,7 @@ def test_all_edges_are_the_model_and_no_edge_is_the_corrupted_run(fields, n_read
     batch, exists = batch_of(contrast), contrast.graph.exists.float()
     wiring = Wiring(contrast.model, batch.wiring.corrupted, n_readout)
     whole = forward(contrast.model, contrast.examples.tokens, n_readout)[0]
-    corrupted = forward(contrast.model, contrast.examples.counterpart.tokens, n_readout)[0]
+    corrupted = forward(contrast.model, contrast.examples.counterfactual.tokens, n_readout)[0]
     found = wiring.logits(batch.clean[:1], torch.stack([exists, 0 * exists]))
     close(found[0], whole)
     close(found[1], corrupted)
@@ -208,7 +208,7 @@ def test_all_edges_are_the_model_and_no_edge_is_the_corrupted_run(fields, n_read
 def test_the_metric_sets_the_given_label_against_the_pairs_true_one(contrast_of, pairs):
     """The clean run is fed the given label's digits, the corrupted run the pair's operands and the pair's own digits."""
     contrast = contrast_of({})
-    exists, pair = contrast.graph.exists, pairs.counterpart
+    exists, pair = contrast.graph.exists, pairs.counterfactual
     assert (pairs.given != pairs.true).any(1).all()
     assert torch.equal(pair.given, pair.true)
     runs = [(pairs.prompt, pairs.given), (pair.prompt, pair.true)]
@@ -235,8 +235,8 @@ def test_a_forward_goes_on_from_any_layer(fields, contrast_of):
 @torch.no_grad()
 def test_corrupted_by_a_mean_every_node_takes_the_mean_of_its_own_values(random_models, pairs, others):
     model = random_models(0)
-    bench = Bench(models={"after": model}, example_sets={"noisy": pairs, "clean": others})
-    contrast = Attribution(corrupted=Source(mean_over="clean")).contrast(bench)
+    session = Session(models={"after": model}, example_sets={"noisy": pairs, "clean": others})
+    contrast = Attribution(corrupted=Source(mean_over="clean")).contrast(session)
     batch = batch_of(contrast)
     found = batch.wiring.logits(batch.clean[:1], torch.zeros_like(contrast.graph.exists)[None].float())[0]
     resid = model.run_with_cache(others.tokens)[1]["blocks.1.hook_resid_post"].mean(0, keepdim=True)
@@ -321,7 +321,7 @@ def test_scores_of_all_edges_into_a_node_sum_to_the_score_of_its_input(fields, c
     with model.hooks(forwards, backwards):
         loss_of(contrast, batch)(model(batch.examples.tokens)[:, -5:]).backward()
     other = [(name, lambda x, hook: corrupted.update({hook.name: x.detach()})) for name in names]
-    model.run_with_hooks(batch.examples.counterpart.tokens, fwd_hooks=other)
+    model.run_with_hooks(batch.examples.counterfactual.tokens, fwd_hooks=other)
     for t in range(len(graph.targets)):
         name, head = target_hook(graph, model, t)
         expected = (at_head(corrupted[name] - clean[name], head) * at_head(gradients[name], head)).sum()
@@ -341,7 +341,7 @@ def test_scores_of_all_edges_out_of_a_node_sum_to_its_attribution(fields, contra
 def test_on_a_model_that_is_linear_in_its_edges_eap_is_exact(contrast_of):
     contrast = contrast_of({"attn_only": True, "norm": None})
     batch, hooks = batch_of(contrast), [f"blocks.{i}.attn.hook_pattern" for i in range(2)]
-    patterns = list(contrast.bench.activations(contrast.model, contrast.examples, hooks).values())
+    patterns = list(contrast.session.activations(contrast.model, contrast.examples, hooks).values())
     frozen = Wiring(contrast.model, batch.wiring.corrupted, 5, patterns)
     close(frozen.logits(batch.clean[:1])[0], batch.baseline)
     loss = loss_of(contrast, batch)
@@ -357,7 +357,7 @@ def test_on_a_model_that_is_linear_in_its_edges_eap_is_exact(contrast_of):
 def test_with_frozen_norms_too_eap_is_exact(norm, contrast_of, monkeypatch):
     contrast = contrast_of({"attn_only": True, "norm": norm, "n_layers": 3})
     batch, hooks = batch_of(contrast), [f"blocks.{i}.attn.hook_pattern" for i in range(3)]
-    patterns = list(contrast.bench.activations(contrast.model, contrast.examples, hooks).values())
+    patterns = list(contrast.session.activations(contrast.model, contrast.examples, hooks).values())
     frozen, loss = Wiring(contrast.model, batch.wiring.corrupted, 5, patterns), loss_of(contrast, batch)
     assert not torch.allclose(attributed(frozen, batch.clean, loss), patched(frozen, batch.clean, loss), atol=0.01)
     monkeypatch.setattr("mechmem.analyses.wiring.normed", frozen_norms(contrast.model, contrast.examples.tokens))
@@ -476,7 +476,7 @@ def test_scores_are_learnt_once_for_all_analyses(bench_of_pairs):
 
 @pytest.fixture
 def bench_of_pairs(model, pairs, others):
-    return Bench(models={"after": model, "before": model}, example_sets={"noisy": pairs, "clean": others})
+    return Session(models={"after": model, "before": model}, example_sets={"noisy": pairs, "clean": others})
 
 
 def test_what_has_no_slope_is_refused(bench_of_pairs):
@@ -490,9 +490,9 @@ def test_what_has_no_slope_is_refused(bench_of_pairs):
 def test_sets_without_pairs_and_corrupted_runs_of_other_models_are_refused(bench_of_pairs, other_model):
     with pytest.raises(InputError, match="pair"):
         EdgeScores(examples="clean").table(bench_of_pairs)
-    bench = Bench(bench_of_pairs.models | {"before": other_model}, bench_of_pairs.example_sets)
+    session = Session(bench_of_pairs.models | {"before": other_model}, bench_of_pairs.example_sets)
     with pytest.raises(InputError, match="not a checkpoint"):
-        EdgeScores(corrupted=Source(checkpoint="before")).table(bench)
+        EdgeScores(corrupted=Source(checkpoint="before")).table(session)
 
 
 def test_exact_scores_need_no_gradient(bench_of_pairs):

@@ -8,15 +8,15 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from mechmem.analyses.effects.cross_model_swap import Twin
+from mechmem.analyses.effects.cross_model_swap import CrossModelSwap
 from mechmem.analyses.effects.effect import EffectAnalysis
 from mechmem.analyses.effects.patch_grid import PatchGrid
 from mechmem.interventions.applied import applied
 from mechmem.interventions.controls.control import RandomDirection
 from mechmem.interventions.patch import Patch, Source
-from mechmem.interventions.random_displacement import Scramble
+from mechmem.interventions.random_displacement import RandomDisplacement
 from mechmem.measures.probability import Probability
-from mechmem.session import Bench
+from mechmem.session import Session
 from mechmem.spec.registry import InputError, each
 
 EVERYTHING = ("embed", "attn", "mlp", "unembed")
@@ -25,12 +25,12 @@ MEASURES = (Probability(label="true"), Probability(label="given"))
 
 
 @pytest.fixture
-def bench(model, other_model, examples, others) -> Bench:
-    return Bench({"after": model, "twin": other_model}, {"noisy": examples, "clean": others})
+def session(model, other_model, examples, others) -> Session:
+    return Session({"after": model, "twin": other_model}, {"noisy": examples, "clean": others})
 
 
-def twin(**fields) -> Twin:
-    return Twin(**({"measures": MEASURES} | fields))
+def twin(**fields) -> CrossModelSwap:
+    return CrossModelSwap(**({"measures": MEASURES} | fields))
 
 
 def values(table: pd.DataFrame, condition: str, prefix: str = "given") -> torch.Tensor:
@@ -60,15 +60,15 @@ def put_together(random_models, prefixes: tuple[str, ...]):
 
 @pytest.mark.parametrize("into", ["model", "twin"])
 @pytest.mark.parametrize("prefix", ["given", "true"])
-def test_with_everything_exchanged_it_is_the_other_model(into, prefix, bench, model, other_model, examples):
-    table = twin(component=EVERYTHING, into=into).table(bench)
+def test_with_everything_exchanged_it_is_the_other_model(into, prefix, session, model, other_model, examples):
+    table = twin(component=EVERYTHING, into=into).table(session)
     host, other = (model, other_model) if into == "model" else (other_model, model)
     fed = examples.with_prefix(prefix)
-    close(values(table, "patched", prefix), probabilities(other(fed.tokens), fed))
+    close(values(table, "intervened", prefix), probabilities(other(fed.tokens), fed))
     close(values(table, "source", prefix), probabilities(other(fed.tokens), fed))
-    close(values(table, "unpatched", prefix), probabilities(host(fed.tokens), fed))
-    assert not torch.allclose(values(table, "unpatched", prefix), values(table, "source", prefix), atol=0.01)
-    defined = table.loc[table["condition"] == "patched", "recovery"].dropna()
+    close(values(table, "baseline", prefix), probabilities(host(fed.tokens), fed))
+    assert not torch.allclose(values(table, "baseline", prefix), values(table, "source", prefix), atol=0.01)
+    defined = table.loc[table["condition"] == "intervened", "recovery"].dropna()
     assert len(defined) > 8
     assert defined.tolist() == pytest.approx([1.0] * len(defined), abs=1e-3)
 
@@ -84,11 +84,13 @@ def test_with_everything_exchanged_it_is_the_other_model(into, prefix, bench, mo
     ],
 )
 @torch.no_grad()
-def test_weights_make_the_model_that_state_dicts_put_together(component, layer, names, bench, random_models, examples):
-    table = twin(component=component, layer=layer).table(bench)
+def test_weights_make_the_model_that_state_dicts_put_together(
+    component, layer, names, session, random_models, examples
+):
+    table = twin(component=component, layer=layer).table(session)
     logits = put_together(random_models, names)(examples.tokens)
-    close(values(table, "patched"), probabilities(logits, examples))
-    assert not torch.allclose(values(table, "patched"), values(table, "unpatched"), atol=0.01)
+    close(values(table, "intervened"), probabilities(logits, examples))
+    assert not torch.allclose(values(table, "intervened"), values(table, "baseline"), atol=0.01)
 
 
 @pytest.mark.parametrize(
@@ -101,77 +103,79 @@ def test_weights_make_the_model_that_state_dicts_put_together(component, layer, 
     ],
 )
 @torch.no_grad()
-def test_activations_are_those_of_the_twin(component, layer, hooks, bench, model, other_model, examples):
-    table = twin(component=component, layer=layer, how="activations").table(bench)
+def test_activations_are_those_of_the_twin(component, layer, hooks, session, model, other_model, examples):
+    table = twin(component=component, layer=layer, method="activations").table(session)
     _, cache = other_model.run_with_cache(examples.tokens)
     logits = model.run_with_hooks(examples.tokens, fwd_hooks=[(h, lambda x, hook: cache[hook.name]) for h in hooks])
-    close(values(table, "patched"), probabilities(logits, examples))
-    by_weights = values(twin(component=component, layer=layer).table(bench), "patched")
-    assert torch.allclose(by_weights, values(table, "patched"), atol=1e-5) == (component == "embed")
+    close(values(table, "intervened"), probabilities(logits, examples))
+    by_weights = values(twin(component=component, layer=layer).table(session), "intervened")
+    assert torch.allclose(by_weights, values(table, "intervened"), atol=1e-5) == (component == "embed")
 
 
-def test_the_activation_of_the_unembedding_is_the_twins_answer(bench):
-    table = twin(component="unembed", how="activations").table(bench)
-    close(values(table, "patched"), values(table, "source"))
+def test_the_activation_of_the_unembedding_is_the_twins_answer(session):
+    table = twin(component="unembed", method="activations").table(session)
+    close(values(table, "intervened"), values(table, "source"))
 
 
 @pytest.mark.parametrize("how", ["weights", "activations"])
-def test_exchanged_with_itself_it_stays_as_it_is(how, bench):
-    table = twin(component=EVERYTHING, how=how, twin="after", control=RandomDirection(n=1)).table(bench)
-    close(values(table, "patched"), values(table, "unpatched"))
-    close(values(table, "control"), values(table, "unpatched"))
+def test_exchanged_with_itself_it_stays_as_it_is(how, session):
+    table = twin(component=EVERYTHING, method=how, twin="after", control=RandomDirection(n=1)).table(session)
+    close(values(table, "intervened"), values(table, "baseline"))
+    close(values(table, "control"), values(table, "baseline"))
     assert table["recovery"].isna().all()
 
 
-def test_into_the_twin_is_the_exchange_seen_from_the_twin(bench):
-    there = twin(component="mlp", layer=1, into="twin", control=RandomDirection(n=2)).table(bench)
-    swapped = twin(component="mlp", layer=1, model="twin", twin="after", control=RandomDirection(n=2)).table(bench)
+def test_into_the_twin_is_the_exchange_seen_from_the_twin(session):
+    there = twin(component="mlp", layer=1, into="twin", control=RandomDirection(n=2)).table(session)
+    swapped = twin(component="mlp", layer=1, model="twin", twin="after", control=RandomDirection(n=2)).table(session)
     pd.testing.assert_frame_equal(there, swapped)
 
 
-def test_the_whole_twin_has_an_answer_of_its_own_too(bench):
-    table = Twin(component="mlp", layer=0).table(bench)
-    assert list(table) == list(EffectAnalysis.columns) == list(Twin.columns)
+def test_the_whole_twin_has_an_answer_of_its_own_too(session):
+    table = CrossModelSwap(component="mlp", layer=0).table(session)
+    assert list(table) == list(EffectAnalysis.columns) == list(CrossModelSwap.columns)
     found = set(zip(table["condition"], table["prefix"], strict=True))
-    assert found == {(c, p) for c in ("unpatched", "patched", "source") for p in ("given", "true", "decode")}
-    whole = PatchGrid(model="twin", site="attn_out", layer=0, source=Source(checkpoint="after")).table(bench)
-    answers = whole[(whole["condition"] == "unpatched") & (whole["prefix"] == "decode")]
-    close(values(table, "source", "decode"), torch.tensor(np.stack(answers["per_example"].tolist())))
+    assert found == {(c, p) for c in ("baseline", "intervened", "source") for p in ("given", "true", "greedy")}
+    whole = PatchGrid(model="twin", site="attn_out", layer=0, source=Source(checkpoint="after")).table(session)
+    answers = whole[(whole["condition"] == "baseline") & (whole["prefix"] == "greedy")]
+    close(values(table, "source", "greedy"), torch.tensor(np.stack(answers["per_example"].tolist())))
 
 
 @torch.no_grad()
-def test_controls_move_each_part_as_far_and_no_two_alike(bench, model, examples):
-    analysis = twin(component="embed", how="activations", control=RandomDirection(n=3))
-    draws = analysis.control_draws(bench, analysis.parts(bench))
+def test_controls_move_each_part_as_far_and_no_two_alike(session, model, examples):
+    analysis = twin(component="embed", method="activations", control=RandomDirection(n=3))
+    draws = analysis.control_draws(session, analysis.parts(session))
     assert [len(draw) for draw in draws] == [2, 2, 2]
     moved = {}
     for hook in ("hook_embed", "hook_pos_embed"):
-        with applied(model, draws[0], examples, bench):
-            moved[hook] = model.run_with_cache(examples.tokens)[1][hook] - bench.activation(model, examples, hook)
-        change = bench.activation(bench.model("twin"), examples, hook) - bench.activation(model, examples, hook)
+        with applied(model, draws[0], examples, session):
+            moved[hook] = model.run_with_cache(examples.tokens)[1][hook] - session.activation(model, examples, hook)
+        change = session.activation(session.model("twin"), examples, hook) - session.activation(model, examples, hook)
         close(moved[hook].norm(dim=-1), change.norm(dim=-1))
     cosine = torch.cosine_similarity(moved["hook_embed"], moved["hook_pos_embed"], dim=-1)
     assert cosine.abs().max() < 0.95
 
 
-def test_the_first_parts_control_is_as_it_was(bench):
+def test_the_first_parts_control_is_as_it_was(session):
     grid = PatchGrid(site="attn_out", layer=0, source=Source(checkpoint="twin"), control=RandomDirection(n=1, seed=5))
-    (part,) = grid.parts(bench)
-    assert grid.control_draws(bench, [part]) == [[Scramble(of=part, seed=5)]]
+    (part,) = grid.parts(session)
+    assert grid.control_draws(session, [part]) == [[RandomDisplacement(of=part, seed=5)]]
     assert isinstance(part, Patch)
 
 
-def test_what_has_no_layers_takes_none(bench):
+def test_what_has_no_layers_takes_none(session):
     with pytest.raises(ValidationError, match="embed and unembed have no layers"):
-        Twin(component=("embed", "unembed"), layer=1)
+        CrossModelSwap(component=("embed", "unembed"), layer=1)
     with pytest.raises(InputError, match="embed have no layers"):
-        Twin(component=each("mlp", "embed"), layer=1).run(bench, {})
+        CrossModelSwap(component=each("mlp", "embed"), layer=1).run(session, {})
     with pytest.raises(InputError, match="layer 2 is out of range"):
-        Twin(component="mlp", layer=2, how="activations").table(bench)
+        CrossModelSwap(component="mlp", layer=2, method="activations").table(session)
 
 
-def test_a_sweep_names_what_was_exchanged(bench):
-    sweep = Twin(component=each("attn", "mlp"), layer=each(), how=each("weights", "activations"), decode=False)
-    table = sweep.run(bench, {"layer": range(2)})
+def test_a_sweep_names_what_was_exchanged(session):
+    sweep = CrossModelSwap(
+        component=each("attn", "mlp"), layer=each(), method=each("weights", "activations"), greedy=False
+    )
+    table = sweep.run(session, {"layer": range(2)})
     assert list(table.columns[:3]) == ["how", "component", "layer"]
     assert len(table[["how", "component", "layer"]].drop_duplicates()) == 8

@@ -11,9 +11,9 @@ from mechmem.analyses.effects.effect import (
     TOLERANCE,
     EffectAnalysis,
     Readings,
-    decoded,
     edits_of,
     effect_table,
+    greedy_answer,
     prefixes,
 )
 from mechmem.analyses.effects.patch_grid import PatchGrid
@@ -22,12 +22,12 @@ from mechmem.data.tasks.task import MinimalPair
 from mechmem.interventions.applied import applied
 from mechmem.interventions.controls.control import RandomDirection, RandomNeurons
 from mechmem.interventions.patch import Patch, Source
-from mechmem.interventions.random_displacement import Scramble
+from mechmem.interventions.random_displacement import RandomDisplacement
 from mechmem.measures.accuracy import Accuracy
 from mechmem.measures.kl import KL
 from mechmem.measures.logit_difference import LogitDifference
 from mechmem.measures.probability import Probability
-from mechmem.session import Bench
+from mechmem.session import Session
 from mechmem.statistics.intervals import interval
 
 BEFORE = Source(checkpoint="before")
@@ -37,7 +37,7 @@ INTERVENTIONS = {
     "checkpoint": [Patch(site="attn_out", layer=1, source=BEFORE)],
     "examples": [Patch(site="resid_pre", layer=1, position=("a0", "b0", "="), source=Source(examples="clean"))],
     "mean": [Patch(site="neurons", layer=0, neurons=(1, 5, 9), source=Source(mean_over="clean"))],
-    "scrambled": [Scramble(of=Patch(site="neurons", layer=1, source=BEFORE))],
+    "scrambled": [RandomDisplacement(of=Patch(site="neurons", layer=1, source=BEFORE))],
     "several": [Patch(site="z", layer=0, head=1, source=BEFORE), Patch(site="mlp_out", layer=1, source=BEFORE)],
 }
 
@@ -55,12 +55,12 @@ def the(table: pd.DataFrame, **where) -> pd.Series:
 
 
 @torch.no_grad()
-def naively_decoded(bench: Bench, model, examples: Examples, parts) -> torch.Tensor:
+def naively_decoded(session: Session, model, examples: Examples, parts) -> torch.Tensor:
     """Token by token through the hook path; what is not decoded yet is fed as zeros, which cannot be seen."""
     answer = torch.zeros_like(examples.given)
     for place in range(examples.n_answer):
         fed = examples.continued_with(answer)
-        with applied(model, parts, fed, bench) as edited:
+        with applied(model, parts, fed, session) as edited:
             logits = edited(fed.tokens)[:, -examples.n_answer :]
         answer[:, place] = logits[:, place].argmax(-1)
     return answer
@@ -68,25 +68,25 @@ def naively_decoded(bench: Bench, model, examples: Examples, parts) -> torch.Ten
 
 @pytest.mark.parametrize("seed", [11, 12])
 @pytest.mark.parametrize("parts", INTERVENTIONS.values(), ids=INTERVENTIONS)
-def test_decoding_is_greedy_token_by_token(parts, seed, random_models, bench, examples):
-    bench.models = {"after": random_models(seed), "before": random_models(seed + 100)}
-    model = bench.model("after")
+def test_decoding_is_greedy_token_by_token(parts, seed, random_models, session, examples):
+    session.models = {"after": random_models(seed), "before": random_models(seed + 100)}
+    model = session.model("after")
     for prefix in ("given", "true"):
         fed = examples.with_prefix(prefix)
-        assert torch.equal(decoded(bench, model, fed, parts), naively_decoded(bench, model, fed, parts))
+        assert torch.equal(greedy_answer(session, model, fed, parts), naively_decoded(session, model, fed, parts))
 
 
-def test_decoding_reads_no_label(bench, model, examples):
+def test_decoding_reads_no_label(session, model, examples):
     """Another guess to start from ends at the same answer."""
     other = replace(examples, given=(examples.given + 1) % 10)
-    assert torch.equal(decoded(bench, model, examples, []), decoded(bench, model, other, []))
+    assert torch.equal(greedy_answer(session, model, examples, []), greedy_answer(session, model, other, []))
 
 
-def test_decoding_a_right_guess_costs_one_forward(bench, model, examples):
-    answer = decoded(bench, model, examples, [])
-    before = bench.n_forwarded
-    assert torch.equal(decoded(bench, model, examples.continued_with(answer), []), answer)
-    assert bench.n_forwarded - before == len(examples)
+def test_decoding_a_right_guess_costs_one_forward(session, model, examples):
+    answer = greedy_answer(session, model, examples, [])
+    before = session.n_forwarded
+    assert torch.equal(greedy_answer(session, model, examples.continued_with(answer), []), answer)
+    assert session.n_forwarded - before == len(examples)
 
 
 def test_noisy_sets_are_fed_both_prefixes_and_clean_ones_the_only_one(examples, others):
@@ -96,42 +96,42 @@ def test_noisy_sets_are_fed_both_prefixes_and_clean_ones_the_only_one(examples, 
     assert prefixes(last_digit_wrong) == ("given",)
 
 
-def test_the_table_has_the_documented_columns_and_every_row_once(bench):
-    table = GRID.model_copy(update={"control": RandomDirection(n=2)}).table(bench)
+def test_the_table_has_the_documented_columns_and_every_row_once(session):
+    table = GRID.model_copy(update={"control": RandomDirection(n=2)}).table(session)
     assert list(table.columns) == list(EffectAnalysis.columns)
     keys = table[["condition", "prefix", "place", "measure"]]
     assert not keys.duplicated().any()
     found = {(c, p) for c, p, *_ in keys.itertuples(index=False)}
-    fed = {(c, p) for c in ("unpatched", "patched", "control", "source") for p in ("given", "true")}
-    assert found == fed | {(c, "decode") for c in ("unpatched", "patched", "control")}
+    fed = {(c, p) for c in ("baseline", "intervened", "control", "source") for p in ("given", "true")}
+    assert found == fed | {(c, "greedy") for c in ("baseline", "intervened", "control")}
     assert set(table["place"]) == {"all", "s4", "s3", "s2", "s1", "s0"}
     assert set(table["n"]) == {12}
 
 
-def test_clean_sets_have_no_rows_of_a_second_prefix(bench):
-    table = GRID.model_copy(update={"examples": "clean"}).table(bench)
-    assert set(table["prefix"]) == {"given", "decode"}
+def test_clean_sets_have_no_rows_of_a_second_prefix(session):
+    table = GRID.model_copy(update={"examples": "clean"}).table(session)
+    assert set(table["prefix"]) == {"given", "greedy"}
     assert set(table["examples"]) == {"clean"}
 
 
-def test_only_accuracies_are_decoded_and_only_if_asked(bench):
+def test_only_accuracies_are_decoded_and_only_if_asked(session):
     grid = GRID.model_copy(update={"measures": (Accuracy(), KL())})
-    assert set(rows(grid.table(bench), prefix="decode")["measure"]) == {"accuracy_true"}
-    assert "decode" not in set(grid.model_copy(update={"decode": False}).table(bench)["prefix"])
-    assert "decode" not in set(grid.model_copy(update={"measures": (KL(),)}).table(bench)["prefix"])
+    assert set(rows(grid.table(session), prefix="greedy")["measure"]) == {"accuracy_true"}
+    assert "greedy" not in set(grid.model_copy(update={"greedy": False}).table(session)["prefix"])
+    assert "greedy" not in set(grid.model_copy(update={"measures": (KL(),)}).table(session)["prefix"])
 
 
 @pytest.mark.parametrize("prefix", ["given", "true"])
-@pytest.mark.parametrize("condition", ["unpatched", "patched", "source"])
-def test_values_are_the_measure_of_the_hook_path(condition, prefix, bench, model, other_model, examples):
+@pytest.mark.parametrize("condition", ["baseline", "intervened", "source"])
+def test_values_are_the_measure_of_the_hook_path(condition, prefix, session, model, other_model, examples):
     measure, fed = Probability(label="true"), examples.with_prefix(prefix)
     table = GRID.model_copy(update={"measures": (measure,), "source": Source(checkpoint="before", examples="clean")})
-    table = rows(table.table(bench), condition=condition, prefix=prefix)
+    table = rows(table.table(session), condition=condition, prefix=prefix)
     part = Patch(site="attn_out", layer=1, source=Source(checkpoint="before", examples="clean"))
-    clean = bench.examples("clean").with_prefix(prefix)
-    with torch.no_grad(), applied(model, [part], fed, bench):
+    clean = session.examples("clean").with_prefix(prefix)
+    with torch.no_grad(), applied(model, [part], fed, session):
         patched = model(fed.tokens)[:, -5:]
-    logits = {"unpatched": model(fed.tokens)[:, -5:], "patched": patched, "source": other_model(clean.tokens)[:, -5:]}
+    logits = {"baseline": model(fed.tokens)[:, -5:], "intervened": patched, "source": other_model(clean.tokens)[:, -5:]}
     probabilities = logits[condition].detach().softmax(-1).gather(-1, examples.true[..., None])[..., 0]
     by_place = {"all": probabilities.prod(1)} | {f"s{4 - i}": probabilities[:, i] for i in range(5)}
     for place, expected in by_place.items():
@@ -140,9 +140,9 @@ def test_values_are_the_measure_of_the_hook_path(condition, prefix, bench, model
         assert found["value"] == pytest.approx(expected.mean().item(), abs=1e-5)
 
 
-def test_decoded_accuracies_are_those_of_the_free_answer(bench, model, examples):
-    table = rows(GRID.table(bench), prefix="decode", condition="patched")
-    answer = naively_decoded(bench, model, examples, INTERVENTIONS["checkpoint"])
+def test_decoded_accuracies_are_those_of_the_free_answer(session, model, examples):
+    table = rows(GRID.table(session), prefix="greedy", condition="intervened")
+    answer = naively_decoded(session, model, examples, INTERVENTIONS["checkpoint"])
     for label in ("given", "true"):
         right = answer == examples.labels(label)
         found = the(table, place="all", measure=f"accuracy_{label}")
@@ -150,30 +150,30 @@ def test_decoded_accuracies_are_those_of_the_free_answer(bench, model, examples)
         assert the(table, place="s0", measure=f"accuracy_{label}")["value"] == pytest.approx(right[:, 4].float().mean())
 
 
-def test_kl_is_measured_from_the_unpatched_model(bench):
-    table = GRID.model_copy(update={"measures": (KL(),)}).table(bench)
-    assert rows(table, condition="unpatched")["value"].abs().max() < 1e-6
-    assert rows(table, condition="patched")["value"].min() > 1e-4
+def test_kl_is_measured_from_the_unpatched_model(session):
+    table = GRID.model_copy(update={"measures": (KL(),)}).table(session)
+    assert rows(table, condition="baseline")["value"].abs().max() < 1e-6
+    assert rows(table, condition="intervened")["value"].min() > 1e-4
 
 
-@pytest.mark.parametrize("decode", [0, 2])
+@pytest.mark.parametrize("greedy", [0, 2])
 @pytest.mark.parametrize("control", [RandomDirection(n=3), RandomNeurons(n=3, seed=4)], ids=["direction", "neurons"])
-def test_the_control_is_the_mean_over_its_draws(control, decode, bench, model, examples):
-    fields = {"site": "neurons", "neurons": (0, 4, 8, 9), "control": control, "n_control_decode": decode}
+def test_the_control_is_the_mean_over_its_draws(control, greedy, session, model, examples):
+    fields = {"site": "neurons", "neurons": (0, 4, 8, 9), "control": control, "n_control_greedy": greedy}
     grid = PatchGrid(layer=1, source=BEFORE, measures=("logit_difference", "accuracy_true"), **fields)
-    table = rows(grid.table(bench), condition="control")
-    draws = control.draws(grid.parts(bench)[0], model)
+    table = rows(grid.table(session), condition="control")
+    draws = control.draws(grid.parts(session)[0], model)
     by_hand = []
     for draw in draws:
-        logits = bench.logits(model, examples, edits_of(draw, model, examples, bench))
+        logits = session.logits(model, examples, edits_of(draw, model, examples, session))
         by_hand.append(LogitDifference()(logits, examples, logits).mean(1))
     found = the(table, prefix="given", place="all", measure="logit_difference")
     np.testing.assert_allclose(found["per_example"], torch.stack(by_hand).mean(0), atol=1e-5)
-    assert len(rows(table, prefix="decode")) == (6 if decode else 0)
-    if decode:
-        answers = torch.stack([decoded(bench, model, examples, draw) for draw in draws[:decode]])
+    assert len(rows(table, prefix="greedy")) == (6 if greedy else 0)
+    if greedy:
+        answers = torch.stack([greedy_answer(session, model, examples, draw) for draw in draws[:greedy]])
         right = (answers == examples.true).all(-1).double().mean(0)
-        found = the(table, prefix="decode", place="all")
+        found = the(table, prefix="greedy", place="all")
         np.testing.assert_allclose(found["per_example"], right, atol=1e-6)
 
 
@@ -182,7 +182,7 @@ def readings(*values: float) -> Readings:
 
 
 @pytest.mark.parametrize(
-    ("unpatched", "patched", "source", "expected"),
+    ("baseline", "intervened", "source", "expected"),
     [
         ((0.0, 0.0), (0.5, 0.0), (1.0, 1.0), 0.25),
         ((1.0, 3.0), (2.0, 2.0), (0.0, 0.0), 0.0),
@@ -193,37 +193,37 @@ def readings(*values: float) -> Readings:
         ((0.0, 0.0), (1e-5, 1e-5), (1e-5, 1e-5), 1.0),
     ],
 )
-def test_recovery_by_hand(unpatched, patched, source, expected):
-    conditions = {"unpatched": readings(*unpatched), "patched": readings(*patched), "source": readings(*source)}
+def test_recovery_by_hand(baseline, patched, source, expected):
+    conditions = {"baseline": readings(*baseline), "intervened": readings(*patched), "source": readings(*source)}
     found = effect_table("noisy", conditions).set_index("condition")["recovery"]
-    assert found["patched"] is pd.NA if expected is None else found["patched"] == pytest.approx(expected)
-    assert found[["unpatched", "source"]].isna().all()
+    assert found["intervened"] is pd.NA if expected is None else found["intervened"] == pytest.approx(expected)
+    assert found[["baseline", "source"]].isna().all()
 
 
-def test_a_patch_from_itself_has_no_recovery(bench):
-    table = GRID.model_copy(update={"source": Source(checkpoint="after")}).table(bench)
+def test_a_patch_from_itself_has_no_recovery(session):
+    table = GRID.model_copy(update={"source": Source(checkpoint="after")}).table(session)
     assert table["recovery"].isna().all()
     assert not np.isinf(table["recovery"].astype(float)).any()
 
 
 def test_without_a_source_run_there_is_no_recovery():
-    table = effect_table("noisy", {"unpatched": readings(0.0), "patched": readings(1.0)})
+    table = effect_table("noisy", {"baseline": readings(0.0), "intervened": readings(1.0)})
     assert table["recovery"].isna().all()
 
 
-def test_intervals_are_those_of_the_examples(bench):
-    row = the(GRID.table(bench), condition="patched", prefix="given", place="s2", measure="accuracy_true")
+def test_intervals_are_those_of_the_examples(session):
+    row = the(GRID.table(session), condition="intervened", prefix="given", place="s2", measure="accuracy_true")
     low, high = interval(row["per_example"][None].astype(float))
     assert (row["low"], row["high"]) == pytest.approx((low[0], high[0]))
     assert row["low"] <= row["value"] <= row["high"]
 
 
-def test_the_unpatched_model_is_read_once_for_a_whole_sweep(bench, monkeypatch):
-    GRID.table(bench)
+def test_the_unpatched_model_is_read_once_for_a_whole_sweep(session, monkeypatch):
+    GRID.table(session)
     calls = []
     read = EffectAnalysis._readings
     monkeypatch.setattr(EffectAnalysis, "_readings", lambda self, *a: calls.append(a[3]) or read(self, *a))
-    GRID.model_copy(update={"layer": 0}).table(bench)
+    GRID.model_copy(update={"layer": 0}).table(session)
     assert [list(parts) for parts in calls] == [[Patch(site="attn_out", layer=0, source=BEFORE)]]
 
 
@@ -239,13 +239,13 @@ def test_sets_of_the_same_prompts_with_other_pairs_are_kept_apart(task, model, o
     rows_of = [sets["digit_sum_3"].prompt.tolist().index(row) for row in first.prompt.tolist()]
     second = sets["digit_sum_3"].select(torch.tensor(rows_of)).as_set()
     assert torch.equal(first.tokens, second.tokens)
-    bench = Bench({"after": model, "before": other_model}, {"first": first, "second": second})
+    session = Session({"after": model, "before": other_model}, {"first": first, "second": second})
     for name in ("first", "second"):
         grid = GRID.model_copy(update={"examples": name, "measures": (Probability(label="pair"),)})
-        alone = grid.table(Bench(bench.models, bench.example_sets))
-        pd.testing.assert_frame_equal(grid.table(bench), alone)
+        alone = grid.table(Session(session.models, session.example_sets))
+        pd.testing.assert_frame_equal(grid.table(session), alone)
 
 
-def test_a_live_model_can_be_patched_in_from_python(bench, other_model):
-    found = PatchGrid(site="attn_out", layer=1, source=other_model).table(bench)
-    pd.testing.assert_frame_equal(found, GRID.table(bench))
+def test_a_live_model_can_be_patched_in_from_python(session, other_model):
+    found = PatchGrid(site="attn_out", layer=1, source=other_model).table(session)
+    pd.testing.assert_frame_equal(found, GRID.table(session))

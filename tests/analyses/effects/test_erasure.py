@@ -16,7 +16,7 @@ from mechmem.analyses.readouts.classifier import fitted, thirds
 from mechmem.data.tasks.four_digit_addition import FourDigitAddition
 from mechmem.interventions.controls.control import RandomDirection
 from mechmem.interventions.erase import Erase
-from mechmem.session import Bench
+from mechmem.session import Session
 from mechmem.spec.registry import InputError, each
 
 with warnings.catch_warnings():  # concept-erasure scripts a function of its own, which torch deprecates
@@ -33,8 +33,8 @@ def clean():
 
 
 @pytest.fixture
-def bench(model, other_model, examples, clean) -> Bench:
-    return Bench({"after": model, "before": other_model}, {"noisy": examples, "clean": clean})
+def session(model, other_model, examples, clean) -> Session:
+    return Session({"after": model, "before": other_model}, {"noisy": examples, "clean": clean})
 
 
 def erase(**fields) -> Erase:
@@ -57,116 +57,118 @@ def effects(table: pd.DataFrame, condition: str) -> pd.DataFrame:
     return rows.drop(columns=["condition", "recovery"]).reset_index(drop=True)
 
 
-def test_the_answers_are_those_of_the_intervention(bench):
-    table = erasure(erase()).table(bench)
+def test_the_answers_are_those_of_the_intervention(session):
+    table = erasure(erase()).table(session)
     pd.testing.assert_frame_equal(
-        effects(table, "patched"), effects(Intervene(intervention=erase()).table(bench), "patched")
+        effects(table, "intervened"), effects(Intervene(intervention=erase()).table(session), "intervened")
     )
     pd.testing.assert_frame_equal(
-        effects(table, "unpatched"), effects(Intervene(intervention=erase()).table(bench), "unpatched")
+        effects(table, "baseline"), effects(Intervene(intervention=erase()).table(session), "baseline")
     )
 
 
 @pytest.mark.parametrize("method", ["leace", "inlp"])
 @pytest.mark.parametrize("control", ["random", "variance_matched"])
-def test_a_control_is_the_mean_over_its_draws(control, method, bench):
+def test_a_control_is_the_mean_over_its_draws(control, method, session):
     asked = {"measures": ("logit_difference", "accuracy_true")}
-    table = erasure(erase(method=method, seed=5), **asked).table(bench)
+    table = erasure(erase(method=method, seed=5), **asked).table(session)
     drawn = [erase(method=control, matched_to=method, seed=seed) for seed in (5, 6)]
-    by_hand = [Intervene(intervention=draw, **asked).table(bench) for draw in drawn]
-    expected = [np.stack(effects(t, "patched")["per_example"]) for t in by_hand]
+    by_hand = [Intervene(intervention=draw, **asked).table(session) for draw in drawn]
+    expected = [np.stack(effects(t, "intervened")["per_example"]) for t in by_hand]
     assert not np.allclose(*expected, atol=1e-3)
     np.testing.assert_allclose(np.stack(effects(table, control)["per_example"]), np.mean(expected, axis=0), atol=1e-5)
 
 
 @pytest.mark.parametrize("method", ["leace", "inlp"])
-def test_it_says_how_much_was_removed_and_that_the_controls_match(method, bench, model, clean):
+def test_it_says_how_much_was_removed_and_that_the_controls_match(method, session, model, clean):
     part = erase(method=method)
-    found = part.erasers(model, clean, bench)[HOOK, "="]
-    table = erasure(part).table(bench)
+    found = part.erasers(model, clean, session)[HOOK, "="]
+    table = erasure(part).table(session)
     rank, left = values(table, "rank"), values(table, "variance_left")
     assert rank.to_dict() == {
-        "unpatched": 0,
-        "patched": found.rank,
+        "baseline": 0,
+        "intervened": found.rank,
         "random": found.rank,
         "variance_matched": found.rank,
     }
-    assert (left["unpatched"], left["patched"]) == (1, pytest.approx(found.variance_left))
+    assert (left["baseline"], left["intervened"]) == (1, pytest.approx(found.variance_left))
     assert left["variance_matched"] == pytest.approx(found.variance_left)
-    drawn = [erase(method="random", matched_to=method, seed=i).erasers(model, clean, bench)[HOOK, "="] for i in (0, 1)]
+    drawn = [
+        erase(method="random", matched_to=method, seed=i).erasers(model, clean, session)[HOOK, "="] for i in (0, 1)
+    ]
     assert left["random"] == pytest.approx(np.mean([e.variance_left for e in drawn]))
-    assert 0 < left["patched"] < 1
+    assert 0 < left["intervened"] < 1
 
 
-def test_several_activations_count_by_their_mean(bench, model, clean):
+def test_several_activations_count_by_their_mean(session, model, clean):
     part = erase(layer=(0, 1), position=("=", "s4"), variable="digit_sum_3", n_codes=2)
-    table = erasure(part).table(bench)
-    found = part.erasers(model, clean, bench)
+    table = erasure(part).table(session)
+    found = part.erasers(model, clean, session)
     assert len(found) == 4
-    assert values(table, "variance_left")["patched"] == pytest.approx(
+    assert values(table, "variance_left")["intervened"] == pytest.approx(
         np.mean([e.variance_left for e in found.values()])
     )
     reads = []
     for hook, position in found:
-        x = bench.activation(model, clean, hook)[:, clean.positions[position]]
-        y, noisy = clean.variables["digit_sum_3"], bench.examples("noisy")
-        read = bench.activation(model, noisy, hook)[:, clean.positions[position]]
+        x = session.activation(model, clean, hook)[:, clean.positions[position]]
+        y, noisy = clean.variables["digit_sum_3"], session.examples("noisy")
+        read = session.activation(model, noisy, hook)[:, clean.positions[position]]
         reads.append((fitted(x, y, [10.0], 0)(read) == noisy.variables["digit_sum_3"]).double().mean().item())
-    assert values(table, "probe_digit_sum_3")["unpatched"] == pytest.approx(np.mean(reads))
+    assert values(table, "probe_digit_sum_3")["baseline"] == pytest.approx(np.mean(reads))
 
 
-def test_the_probe_before_erasure_is_that_of_the_probe_analysis(bench):
-    table = erasure(erase(), examples="clean", also_probed=("digit_sum_0",), penalties=(1.0, 10.0)).table(bench)
+def test_the_probe_before_erasure_is_that_of_the_probe_analysis(session):
+    table = erasure(erase(), examples="clean", also_probed=("digit_sum_0",), penalties=(1.0, 10.0)).table(session)
     for variable in ("carry_4", "digit_sum_0"):
-        read = mm.Probe(variable=variable, layer=1, position="=", penalties=(1.0, 10.0), test_on=()).table(bench)
+        read = mm.Probe(variable=variable, layer=1, position="=", penalties=(1.0, 10.0), test_on=()).table(session)
         read = read[(read["measure"] == "accuracy") & (read["condition"] == "probe")]
-        assert values(table, f"probe_{variable}")["unpatched"] == read["value"].item()
+        assert values(table, f"probe_{variable}")["baseline"] == read["value"].item()
         n = table[table["measure"] == f"probe_{variable}"]["n"]
         assert set(n) == {500}  # the last third of `clean`
 
 
-def test_where_there_is_nothing_to_erase_nothing_changes(bench):
-    table = erasure(erase(site="embed", layer=None, position="+"), decode=False).table(bench)
+def test_where_there_is_nothing_to_erase_nothing_changes(session):
+    table = erasure(erase(site="embed", layer=None, position="+"), greedy=False).table(session)
     wide = table.pivot_table(index=["prefix", "place", "measure"], columns="condition", values="value")
-    for condition in ("patched", "random", "variance_matched"):
-        pd.testing.assert_series_equal(wide[condition], wide["unpatched"], check_names=False)
+    for condition in ("intervened", "random", "variance_matched"):
+        pd.testing.assert_series_equal(wide[condition], wide["baseline"], check_names=False)
 
 
-def test_the_table_has_the_documented_columns_and_every_row_once(bench):
-    table = erasure(erase(), control=RandomDirection(n=2), also_probed=("out_0", "carry_4")).table(bench)
+def test_the_table_has_the_documented_columns_and_every_row_once(session):
+    table = erasure(erase(), control=RandomDirection(n=2), also_probed=("out_0", "carry_4")).table(session)
     assert list(table.columns) == list(Erasure.columns)
     assert not table[LABELS].duplicated().any()
-    assert set(table["condition"]) == {"unpatched", "patched", "control", "random", "variance_matched"}
+    assert set(table["condition"]) == {"baseline", "intervened", "control", "random", "variance_matched"}
     assert not table.drop(columns="recovery").isna().any(axis=None)
     probes = table[table["measure"] == "probe_out_0"]
     assert set(zip(probes["condition"], probes["prefix"], strict=True)) == {
-        (c, p) for c in ("unpatched", "patched", "random", "variance_matched") for p in ("given", "true")
+        (c, p) for c in ("baseline", "intervened", "random", "variance_matched") for p in ("given", "true")
     }
     assert (table["low"] <= table["value"] + 1e-12).all()
     assert (table["value"] <= table["high"] + 1e-12).all()
 
 
-def test_what_is_fitted_is_shared_by_all_sets_of_a_sweep(bench, monkeypatch):
+def test_what_is_fitted_is_shared_by_all_sets_of_a_sweep(session, monkeypatch):
     fits = []
     monkeypatch.setattr("mechmem.analyses.erasure.fitted", lambda *a: fits.append(a) or fitted(*a))
-    erasure(erase(), examples=each("noisy", "clean")).run(bench, {})
-    assert len(fits) == 1 + 1 + 2 * 2  # unpatched, erased, two draws of two controls
+    erasure(erase(), examples=each("noisy", "clean")).run(session, {})
+    assert len(fits) == 1 + 1 + 2 * 2  # baseline, erased, two draws of two controls
 
 
-def test_the_same_spec_gives_the_same_bytes_and_another_seed_other_controls(bench, model, examples, clean):
-    again = Bench({"after": model}, {"noisy": examples, "clean": clean})
-    first = erasure(erase()).table(bench)
+def test_the_same_spec_gives_the_same_bytes_and_another_seed_other_controls(session, model, examples, clean):
+    again = Session({"after": model}, {"noisy": examples, "clean": clean})
+    first = erasure(erase()).table(session)
     pd.testing.assert_frame_equal(first, erasure(erase()).table(again))
-    other = erasure(erase(seed=9)).table(bench)
+    other = erasure(erase(seed=9)).table(session)
     assert values(other, "variance_left")["random"] != values(first, "variance_left")["random"]
-    assert values(other, "variance_left")["patched"] == values(first, "variance_left")["patched"]
+    assert values(other, "variance_left")["intervened"] == values(first, "variance_left")["intervened"]
 
 
-def test_a_rehearsal_on_four_examples_says_the_same_labels(bench, model, examples, clean):
+def test_a_rehearsal_on_four_examples_says_the_same_labels(session, model, examples, clean):
     few = {"noisy": examples.select(torch.arange(4)).as_set(), "clean": clean.select(torch.arange(4)).as_set()}
-    rehearsal = Bench({"after": model}, few, is_rehearsal=True)
+    rehearsal = Session({"after": model}, few, is_rehearsal=True)
     part = erasure(erase(variable="digit_sum_3", n_codes=3), also_probed=("out_0",))
-    pd.testing.assert_frame_equal(part.table(rehearsal)[LABELS], part.table(bench)[LABELS])
+    pd.testing.assert_frame_equal(part.table(rehearsal)[LABELS], part.table(session)[LABELS])
 
 
 @pytest.mark.parametrize(
@@ -188,14 +190,14 @@ def test_a_rehearsal_on_four_examples_says_the_same_labels(bench, model, example
         ({}, {"examples": "seen"}, "a probe is fitted on all that 'seen' has at this position"),
     ],
 )
-def test_what_cannot_be_is_refused(chosen, fields, message, bench, clean):
-    bench.example_sets |= {
+def test_what_cannot_be_is_refused(chosen, fields, message, session, clean):
+    session.example_sets |= {
         "three": clean.select(torch.arange(3)).as_set(),
         "uniform": clean.select(clean.variables["carry_4"] == 1).as_set(),
         "seen": clean.select(thirds(len(clean), 0)[0]).as_set(),
     }
     with pytest.raises(InputError, match=message):
-        erasure(erase(**chosen), **fields).table(bench)
+        erasure(erase(**chosen), **fields).table(session)
 
 
 @pytest.mark.parametrize("method", ["random", each("leace", "variance_matched")])
@@ -205,13 +207,13 @@ def test_a_control_is_not_what_is_erased(method):
 
 
 @pytest.fixture(scope="module")
-def shipped() -> Bench:
+def shipped() -> Session:
     trained = mm.load("fda_small")
     sets = {
         "clean": mm.ExampleSet(noisy=False, n=3000),
         "held_out": mm.ExampleSet(split="held_out", n=1000),
     }
-    return Bench({"after": trained.at("memorised")}, {name: chosen.of(trained.task) for name, chosen in sets.items()})
+    return Session({"after": trained.at("memorised")}, {name: chosen.of(trained.task) for name, chosen in sets.items()})
 
 
 def test_on_the_shipped_model_the_carry_goes_and_an_unrelated_digit_sum_stays(shipped):
@@ -219,19 +221,19 @@ def test_on_the_shipped_model_the_carry_goes_and_an_unrelated_digit_sum_stays(sh
         Erase(site="resid_post", layer=1, variable="carry_2", position="s3"),
         examples="held_out",
         also_probed=("digit_sum_2",),
-        decode=False,
+        greedy=False,
     )
     table = part.table(shipped)
     carry = values(table, "probe_carry_2")
     share = shipped.examples("held_out").variables["carry_2"].double().mean().item()
-    assert carry["unpatched"] > 0.95
-    assert carry["patched"] <= max(share, 1 - share) + 0.05
-    assert carry["unpatched"] - carry["random"] < 0.05
-    assert carry["unpatched"] - carry["variance_matched"] < 0.05
+    assert carry["baseline"] > 0.95
+    assert carry["intervened"] <= max(share, 1 - share) + 0.05
+    assert carry["baseline"] - carry["random"] < 0.05
+    assert carry["baseline"] - carry["variance_matched"] < 0.05
     other = values(table, "probe_digit_sum_2")
-    assert other["unpatched"] > 0.9
-    for condition in ("patched", "random", "variance_matched"):
-        assert abs(other[condition] - other["unpatched"]) < 0.05
+    assert other["baseline"] > 0.9
+    for condition in ("intervened", "random", "variance_matched"):
+        assert abs(other[condition] - other["baseline"]) < 0.05
 
 
 def test_the_probe_after_erasure_is_scikit_learns_after_that_of_concept_erasure(shipped):
@@ -250,7 +252,7 @@ def test_the_probe_after_erasure_is_scikit_learns_after_that_of_concept_erasure(
         Erase(site="resid_post", layer=1, variable="carry_2", position="s3"),
         examples="held_out",
         also_probed=("digit_sum_2",),
-        decode=False,
+        greedy=False,
         n_draws=1,
     )
-    assert values(part.table(shipped), "probe_digit_sum_2")["patched"] == pytest.approx(expected, abs=0.003)
+    assert values(part.table(shipped), "probe_digit_sum_2")["intervened"] == pytest.approx(expected, abs=0.003)

@@ -13,24 +13,24 @@ from mechmem.spec.registry import each
 BEFORE = Source(checkpoint="before")
 
 
-def test_it_reports_the_effect_of_the_intervention_it_states(bench):
+def test_it_reports_the_effect_of_the_intervention_it_states(session):
     patch = {"site": "attn_out", "layer": 1, "source": BEFORE}
-    found = Intervene(intervention=Patch(**patch)).table(bench)
-    of_grid = PatchGrid(**patch).table(bench).query("condition != 'source'").reset_index(drop=True)
+    found = Intervene(intervention=Patch(**patch)).table(session)
+    of_grid = PatchGrid(**patch).table(session).query("condition != 'source'").reset_index(drop=True)
     pd.testing.assert_frame_equal(found.drop(columns="recovery"), of_grid.drop(columns="recovery"))
 
 
-def test_fields_of_the_intervention_can_be_swept(bench):
+def test_fields_of_the_intervention_can_be_swept(session):
     swept = Intervene(intervention=Patch(site=each("z", "k"), layer=each(), source=BEFORE))
-    table = swept.run(bench, {"layer": range(2)})
+    table = swept.run(session, {"layer": range(2)})
     assert len(table[["site", "layer"]].drop_duplicates()) == 4
 
 
-def test_its_control_is_drawn_for_the_intervention(bench):
+def test_its_control_is_drawn_for_the_intervention(session):
     part = Patch(site="neurons", layer=0, neurons=(1, 2), source=BEFORE)
     analysis = Intervene(intervention=part, control=RandomNeurons(n=2))
-    draws = analysis.control_draws(bench, analysis.parts(bench))
-    assert draws == RandomNeurons(n=2).draws(part, bench.model("after"))
+    draws = analysis.control_draws(session, analysis.parts(session))
+    assert draws == RandomNeurons(n=2).draws(part, session.model("after"))
 
 
 @pytest.mark.parametrize("block", [{"kind": "patch", "site": "embed", "source": {"checkpoint": "before"}}])

@@ -6,7 +6,7 @@ from transformer_lens import patching
 
 from mechmem.analyses.effects.patch_grid import PatchGrid
 from mechmem.interventions.patch import Patch, Source
-from mechmem.session import Bench
+from mechmem.session import Session
 from mechmem.spec.registry import each
 
 UNIVERSE = {"layer": range(3), "head": range(2)}
@@ -24,13 +24,13 @@ def deep(random_models):
 
 
 @pytest.fixture
-def deep_bench(deep, examples, others) -> Bench:
-    return Bench({"after": deep}, {"noisy": examples, "clean": others})
+def deep_bench(deep, examples, others) -> Session:
+    return Session({"after": deep}, {"noisy": examples, "clean": others})
 
 
 def grid(site, swept: str) -> PatchGrid:
     chosen = {"layer": each(), swept: each(), "source": Source(examples="clean"), "measures": ("logit_difference",)}
-    return PatchGrid(site=site, **chosen, decode=False)
+    return PatchGrid(site=site, **chosen, greedy=False)
 
 
 @pytest.mark.parametrize("site", ORACLES)
@@ -60,34 +60,34 @@ def test_swept_values_stand_beside_the_effects(deep_bench):
     assert len(cells) == 2 * 3 * 2
 
 
-def test_the_source_row_is_the_run_that_is_patched_in(bench, model, other_model, examples, others):
+def test_the_source_row_is_the_run_that_is_patched_in(session, model, other_model, examples, others):
     source = Source(checkpoint="before", examples="clean")
     analysis = PatchGrid(site="embed", source=source)
-    assert torch.equal(analysis.target(bench, examples), bench.logits(other_model, others))
+    assert torch.equal(analysis.target(session, examples), session.logits(other_model, others))
     same_examples = PatchGrid(site="embed", source=Source(checkpoint="before"))
-    assert torch.equal(same_examples.target(bench, examples), bench.logits(other_model, examples))
+    assert torch.equal(same_examples.target(session, examples), session.logits(other_model, examples))
 
 
-def test_patching_everything_recovers_everything(bench):
-    table = PatchGrid(site="logits", source=Source(checkpoint="before"), measures=("probability_true",)).table(bench)
+def test_patching_everything_recovers_everything(session):
+    table = PatchGrid(site="logits", source=Source(checkpoint="before"), measures=("probability_true",)).table(session)
     recovery = table.query("condition == 'patched'")["recovery"].dropna()
     assert len(recovery) > 8
     assert recovery.tolist() == pytest.approx([1.0] * len(recovery), abs=1e-4)
 
 
-def test_a_mean_is_no_run_and_has_no_recovery(bench):
-    table = PatchGrid(site="attn_out", layer=0, source=Source(mean_over="clean")).table(bench)
-    assert set(table["condition"]) == {"unpatched", "patched"}
+def test_a_mean_is_no_run_and_has_no_recovery(session):
+    table = PatchGrid(site="attn_out", layer=0, source=Source(mean_over="clean")).table(session)
+    assert set(table["condition"]) == {"baseline", "intervened"}
     assert table["recovery"].isna().all()
 
 
-def test_the_grid_applies_the_patch_that_it_states(bench):
+def test_the_grid_applies_the_patch_that_it_states(session):
     chosen = {"site": "neurons", "layer": 1, "position": "=", "neurons": (3, 4), "source": Source(checkpoint="before")}
-    assert PatchGrid(**chosen).parts(bench) == [Patch(**chosen)]
+    assert PatchGrid(**chosen).parts(session) == [Patch(**chosen)]
 
 
 def test_what_the_grid_patches_resumes_and_costs_less(deep_bench, examples):
-    """Every patched forward starts at the patched layer, from the residual that the unpatched run has left."""
+    """Every patched forward starts at the patched layer, from the residual that the baseline run has left."""
     import mechmem.session as home
 
     starts, plain = [], home.forward
@@ -95,7 +95,7 @@ def test_what_the_grid_patches_resumes_and_costs_less(deep_bench, examples):
         starts.append(0 if start is None else start[0]) or plain(*a, start=start, **k)
     )
     try:
-        PatchGrid(site="attn_out", layer=2, source=Source(examples="clean"), decode=False).table(deep_bench)
+        PatchGrid(site="attn_out", layer=2, source=Source(examples="clean"), greedy=False).table(deep_bench)
     finally:
         home.forward = plain
     assert starts.count(2) == 2  # once for each prefix

@@ -20,7 +20,7 @@ from mechmem.analyses.neurons.neuron_shift import NeuronShift
 from mechmem.analyses.neurons.rules import TYPES
 from mechmem.data.tasks.task import MinimalPair
 from mechmem.data.tasks.two_hop_reasoning import TwoHopReasoning
-from mechmem.session import Bench
+from mechmem.session import Session
 from mechmem.spec.registry import InputError
 
 PAIRS = ("pairs_0", "pairs_1", "pairs_2", "pairs_3")
@@ -38,8 +38,8 @@ def sets(task):
 
 
 @pytest.fixture
-def bench(model, other_model, sets):
-    return Bench(models={"after": model, "before": other_model}, example_sets=sets)
+def session(model, other_model, sets):
+    return Session(models={"after": model, "before": other_model}, example_sets=sets)
 
 
 def neuron(table, place="s1", layer=1, index=3):
@@ -75,8 +75,8 @@ def test_a_map_is_the_mean_over_the_examples_of_each_cell_where_the_place_is_rea
 def planted(monkeypatch):
     """Made-up activations: neuron i of layer 1 follows rule i at place s1."""
 
-    def activations(self, bench, model, examples):
-        found = bench.examples(examples)
+    def activations(self, session, model, examples):
+        found = session.examples(examples)
         a, b, carry = torch.tensor(CELLS)[Grid.of(found, "s1").index].T
         total = a + b + carry
         rules = [(a >= 3) & (a <= 5), total % 10 == 3, a == b, carry == 1, total >= 12, b % 2 == 1, a < 0]
@@ -88,8 +88,8 @@ def planted(monkeypatch):
 
 
 @pytest.mark.usefixtures("planted")
-def test_planted_neurons_are_called_what_they_are(bench):
-    table = Heuristics(pairs=PAIRS).table(bench)
+def test_planted_neurons_are_called_what_they_are(session):
+    table = Heuristics(pairs=PAIRS).table(session)
     expected = [
         ("operand_range", "a in 3..5"),
         ("result_modulo", "sum mod 10 = 3"),
@@ -105,13 +105,13 @@ def test_planted_neurons_are_called_what_they_are(bench):
         assert neuron(table, layer=0, index=index)["type"] == "silent"
 
 
-def test_the_effect_is_that_of_a_plain_hook(bench, model, sets):
+def test_the_effect_is_that_of_a_plain_hook(session, model, sets):
     """1/2 [(p*_c' - p_c') / p_c' + (p_c - p*_c) / p*_c], with one neuron patched at the five last positions."""
     pairs = sets["pairs_1"]
-    table = Heuristics(pairs=PAIRS).table(bench)
+    table = Heuristics(pairs=PAIRS).table(session)
     with torch.no_grad():
         plain = model(pairs.tokens)[:, -5:].double().softmax(-1)
-        _, cache = model.run_with_cache(pairs.counterpart.tokens)
+        _, cache = model.run_with_cache(pairs.counterfactual.tokens)
         for layer, index in ((0, 5), (1, 17)):
             hook = f"blocks.{layer}.mlp.hook_post"
 
@@ -120,45 +120,45 @@ def test_the_effect_is_that_of_a_plain_hook(bench, model, sets):
                 return activation
 
             patched = model.run_with_hooks(pairs.tokens, fwd_hooks=[(hook, patch)])[:, -5:].double().softmax(-1)
-            own, theirs = pairs.given[..., None], pairs.counterpart.true[..., None]
+            own, theirs = pairs.given[..., None], pairs.counterfactual.true[..., None]
             p, p_star = (x.gather(-1, own)[..., 0] for x in (plain, patched))
             q, q_star = (x.gather(-1, theirs)[..., 0] for x in (plain, patched))
             expected = ((q_star - q) / q + (p - p_star) / p_star) / 2
-            found = effects(bench, model, pairs, layer)[index]
+            found = effects(session, model, pairs, layer)[index]
             torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-4)
             assert expected[:, 3].abs().max() > 1e-3
             values = []
             for name in PAIRS:
-                differ = sets[name].given[:, 3] != sets[name].counterpart.true[:, 3]
-                values += effects(bench, model, sets[name], layer)[index, differ, 3].tolist()
+                differ = sets[name].given[:, 3] != sets[name].counterfactual.true[:, 3]
+                values += effects(session, model, sets[name], layer)[index, differ, 3].tolist()
             assert neuron(table, "s1", layer, index)["value"] == pytest.approx(np.mean(values))
             assert neuron(table, "s1", layer, index)["n"] == len(values) >= 6
 
 
-def test_a_neuron_without_a_way_out_has_no_effect_and_ranks_follow_the_effects(bench, model):
+def test_a_neuron_without_a_way_out_has_no_effect_and_ranks_follow_the_effects(session, model):
     deaf = copy.deepcopy(model)
     with torch.no_grad():
         deaf.blocks[1].mlp.W_out[4] = 0
-    bench.models = {"after": deaf, "before": deaf}
-    table = Heuristics(pairs=PAIRS).table(bench)
+    session.models = {"after": deaf, "before": deaf}
+    table = Heuristics(pairs=PAIRS).table(session)
     assert neuron(table, index=4)["value"] == pytest.approx(0, abs=1e-5)
     for _, rows in table.groupby("place"):
         assert sorted(rows["rank"]) == list(range(48))
         assert rows.sort_values("rank")["value"].is_monotonic_decreasing
 
 
-def test_similarity_is_the_correlation_of_two_maps(bench, sets):
-    table = MapSimilarity().table(bench).set_index(["layer", "place"])
+def test_similarity_is_the_correlation_of_two_maps(session, sets):
+    table = MapSimilarity().table(session).set_index(["layer", "place"])
     met = Grid.of(sets["clean"], "s2").counts > 0
-    x, y = (MapSimilarity().maps(bench, name)[1, "s2"][met] for name in ("after", "before"))
+    x, y = (MapSimilarity().maps(session, name)[1, "s2"][met] for name in ("after", "before"))
     vary = (np.ptp(x, axis=0) > 0) & (np.ptp(y, axis=0) > 0)
     expected = [np.corrcoef(x[:, i], y[:, i])[0, 1] for i in np.flatnonzero(vary)]
     assert len(expected) > 12
     found = table.loc[(1, "s2"), "per_example"]
     np.testing.assert_allclose(found[vary], expected, atol=1e-6)
     assert table.loc[(1, "s2"), "value"] == pytest.approx(found.mean())
-    assert MapSimilarity(other="after").table(bench)["value"].to_numpy() == pytest.approx(1)
-    assert list(MapSimilarity().table(bench).columns) == list(MapSimilarity.columns)
+    assert MapSimilarity(other="after").table(session)["value"].to_numpy() == pytest.approx(1)
+    assert list(MapSimilarity().table(session).columns) == list(MapSimilarity.columns)
 
 
 def test_silent_maps_are_alike_only_to_silent_ones():
@@ -166,44 +166,44 @@ def test_silent_maps_are_alike_only_to_silent_ones():
     np.testing.assert_allclose(correlations(x, np.array([[3.0, 1, 2, 5], [3, 2, 1, 6]])), [1, 0, -1, 1])
 
 
-def test_the_table_is_tidy(bench):
-    table = Heuristics(pairs=PAIRS).table(bench)
+def test_the_table_is_tidy(session):
+    table = Heuristics(pairs=PAIRS).table(session)
     assert list(table.columns) == list(Heuristics.columns)
     assert not table.isna().any(axis=None)
     assert not table.duplicated(["layer", "neuron", "place"]).any()
     assert len(table) == 2 * 24 * 4
     pd.testing.assert_frame_equal(pd.read_parquet(io.BytesIO(table.to_parquet())), table)
     assert set(table["type"]) <= set(TYPES)
-    bench.memo = {}
-    pd.testing.assert_frame_equal(Heuristics(pairs=PAIRS).table(bench), table)
+    session.cache = {}
+    pd.testing.assert_frame_equal(Heuristics(pairs=PAIRS).table(session), table)
 
 
-def test_what_cannot_be_is_refused(bench, sets):
-    bench.example_sets = sets | {"pairs_0": sets["pairs_0"].select(torch.tensor([0, 1]))}
+def test_what_cannot_be_is_refused(session, sets):
+    session.example_sets = sets | {"pairs_0": sets["pairs_0"].select(torch.tensor([0, 1]))}
     with pytest.raises(InputError, match="no pair of pairs_0 changes the digit s3"):
-        Heuristics(pairs=("pairs_0",)).table(bench)
+        Heuristics(pairs=("pairs_0",)).table(session)
     with pytest.raises(InputError, match="made with `pair:`"):
-        Heuristics(pairs=("clean",)).table(bench)
+        Heuristics(pairs=("clean",)).table(session)
     world = TwoHopReasoning(n_entities=12, n_relations=5).sample("train").select(torch.arange(9))
-    bench.example_sets = {"clean": world}
+    session.example_sets = {"clean": world}
     with pytest.raises(InputError, match=r"operand digits at positions a0, b0 \.\.\.; this task has e, r1, r2, ="):
-        Heuristics().places(bench)
-    bench.example_sets = sets
+        Heuristics().places(session)
+    session.example_sets = sets
     with pytest.raises(InputError, match="k 24 leaves no neurons beside the shifted ones"):
-        HeuristicTypes(k=24).table(bench)
+        HeuristicTypes(k=24).table(session)
     with pytest.raises(InputError, match="no digits are added at place 's4'"):
-        ActivationMap(place="s4", pairs=PAIRS).table(bench)
+        ActivationMap(place="s4", pairs=PAIRS).table(session)
     with pytest.raises(InputError, match="k 25 is more than the 24 neurons of layer 1"):
-        ActivationMap(layer=1, k=25, pairs=PAIRS).table(bench)
+        ActivationMap(layer=1, k=25, pairs=PAIRS).table(session)
 
 
 @pytest.mark.usefixtures("planted")
-def test_the_shifted_neurons_are_counted_beside_the_rest(bench, monkeypatch):
+def test_the_shifted_neurons_are_counted_beside_the_rest(session, monkeypatch):
     shifts = pd.DataFrame([(la, i, float(10 - i if la else -1)) for la in (0, 1) for i in range(24)])
     monkeypatch.setattr(
-        NeuronShift, "kept", lambda self, bench: shifts.set_axis(["layer", "neuron", "shift_noisy"], axis=1)
+        NeuronShift, "kept", lambda self, session: shifts.set_axis(["layer", "neuron", "shift_noisy"], axis=1)
     )
-    table = HeuristicTypes(layer=1, k=2).table(bench)
+    table = HeuristicTypes(layer=1, k=2).table(session)
     by_place = table.groupby("place", sort=False)[["p", "q"]].first()
     assert by_place["q"].tolist() == pytest.approx(stats.false_discovery_control(by_place["p"]).tolist())
     found = table[table["place"] == "s1"].set_index(["group", "type"])["value"]
@@ -213,16 +213,16 @@ def test_the_shifted_neurons_are_counted_beside_the_rest(bench, monkeypatch):
     assert found["chance"][["none", "silent"]].tolist() == pytest.approx([6 / 24, 18 / 24])
     assert table[table["place"] == "s0"].set_index(["group", "type"])["value"]["shifted", "silent"] == 1
     assert table.groupby(["place", "group"])["value"].sum().to_numpy() == pytest.approx(1)
-    both = HeuristicTypes(layer=(0, 1), k=2).table(bench)
+    both = HeuristicTypes(layer=(0, 1), k=2).table(session)
     assert both[both["group"] == "chance"]["n"].unique().tolist() == [48]
     assert list(table.columns) == list(HeuristicTypes.columns)
     assert not table.isna().any(axis=None)
 
 
-def test_the_real_shift_ranks_the_neurons(bench):
-    table = HeuristicTypes(layer=(0, 1), k=3).table(bench)
-    shift = NeuronShift(matched="clean").table(bench).nlargest(3, "shift_noisy")
-    types = HeuristicTypes().classified(bench, "after").merge(shift, on=["layer", "neuron"])
+def test_the_real_shift_ranks_the_neurons(session):
+    table = HeuristicTypes(layer=(0, 1), k=3).table(session)
+    shift = NeuronShift(matched="clean").table(session).nlargest(3, "shift_noisy")
+    types = HeuristicTypes().classified(session, "after").merge(shift, on=["layer", "neuron"])
     for place, rows in types.groupby("place"):
         found = table[(table["place"] == place) & (table["group"] == "shifted")].set_index("type")["value"]
         assert found.to_dict() == pytest.approx({t: (rows["type"] == t).mean() for t in TYPES})
@@ -236,9 +236,9 @@ def test_the_permutation_p_is_fisher_s_for_two_types():
     assert permutation_p(np.array(["x"] * 30), np.array(["y"] * 30)) < 0.001
 
 
-def test_activation_maps_are_those_of_the_strongest_neurons(bench, sets, model, other_model):
-    table = ActivationMap(pairs=PAIRS, place="s2", layer=1, k=2).table(bench)
-    effects_ = Heuristics(pairs=PAIRS).table(bench)
+def test_activation_maps_are_those_of_the_strongest_neurons(session, sets, model, other_model):
+    table = ActivationMap(pairs=PAIRS, place="s2", layer=1, k=2).table(session)
+    effects_ = Heuristics(pairs=PAIRS).table(session)
     top = effects_[(effects_["place"] == "s2") & (effects_["layer"] == 1)].nlargest(2, "value")["neuron"].tolist()
     assert table.groupby("order")["neuron"].unique().map(list).tolist() == [[i] for i in top]
     assert table["model"].unique().tolist() == ["before", "after"]
@@ -258,16 +258,16 @@ def test_activation_maps_are_those_of_the_strongest_neurons(bench, sets, model, 
     assert list(table.columns) == list(ActivationMap.columns)
 
 
-def test_a_memorised_instance_is_in_its_own_cell(bench, sets):
-    table = ActivationMap(pairs=PAIRS, place="s0", k=1).table(bench)
+def test_a_memorised_instance_is_in_its_own_cell(session, sets):
+    table = ActivationMap(pairs=PAIRS, place="s0", k=1).table(session)
     first = sets["noisy"].select(torch.tensor([0]))
-    bench.example_sets = sets | {"noisy": first}
-    only = ActivationMap(pairs=PAIRS, place="s0", k=1).table(bench)
+    session.example_sets = sets | {"noisy": first}
+    only = ActivationMap(pairs=PAIRS, place="s0", k=1).table(session)
     marked = only[only["n_noisy"] > 0]
     a, b, _ = CELLS[Grid.of(first, "s0").index[0]]
     assert set(zip(marked["a"], marked["b"], strict=True)) == {(a, b)}
     layer, index = int(only["layer"].iloc[0]), int(only["neuron"].iloc[0])
-    value = bench.activation(bench.model("after"), first, f"blocks.{layer}.mlp.hook_post")[0, 13, index]
+    value = session.activation(session.model("after"), first, f"blocks.{layer}.mlp.hook_post")[0, 13, index]
     assert marked[marked["model"] == "after"]["noisy_value"].item() == pytest.approx(value.item())
     assert len(table) == len(only) == 2 * 200
 
@@ -277,10 +277,10 @@ def test_a_memorised_instance_is_in_its_own_cell(bench, sets):
     [Heuristics(pairs=PAIRS), HeuristicTypes(k=2), ActivationMap(pairs=PAIRS, k=2), MapSimilarity()],
     ids=lambda analysis: analysis.kind,
 )
-def test_a_rehearsal_on_four_examples_has_the_same_columns_and_rows(analysis, bench, sets):
-    real = analysis.table(bench)
+def test_a_rehearsal_on_four_examples_has_the_same_columns_and_rows(analysis, session, sets):
+    real = analysis.table(session)
     few = {name: examples.select(torch.arange(4)).as_set() for name, examples in sets.items()}
-    table = analysis.table(Bench(bench.models, few, is_rehearsal=True))
+    table = analysis.table(Session(session.models, few, is_rehearsal=True))
     assert table.dtypes.equals(real.dtypes)
     assert len(table) == len(real)
     labels = [

@@ -10,15 +10,15 @@ from sklearn.metrics import roc_auc_score
 
 from mechmem.analyses.neurons.neuron_shift import SPREAD_FLOOR, NeuronShift, NeuronTopK
 from mechmem.interventions.patch import Patch, Source
-from mechmem.session import Bench
+from mechmem.session import Session
 from mechmem.spec.registry import InputError
 
 READOUT = slice(9, 14)
 
 
 @dataclass
-class HandMade(Bench):
-    """A bench whose activations are given: by (model, example set, layer)."""
+class HandMade(Session):
+    """A session whose activations are given: by (model, example set, layer)."""
 
     given: dict[tuple[str, str, int], torch.Tensor] = field(default_factory=dict)
 
@@ -51,10 +51,10 @@ def moving(still) -> HandMade:
     return still
 
 
-def shifts(bench: HandMade, layer: int, name: str) -> np.ndarray:
+def shifts(session: HandMade, layer: int, name: str) -> np.ndarray:
     """The shift of every example and neuron, written out."""
-    before, after = (bench.given[m, name, layer][:, READOUT].double().numpy() for m in ("before", "after"))
-    spread = bench.given["before", "clean", layer][:, READOUT].double().numpy().std(axis=0)
+    before, after = (session.given[m, name, layer][:, READOUT].double().numpy() for m in ("before", "after"))
+    spread = session.given["before", "clean", layer][:, READOUT].double().numpy().std(axis=0)
     spread = np.maximum(spread, SPREAD_FLOOR * np.median(spread)) + 1e-12
     return np.abs((after - before) / spread).mean(axis=1)
 
@@ -147,18 +147,20 @@ def test_the_columns_are_documented(moving):
     assert list(NeuronShift().table(moving).columns) == list(NeuronShift.columns)
 
 
-def test_real_activations_are_those_of_the_two_checkpoints(bench, model, other_model, examples):
-    found = neuron(NeuronShift().table(bench), 1, 6)
+def test_real_activations_are_those_of_the_two_checkpoints(session, model, other_model, examples):
+    found = neuron(NeuronShift().table(session), 1, 6)
     hook = "blocks.1.mlp.hook_post"
-    before, after = (bench.activation(m, examples, hook)[:, READOUT, 6].double() for m in (other_model, model))
-    spread = bench.activation(other_model, bench.examples("clean"), hook)[:, READOUT].double().std(dim=0, correction=0)
+    before, after = (session.activation(m, examples, hook)[:, READOUT, 6].double() for m in (other_model, model))
+    spread = (
+        session.activation(other_model, session.examples("clean"), hook)[:, READOUT].double().std(dim=0, correction=0)
+    )
     floor = SPREAD_FLOOR * np.median(spread)
     expected = ((after - before) / spread[:, 6].clamp_min(floor)).abs().mean()
     assert found["shift_noisy"] == pytest.approx(expected.item(), rel=1e-6)
 
 
 def top_k(k: int, layer: int | tuple[int, ...] = 1, **fields) -> NeuronTopK:
-    return NeuronTopK(layer=layer, k=k, **({"n_random": 2, "decode": False} | fields))
+    return NeuronTopK(layer=layer, k=k, **({"n_random": 2, "greedy": False} | fields))
 
 
 def neurons(parts) -> set[tuple[int, int]]:
@@ -204,23 +206,23 @@ def test_a_control_of_another_kind_is_refused():
         top_k(1, control="random_direction")
 
 
-def test_no_neuron_patched_is_the_unpatched_model(bench):
-    table = top_k(0).table(bench).set_index(["condition", "prefix", "place", "measure"])["value"]
-    assert table["patched"].equals(table["unpatched"])
-    assert table["control"].equals(table["unpatched"])
+def test_no_neuron_patched_is_the_unpatched_model(session):
+    table = top_k(0).table(session).set_index(["condition", "prefix", "place", "measure"])["value"]
+    assert table["intervened"].equals(table["baseline"])
+    assert table["control"].equals(table["baseline"])
 
 
-def test_all_neurons_patched_is_the_patched_layer(bench):
-    table = top_k(24, measures=("logit_difference",)).table(bench)
+def test_all_neurons_patched_is_the_patched_layer(session):
+    table = top_k(24, measures=("logit_difference",)).table(session)
     both = table.set_index(["condition", "prefix", "place"])["value"]
-    np.testing.assert_allclose(both["patched"], both["control"], atol=1e-5)
-    assert not np.allclose(both["patched"], both["unpatched"], atol=1e-3)
+    np.testing.assert_allclose(both["intervened"], both["control"], atol=1e-5)
+    assert not np.allclose(both["intervened"], both["baseline"], atol=1e-3)
 
 
-def test_neurons_are_ranked_once_for_a_whole_sweep(bench, monkeypatch):
+def test_neurons_are_ranked_once_for_a_whole_sweep(session, monkeypatch):
     calls, table = [], NeuronShift.table
-    monkeypatch.setattr(NeuronShift, "table", lambda self, bench: calls.append(self) or table(self, bench))
+    monkeypatch.setattr(NeuronShift, "table", lambda self, session: calls.append(self) or table(self, session))
     for k in (1, 2):
-        top_k(k).table(bench)
-        top_k(k, layer=0).table(bench)
+        top_k(k).table(session)
+        top_k(k, layer=0).table(session)
     assert len(calls) == 1

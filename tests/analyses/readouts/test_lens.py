@@ -16,7 +16,7 @@ from mechmem.analyses.readouts.logit_lens import LogitLens
 from mechmem.analyses.readouts.tuned_lens import TunedLens
 from mechmem.data.tasks.two_hop_reasoning import TwoHopReasoning
 from mechmem.experiment.spec import ExampleSet
-from mechmem.session import Bench
+from mechmem.session import Session
 from mechmem.spec.registry import InputError
 
 LENSES = pytest.mark.parametrize("lens", [LogitLens(), TunedLens(n_steps=4)], ids=lambda lens: lens.kind)
@@ -44,21 +44,21 @@ def by_transformer_lens(model, examples) -> torch.Tensor:
 
 
 @pytest.fixture(scope="module")
-def shipped() -> Bench:
+def shipped() -> Session:
     trained = mm.load("fda_small")
     sets = {
         "noisy": ExampleSet(noisy=True, n=30),
         "clean": ExampleSet(noisy=False, n=500),
         "held_out": ExampleSet(split="held_out", n=100),
     }
-    return Bench({"after": trained.at("memorised")}, {name: s.of(trained.task) for name, s in sets.items()})
+    return Session({"after": trained.at("memorised")}, {name: s.of(trained.task) for name, s in sets.items()})
 
 
 @pytest.mark.parametrize("prefix", ["given", "true"])
 @pytest.mark.parametrize("norm", ["layer_norm", "rms_norm", None])
 def test_the_logit_lens_is_that_of_transformer_lens(norm, prefix, random_models, examples):
     model = random_models(0, norm=norm)
-    table = LogitLens(variables=("out_2",)).table(Bench({"after": model}, {"noisy": examples}))
+    table = LogitLens(variables=("out_2",)).table(Session({"after": model}, {"noisy": examples}))
     logits = by_transformer_lens(model, examples.with_prefix(prefix)).numpy()
     odds = np.exp(logits - logits.max(-1, keepdims=True))
     n, names = np.arange(len(examples)), list(examples.positions)
@@ -80,8 +80,8 @@ def test_the_logit_lens_is_that_of_transformer_lens(norm, prefix, random_models,
 
 
 @LENSES
-def test_the_last_layer_where_answers_are_read_is_the_model_s_own_output(lens, bench, model, examples):
-    table = lens.table(bench)
+def test_the_last_layer_where_answers_are_read_is_the_model_s_own_output(lens, session, model, examples):
+    table = lens.table(session)
     for prefix in ("given", "true"):
         fed = examples.with_prefix(prefix)
         with torch.no_grad():
@@ -96,25 +96,25 @@ def test_the_last_layer_where_answers_are_read_is_the_model_s_own_output(lens, b
     assert last["value"].abs().max() < 1e-6
 
 
-def test_the_kl_is_that_of_the_model_s_output_from_the_lens(bench, model, examples):
+def test_the_kl_is_that_of_the_model_s_output_from_the_lens(session, model, examples):
     logits = by_transformer_lens(model, examples)[:, :, -5:].log_softmax(-1)
     expected = (logits[2].exp() * (logits[2] - logits[1])).sum(-1)
-    table = rows(LogitLens().table(bench), prefix="given", layer=1, measure="kl")
+    table = rows(LogitLens().table(session), prefix="given", layer=1, measure="kl")
     np.testing.assert_allclose(values(table, position="s4", place="s3"), expected[:, 1], rtol=1e-4, atol=1e-6)
     np.testing.assert_allclose(values(table, position="readout", place="all"), expected.mean(1), rtol=1e-4, atol=1e-6)
 
 
 @LENSES
-def test_the_shuffled_control_is_the_token_of_another_example(lens, bench):
+def test_the_shuffled_control_is_the_token_of_another_example(lens, session):
     at = {"prefix": "true", "layer": 1, "position": "b0", "place": "s1", "token": "true", "measure": "rank"}
-    own = values(lens.table(bench), **at, condition="lens")
-    examples = bench.examples("noisy")
-    logits = torch.stack(residuals(bench, bench.model("after"), examples.with_prefix("true")))
-    read = lens.lenses(bench, bench.model("after"))["lens"](1, logits[1])[:, list(examples.positions).index("b0")]
+    own = values(lens.table(session), **at, condition="lens")
+    examples = session.examples("noisy")
+    logits = torch.stack(residuals(session, session.model("after"), examples.with_prefix("true")))
+    read = lens.lenses(session, session.model("after"))["lens"](1, logits[1])[:, list(examples.positions).index("b0")]
     rank = (read[:, None] > read[..., None]).sum(-1).numpy()  # of every token
     tokens = examples.true[:, 3].numpy()
     np.testing.assert_array_equal(own, rank[np.arange(12), tokens])
-    drawn = [values(lens.model_copy(update={"seed": s}).table(bench), **at, condition="shuffled") for s in range(3)]
+    drawn = [values(lens.model_copy(update={"seed": s}).table(session), **at, condition="shuffled") for s in range(3)]
     for shuffled in drawn:
         possible = [set(rank[i, np.delete(tokens, i)]) for i in range(12)]
         assert all(found in others for found, others in zip(shuffled, possible, strict=True))
@@ -122,9 +122,9 @@ def test_the_shuffled_control_is_the_token_of_another_example(lens, bench):
 
 
 @LENSES
-def test_every_position_layer_and_token_has_its_rows(lens, bench):
+def test_every_position_layer_and_token_has_its_rows(lens, session):
     lens = lens.model_copy(update={"variables": ("out_0", "out_4")})
-    table = lens.table(bench)
+    table = lens.table(session)
     assert list(table.columns) == list(lens.columns)
     assert not table.isna().any(axis=None)
     key = ["examples", "prefix", "layer", "position", "place", "token", "condition", "measure"]
@@ -143,15 +143,15 @@ def test_every_position_layer_and_token_has_its_rows(lens, bench):
 @LENSES
 def test_the_same_lens_has_the_same_bytes(lens, model, examples, others):
     first, second = (
-        lens.table(Bench({"after": model}, {"noisy": examples, "clean": others})).to_parquet() for _ in range(2)
+        lens.table(Session({"after": model}, {"noisy": examples, "clean": others})).to_parquet() for _ in range(2)
     )
     assert first == second
 
 
 @pytest.mark.parametrize("name", ["out_9", "digit_sum_0"])
-def test_what_is_no_token_is_refused(bench, name):
+def test_what_is_no_token_is_refused(session, name):
     with pytest.raises(InputError, match=f"a lens looks for tokens, and '{name}' is none; .* out_0, out_1"):
-        LogitLens(variables=(name,)).table(bench)
+        LogitLens(variables=(name,)).table(session)
 
 
 def test_a_relation_is_no_token_though_its_number_could_be_one():
@@ -160,14 +160,14 @@ def test_a_relation_is_no_token_though_its_number_could_be_one():
     assert all((facts.prompt[:, 0] == facts.variables["e"]).tolist())
 
 
-def test_a_single_example_has_no_control(bench):
-    bench.example_sets = {"noisy": bench.examples("noisy").select(torch.tensor([0])).as_set()}
+def test_a_single_example_has_no_control(session):
+    session.example_sets = {"noisy": session.examples("noisy").select(torch.tensor([0])).as_set()}
     with pytest.raises(InputError, match="'noisy' has one example"):
-        LogitLens().table(bench)
+        LogitLens().table(session)
 
 
-def test_the_untrained_translator_is_the_logit_lens(bench):
-    plain, tuned = LogitLens().table(bench), TunedLens(n_steps=0).table(bench)
+def test_the_untrained_translator_is_the_logit_lens(session):
+    plain, tuned = LogitLens().table(session), TunedLens(n_steps=0).table(session)
     for condition in ("lens", "shuffled"):
         a, b = (rows(t, condition=condition).reset_index(drop=True) for t in (plain, tuned))
         pd.testing.assert_frame_equal(a, b)
@@ -175,15 +175,15 @@ def test_the_untrained_translator_is_the_logit_lens(bench):
     pd.testing.assert_frame_equal(untrained, rows(plain, measure="kl").reset_index(drop=True))
 
 
-def test_a_right_translator_is_found(bench, model):
+def test_a_right_translator_is_found(session, model):
     """Layers that only add a constant: the right translator is a shift, and the KL is then 0."""
     still = copy.deepcopy(model)
     with torch.no_grad():
         for block in still.blocks:
             block.attn.W_O.zero_()
             block.mlp.W_out.zero_()
-    bench.models = {"after": still}
-    table = TunedLens(n_steps=400, learning_rate=0.03).table(bench)
+    session.models = {"after": still}
+    table = TunedLens(n_steps=400, learning_rate=0.03).table(session)
     kl = rows(table, measure="kl", place="all", prefix="given").set_index(["condition", "layer"])["value"]
     assert kl["untrained", 0] > 0.1
     assert kl["lens", 0] < 2e-3
@@ -223,9 +223,9 @@ def test_a_translated_residual_is_unembedded(shipped):
         assert not torch.allclose(expected, unembedded(model, resid), atol=1e-2)
 
 
-def test_a_rehearsal_has_the_same_labels_and_is_cheap(bench):
-    real = TunedLens(n_steps=3).table(bench)
-    bench.is_rehearsal, bench.memo = True, {}
-    few = TunedLens(n_steps=10**6).table(bench)
+def test_a_rehearsal_has_the_same_labels_and_is_cheap(session):
+    real = TunedLens(n_steps=3).table(session)
+    session.is_rehearsal, session.cache = True, {}
+    few = TunedLens(n_steps=10**6).table(session)
     labels = ["prefix", "layer", "position", "place", "token", "condition", "measure", "unit"]
     pd.testing.assert_frame_equal(real[labels], few[labels])

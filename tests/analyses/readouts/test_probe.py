@@ -16,7 +16,7 @@ from mechmem.data.label_noise import UniformWrong
 from mechmem.data.tasks.four_digit_addition import FourDigitAddition
 from mechmem.data.tasks.two_hop_reasoning import TwoHopReasoning
 from mechmem.models.architecture import Architecture
-from mechmem.session import Bench
+from mechmem.session import Session
 from mechmem.spec.registry import InputError
 
 EMBED = {"site": "embed", "layer": None}
@@ -39,8 +39,8 @@ def noisy() -> Examples:
 
 
 @pytest.fixture
-def bench(model, other_model, clean, noisy) -> Bench:
-    return Bench({"after": model, "before": other_model}, {"clean": clean, "noisy": noisy})
+def session(model, other_model, clean, noisy) -> Session:
+    return Session({"after": model, "before": other_model}, {"clean": clean, "noisy": noisy})
 
 
 def probe(**fields) -> Probe:
@@ -55,10 +55,10 @@ def accuracies(table: pd.DataFrame, **where) -> pd.Series:
     return table.set_index([c for c in ("examples", "condition", "prefix") if c not in where])["value"]
 
 
-def test_by_hand_an_embedding_tells_its_token_and_a_value_never_seen_is_wrong(bench, clean, noisy):
+def test_by_hand_an_embedding_tells_its_token_and_a_value_never_seen_is_wrong(session, clean, noisy):
     even = clean.select(clean.variables["a_0"] % 2 == 0).as_set()
-    bench.example_sets["clean"] = even
-    table = probe(**EMBED, variable="a_0", position="a0", seed=3).table(bench)
+    session.example_sets["clean"] = even
+    table = probe(**EMBED, variable="a_0", position="a0", seed=3).table(session)
     values = accuracies(table, prefix="given")
     fit, dev, test = thirds(len(even), 3, alike(even, even.positions["a0"]))
     commonest = even.variables["a_0"][fit].mode().values
@@ -76,24 +76,24 @@ def test_by_hand_an_embedding_tells_its_token_and_a_value_never_seen_is_wrong(be
     assert said["penalty"] == 100  # all read everything; the largest is taken
 
 
-def test_what_is_fed_is_what_a_probe_may_read(bench, noisy):
+def test_what_is_fed_is_what_a_probe_may_read(session, noisy):
     """The trap: the embedding at s4 holds the label's first digit, so its prefix decides what `out_4` is read as."""
     values = accuracies(
-        probe(**EMBED, variable="out_4", position="s4").table(bench), examples="noisy", condition="probe"
+        probe(**EMBED, variable="out_4", position="s4").table(session), examples="noisy", condition="probe"
     )
     assert values["true"] == 1
     assert values["given"] == pytest.approx((noisy.given[:, 0] == noisy.true[:, 0]).double().mean().item())
     assert values["given"] < 0.9
 
 
-def test_before_the_answer_the_prefix_makes_no_difference(bench):
-    values = accuracies(probe().table(bench), examples="noisy")
+def test_before_the_answer_the_prefix_makes_no_difference(session):
+    values = accuracies(probe().table(session), examples="noisy")
     for condition in ("probe", "shuffled", "majority"):
         assert values[condition, "given"] == values[condition, "true"]
 
 
-def test_the_table_has_the_documented_columns_and_every_row_once(bench):
-    table = probe().table(bench)
+def test_the_table_has_the_documented_columns_and_every_row_once(session):
+    table = probe().table(session)
     assert list(table.columns) == list(Probe.columns)
     assert not table[["examples", "condition", "prefix", "measure"]].duplicated().any()
     assert set(table["examples"]) == {"clean", "noisy"}
@@ -109,13 +109,13 @@ def test_the_table_has_the_documented_columns_and_every_row_once(bench):
     assert (by_example["value"] <= by_example["high"]).all()
 
 
-def test_it_is_tested_on_what_it_was_not_fitted_on(bench, clean):
-    bench.example_sets["more"] = clean.select(torch.arange(600)).as_set()
-    table = probe(test_on=("noisy", "more")).table(bench)
+def test_it_is_tested_on_what_it_was_not_fitted_on(session, clean):
+    session.example_sets["more"] = clean.select(torch.arange(600)).as_set()
+    table = probe(test_on=("noisy", "more")).table(session)
     n = table[table["condition"] == "majority"].groupby("examples")["n"].first()
     test = thirds(900, 0)[2]
     assert n["clean"] == 300
-    assert n["noisy"] == len(bench.example_sets["noisy"])
+    assert n["noisy"] == len(session.example_sets["noisy"])
     assert n["more"] == (test < 600).sum()  # the rest of them was fitted on
 
 
@@ -135,10 +135,10 @@ def test_a_random_label_of_what_was_read_so_far_cannot_be_known_of_another_promp
     task = TwoHopReasoning(n_entities=30, n_relations=10, noise=UniformWrong(rate=0.1))
     model = Architecture(n_layers=1, d_model=64, n_heads=2).build(len(task.vocabulary), task.n_context, 0)
     sets = {name: task.sample(split) for name, split in (("clean", "atomic"), ("two_hop", "held_out"))}
-    bench = Bench({"after": model}, {name: examples.as_set() for name, examples in sets.items()})
+    session = Session({"after": model}, {name: examples.as_set() for name, examples in sets.items()})
     table = Probe(
         variable="bridge", layer=0, position="r1", test_on=("two_hop",), penalties=(0.01,), shuffled_by=("e", "r1")
-    ).table(bench)
+    ).table(session)
     found = table[table["measure"] == "accuracy"].set_index(["examples", "condition"])
     assert (found["value"] < 0.15).all()  # chance is 1/30; the same rows fitted on are read at 1.00
     assert found.loc[("two_hop", "probe"), "n"] < len(sets["two_hop"]) / 2
@@ -151,15 +151,15 @@ def test_the_thirds_hold_every_row_once():
     assert not torch.equal(parts[0], thirds(100, 2)[0])
 
 
-def test_labels_shuffled_by_instance_cannot_be_read(bench):
-    values = accuracies(probe(**EMBED, variable="a_0", position="a0").table(bench), examples="clean", prefix="given")
+def test_labels_shuffled_by_instance_cannot_be_read(session):
+    values = accuracies(probe(**EMBED, variable="a_0", position="a0").table(session), examples="clean", prefix="given")
     assert values["probe"] == 1
     assert values["shuffled"] < 0.2
 
 
-def test_labels_shuffled_between_what_the_activation_tells_apart_can_be_read_by_heart(bench):
+def test_labels_shuffled_between_what_the_activation_tells_apart_can_be_read_by_heart(session):
     """A control task: a label for each digit at random. What reads that is the probe, not the model."""
-    table = probe(**EMBED, variable="a_0", position="a0", shuffled_by=("a_0",)).table(bench)
+    table = probe(**EMBED, variable="a_0", position="a0", shuffled_by=("a_0",)).table(session)
     values = accuracies(table, prefix="given")
     assert values["clean", "shuffled"] == values["noisy", "shuffled"] == 1
 
@@ -193,10 +193,10 @@ def test_the_penalty_is_the_one_that_reads_most_of_the_second_third():
 
 
 @pytest.fixture(scope="module")
-def shipped() -> Bench:
+def shipped() -> Session:
     trained = mm.load("fda_small")
     sets = {"clean": mm.ExampleSet(noisy=False, n=900), "noisy": mm.ExampleSet(noisy=True, n=300)}
-    return Bench({"after": trained.at("memorised")}, {name: chosen.of(trained.task) for name, chosen in sets.items()})
+    return Session({"after": trained.at("memorised")}, {name: chosen.of(trained.task) for name, chosen in sets.items()})
 
 
 @pytest.mark.parametrize(("variable", "position"), [("out_1", "s2"), ("digit_sum_1", "s3")])
@@ -230,30 +230,30 @@ def test_a_carry_is_read_where_the_shipped_model_needs_it(shipped):
         assert values[name, "shuffled"] < 0.7
 
 
-def test_heads_are_read_together(bench, model, clean):
-    table = probe(site="z", layer=0).table(bench)
-    x = bench.activation(model, clean, "blocks.0.attn.hook_z")[:, 9].flatten(1)
+def test_heads_are_read_together(session, model, clean):
+    table = probe(site="z", layer=0).table(session)
+    x = session.activation(model, clean, "blocks.0.attn.hook_z")[:, 9].flatten(1)
     found = fitted(x, clean.variables["carry_4"], [1.0, 10.0, 100.0], 0)
     test = thirds(900, 0)[2]
     right = (found(x[test]) == clean.variables["carry_4"][test]).double().mean().item()
     assert accuracies(table)["clean", "probe", "given"] == pytest.approx(right)
 
 
-def test_the_same_spec_gives_the_same_bytes_and_another_seed_another_split(bench, model, clean, noisy):
-    again = Bench({"after": model}, {"clean": clean, "noisy": noisy})
-    pd.testing.assert_frame_equal(probe().table(bench), probe().table(again))
-    assert not accuracies(probe().table(bench)).equals(accuracies(probe(seed=1).table(bench)))
+def test_the_same_spec_gives_the_same_bytes_and_another_seed_another_split(session, model, clean, noisy):
+    again = Session({"after": model}, {"clean": clean, "noisy": noisy})
+    pd.testing.assert_frame_equal(probe().table(session), probe().table(again))
+    assert not accuracies(probe().table(session)).equals(accuracies(probe(seed=1).table(session)))
 
 
 @pytest.mark.parametrize("position", ["=", "s3"])
-def test_a_rehearsal_on_four_examples_says_the_same_labels(position, bench, model, clean, noisy):
+def test_a_rehearsal_on_four_examples_says_the_same_labels(position, session, model, clean, noisy):
     few = {name: s.select(torch.arange(4)).as_set() for name, s in (("clean", clean), ("noisy", noisy))}
     few["more"] = few["clean"]  # at four examples, sets that differ may be the same
-    rehearsal = Bench({"after": model}, few, is_rehearsal=True)
-    bench.example_sets["more"] = clean.select(torch.arange(600)).as_set()
+    rehearsal = Session({"after": model}, few, is_rehearsal=True)
+    session.example_sets["more"] = clean.select(torch.arange(600)).as_set()
     part = probe(variable="digit_sum_3", position=position, test_on=("noisy", "more"))
     labels = ["examples", "condition", "prefix", "measure", "unit"]
-    pd.testing.assert_frame_equal(part.table(rehearsal)[labels], part.table(bench)[labels])
+    pd.testing.assert_frame_equal(part.table(rehearsal)[labels], part.table(session)[labels])
 
 
 @pytest.mark.parametrize(
@@ -276,14 +276,14 @@ def test_a_rehearsal_on_four_examples_says_the_same_labels(position, bench, mode
         ({"test_on": ("seen",)}, "a probe is fitted on all that 'seen' has at this position: none is left"),
     ],
 )
-def test_what_cannot_be_is_refused(fields, message, bench, clean):
-    bench.example_sets |= {
+def test_what_cannot_be_is_refused(fields, message, session, clean):
+    session.example_sets |= {
         "three": clean.select(torch.arange(3)).as_set(),
         "uniform": clean.select(clean.variables["carry_4"] == 1).as_set(),
         "seen": clean.select(thirds(len(clean), 0)[0]).as_set(),
     }
     with pytest.raises(InputError, match=message.replace("?", r"\?")):
-        probe(**fields).table(bench)
+        probe(**fields).table(session)
 
 
 @pytest.mark.parametrize("penalties", [(), (0,), (-1.0,)])

@@ -205,7 +205,7 @@ PAIRS = [
 @pytest.mark.parametrize("pair", PAIRS, ids=lambda pair: pair.flip)
 def test_minimal_pairs_flip_and_hold_and_change_one_operand_digit(pair, task):
     examples = task.pairs(task.sample("train"), pair)
-    other = examples.counterpart
+    other = examples.counterfactual
     assert (examples.variables[pair.flip] != other.variables[pair.flip]).all()
     for name in pair.hold:
         assert torch.equal(examples.variables[name], other.variables[name])
@@ -232,7 +232,7 @@ def test_exactly_the_examples_that_have_a_pair_get_one():
 def test_pairs_follow_their_seed_and_nothing_else():
     train = TASK.sample("train")
     first, again, other = (
-        TASK.pairs(train, MinimalPair(flip="carry_2", seed=seed)).counterpart.prompt for seed in (3, 3, 4)
+        TASK.pairs(train, MinimalPair(flip="carry_2", seed=seed)).counterfactual.prompt for seed in (3, 3, 4)
     )
     assert torch.equal(first, again)
     assert not torch.equal(first, other)
@@ -241,7 +241,7 @@ def test_pairs_follow_their_seed_and_nothing_else():
 def test_pairs_keep_the_labels_and_the_prefix_of_the_examples():
     train = TASK.sample("train").with_prefix("true")
     paired = TASK.pairs(train, MinimalPair(flip="out_0"))  # which every instance has
-    assert paired.prefix == paired.counterpart.prefix == "true"
+    assert paired.prefix == paired.counterfactual.prefix == "true"
     assert int(paired.is_noisy.sum()) == 60
     assert same(paired, train)
 

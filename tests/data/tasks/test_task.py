@@ -1,4 +1,4 @@
-"""What every task offers, over every member of the shelf."""
+"""What every task offers, over every member of the registry."""
 
 from __future__ import annotations
 

@@ -164,19 +164,19 @@ def test_split_noise_and_world_have_their_own_seeds():
 @pytest.mark.parametrize("hold", [("r2",), ("r2", "r1"), ("r2", "answer")])
 def test_a_pair_with_another_bridge(hold):
     paired = SMALL.pairs(SMALL.sample("train"), MinimalPair(flip="bridge", hold=hold))
-    before, after = paired.variables, paired.counterpart.variables
+    before, after = paired.variables, paired.counterfactual.variables
     assert (before["bridge"] != after["bridge"]).all()
     assert all(torch.equal(before[name], after[name]) for name in hold)
     world = atomic(SMALL)
     for e, r1, r2, answer in zip(
-        *(after[name].tolist() for name in ("e", "r1", "r2")), paired.counterpart.true[:, 0].tolist(), strict=True
+        *(after[name].tolist() for name in ("e", "r1", "r2")), paired.counterfactual.true[:, 0].tolist(), strict=True
     ):
         assert world[world[e, r1], r2] == answer
 
 
 def test_a_pair_with_the_same_bridge_has_the_same_true_answer_and_another_first_hop():
     paired = SMALL.pairs(SMALL.sample("train"), MinimalPair(flip="e", hold=("bridge", "r2")))
-    other = paired.counterpart
+    other = paired.counterfactual
     assert torch.equal(paired.true, other.true)
     assert torch.equal(other.given, other.true)  # the wrong label does not follow
     assert (paired.variables["e"] != other.variables["e"]).all()

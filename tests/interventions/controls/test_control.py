@@ -5,7 +5,7 @@ import torch
 
 from mechmem.interventions.controls.control import Control, RandomDirection, RandomNeurons
 from mechmem.interventions.patch import Patch, Source
-from mechmem.interventions.random_displacement import Scramble
+from mechmem.interventions.random_displacement import RandomDisplacement
 from mechmem.spec.registry import InputError
 
 BEFORE = Source(checkpoint="before")
@@ -27,15 +27,15 @@ def test_every_control_draws_n_times_and_the_same_again(kind, model):
 
 
 @pytest.mark.parametrize("kind", Control.kinds().values())
-def test_every_draw_can_be_applied(kind, bench, model, examples):
+def test_every_draw_can_be_applied(kind, session, model, examples):
     for draw in kind(n=3).draws(NEURONS, model):
-        edits = [edit for part in draw for edit in part.edits(model, examples, bench)]
-        assert not torch.equal(bench.logits(model, examples, edits), bench.logits(model, examples))
+        edits = [edit for part in draw for edit in part.edits(model, examples, session)]
+        assert not torch.equal(session.logits(model, examples, edits), session.logits(model, examples))
 
 
 def test_random_direction_scrambles_the_intervention():
     draws = RandomDirection(n=2, seed=5).draws(NEURONS, None)
-    assert draws == [[Scramble(of=NEURONS, seed=5)], [Scramble(of=NEURONS, seed=6)]]
+    assert draws == [[RandomDisplacement(of=NEURONS, seed=5)], [RandomDisplacement(of=NEURONS, seed=6)]]
 
 
 @pytest.mark.parametrize("part", [NEURONS, NEURONS.model_copy(update={"site": "mlp_pre"})])
@@ -64,7 +64,7 @@ def test_as_many_as_the_layers_hold_where_no_neurons_are_named(model):
     assert len(chosen(RandomNeurons(n=1).draws(both, model)[0])) == 4
 
 
-@pytest.mark.parametrize("part", [Patch(site="attn_out", layer=0, source=BEFORE), Scramble(of=NEURONS)])
+@pytest.mark.parametrize("part", [Patch(site="attn_out", layer=0, source=BEFORE), RandomDisplacement(of=NEURONS)])
 def test_random_neurons_refuse_another_site(part, model):
     with pytest.raises(InputError, match="random_neurons stands beside interventions at `neurons` only"):
         RandomNeurons().draws(part, model)

@@ -54,7 +54,7 @@ def neurons() -> pd.DataFrame:
 
 
 GRID = effects(layer=[0, 1], position=["a1", "=", "s0"])
-CONDITIONS = effects(layer=[0, 1], condition=["patched", "control"], site=["neurons", "attn_out"])
+CONDITIONS = effects(layer=[0, 1], condition=["intervened", "control"], site=["neurons", "attn_out"])
 TOP_K = effects(k=[0, 1, 10], condition=["top", "random"], layer=[0, 1])
 
 CASES = {
@@ -239,7 +239,7 @@ def test_a_heatmap_refuses_rows_that_would_be_hidden():
 def test_bars_show_means_with_the_seeds_intervals():
     drawn = Bars(table="t", x="layer", where={"site": "neurons"}).draw(CONDITIONS)
     patched, control = drawn.data
-    assert (patched.name, control.name) == ("patched", "control (matched, random)")
+    assert (patched.name, control.name) == ("intervened", "control (matched, random)")
     assert list(patched.x) == ["0", "1"]
     assert list(patched.y) == pytest.approx([0.01, 0.05])
     assert list(patched.error_y.array) == pytest.approx([0.03, 0.03])
@@ -268,7 +268,7 @@ def test_each_facet_has_a_panel_and_the_legend_names_each_condition_once():
         "clean instances, attn_out",
     ]
     assert [note.text for note in drawn.layout.annotations] == heads
-    assert [trace.name for trace in drawn.data if trace.showlegend] == ["patched", "control (matched, random)"]
+    assert [trace.name for trace in drawn.data if trace.showlegend] == ["intervened", "control (matched, random)"]
     assert len(drawn.data) == 8
 
 
@@ -281,7 +281,7 @@ def test_the_head_of_a_panel_says_what_its_number_is_of(layers):
 
 def test_a_row_without_x_is_a_line_in_its_panels():
     level = {
-        "condition": "unpatched",
+        "condition": "baseline",
         "layer": NAN,
         "site": None,
         "value": 0.03,
@@ -297,7 +297,7 @@ def test_a_row_without_x_is_a_line_in_its_panels():
 
 def test_measures_share_an_axis_only_with_one_unit():
     both = pd.concat([CONDITIONS.assign(measure=name) for name in ("accuracy_true", "accuracy_given")])
-    where = {"site": "neurons", "condition": "patched"}
+    where = {"site": "neurons", "condition": "intervened"}
     figure = Bars(table="t", x="layer", colour="measure", where=where)
     assert figure.draw(both).layout.yaxis.title.text == "accuracy (fraction)"
     mixed = pd.concat([CONDITIONS, CONDITIONS.assign(measure="logit_difference")])

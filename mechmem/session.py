@@ -13,7 +13,8 @@ from torch import Tensor
 from mechmem.data.examples import Examples
 from mechmem.models.architecture import Model
 from mechmem.models.fast import Edit, forward
-from mechmem.spec.registry import Component, InputError, suggest
+from mechmem.spec.errors import InputError, suggest
+from mechmem.spec.registry import Component
 
 
 @dataclass

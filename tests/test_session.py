@@ -10,7 +10,7 @@ import mechmem.session
 from mechmem.analyses.neurons.neuron_shift import NeuronShift
 from mechmem.models.fast import Edit, forward
 from mechmem.session import Session
-from mechmem.spec.registry import InputError
+from mechmem.spec.errors import InputError
 
 
 @pytest.fixture

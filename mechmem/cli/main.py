@@ -50,8 +50,8 @@ def _explained(error: Exception) -> tuple[str, int]:
         return error.format_message(), 2
     if isinstance(error, typer.Abort):
         return INTERRUPTED, 1
+    from mechmem.spec.errors import InputError
     from mechmem.spec.files import FileError
-    from mechmem.spec.registry import InputError
 
     if isinstance(error, InputError):
         return str(error), 2
@@ -173,7 +173,7 @@ def show(
     """A kind's documentation, a training's curves, or a run's answer."""
     from mechmem.cli import summaries
     from mechmem.experiment.results import all_runs, load_run
-    from mechmem.spec.registry import InputError, suggest
+    from mechmem.spec.errors import InputError, suggest
     from mechmem.training import store as checkpoints
 
     kinds = {kind: member for members in _registries().values() for kind, member in members.items()}
@@ -196,7 +196,7 @@ def draw(
 ) -> None:
     """Draw a run's figures and report again from its saved tables."""
     from mechmem.experiment import results
-    from mechmem.spec.registry import InputError, suggest
+    from mechmem.spec.errors import InputError, suggest
 
     folders = results.all_runs(runs)
     found = [path for path in folders if name in (path.name, path.name.rsplit("-", 1)[0])]
@@ -239,7 +239,7 @@ def shell(
 def schema() -> None:
     """The JSON schema of experiments, for editors that complete and check YAML."""
     from mechmem.experiment.spec import Experiment
-    from mechmem.spec.registry import json_schema
+    from mechmem.spec.json_schema import json_schema
 
     _output(json_schema(Experiment), True)
 
@@ -247,7 +247,7 @@ def schema() -> None:
 @app.command(hidden=True)
 def ship(training: str, steps: list[int], seed: Seed = 0, runs: Runs = HERE) -> None:
     """For maintainers: copy a training made here, with these checkpoints, into the package."""
-    from mechmem.spec.registry import InputError, suggest
+    from mechmem.spec.errors import InputError, suggest
     from mechmem.training import store as checkpoints
 
     made = checkpoints.made_here(training, seed, runs)

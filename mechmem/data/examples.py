@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
-from mechmem.spec.registry import InputError
+from mechmem.spec.errors import InputError
 
 Label = Literal["given", "true"]
 AnyLabel = Literal["given", "true", "pair"]

@@ -9,7 +9,8 @@ from jaxtyping import Bool, Int
 from pydantic import Field
 from torch import Tensor
 
-from mechmem.spec.registry import Component, InputError
+from mechmem.spec.errors import InputError
+from mechmem.spec.registry import Component
 
 
 class LabelNoise(Component, registry="noise"):

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 from mechmem.analyses.analysis import Analysis
 from mechmem.experiment.spec import PLUGINS, Experiment
 from mechmem.session import Session
-from mechmem.spec.files import write
-from mechmem.spec.registry import InputError, digest
+from mechmem.spec.errors import InputError
+from mechmem.spec.files import digest, write
 from mechmem.training.loop import train
 from mechmem.training.recipe import Recipe
 from mechmem.training.store import Trained, folder_of

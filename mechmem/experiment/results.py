@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mechmem.experiment.spec import Experiment
+from mechmem.spec.errors import InputError
 from mechmem.spec.files import FileError, read_json, write
-from mechmem.spec.registry import InputError
 
 if TYPE_CHECKING:
     import pandas as pd

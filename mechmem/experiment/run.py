@@ -15,9 +15,9 @@ from mechmem.experiment.claims import Measured, render_answer
 from mechmem.experiment.results import RUNS, Run, draw
 from mechmem.experiment.spec import PLUGINS, Experiment
 from mechmem.session import Session
+from mechmem.spec.errors import InputError
 from mechmem.spec.files import FileError, read_json, write, write_json
 from mechmem.spec.provenance import provenance
-from mechmem.spec.registry import InputError
 from mechmem.spec.yaml_file import write_spec
 from mechmem.training.recipe import PHASES, Recipe
 from mechmem.training.store import folder_of

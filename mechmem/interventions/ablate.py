@@ -14,7 +14,9 @@ from mechmem.interventions.intervention import UnitIntervention
 from mechmem.interventions.patch import fitting
 from mechmem.models.architecture import Model
 from mechmem.session import Session
-from mechmem.spec.registry import InputError, Swept, digest
+from mechmem.spec.errors import InputError
+from mechmem.spec.files import digest
+from mechmem.spec.sweep import Swept
 
 
 class Ablate(UnitIntervention):

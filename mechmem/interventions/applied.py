@@ -14,7 +14,7 @@ from mechmem.interventions.intervention import Intervention
 from mechmem.models.architecture import Model
 from mechmem.models.fast import Edit
 from mechmem.session import Session
-from mechmem.spec.registry import InputError
+from mechmem.spec.errors import InputError
 
 
 class InterventionError(RuntimeError):

@@ -17,7 +17,8 @@ from mechmem.interventions.subspace import Eraser, class_code, leace, random_sub
 from mechmem.models import sites
 from mechmem.models.architecture import Model
 from mechmem.session import Session
-from mechmem.spec.registry import InputError, Swept, suggest
+from mechmem.spec.errors import InputError, suggest
+from mechmem.spec.sweep import Swept
 
 LEAST = 0.05
 """Share of the variance below which nothing is left of an activation, so that an effect would say nothing."""

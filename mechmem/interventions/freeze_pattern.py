@@ -13,7 +13,7 @@ from mechmem.interventions.patch import Patch, Source
 from mechmem.models.architecture import Model
 from mechmem.models.fast import Edit
 from mechmem.session import Session
-from mechmem.spec.registry import Swept
+from mechmem.spec.sweep import Swept
 
 
 class FreezePattern(Intervention):

@@ -13,7 +13,9 @@ from mechmem.models import sites
 from mechmem.models.architecture import Model
 from mechmem.models.fast import Edit
 from mechmem.session import Session
-from mechmem.spec.registry import Component, InputError, Swept, suggest
+from mechmem.spec.errors import InputError, suggest
+from mechmem.spec.registry import Component
+from mechmem.spec.sweep import Swept
 
 Names = str | tuple[str, ...]
 Indices = int | tuple[int, ...]

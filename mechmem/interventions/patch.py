@@ -13,7 +13,8 @@ from mechmem.data.examples import Examples
 from mechmem.interventions.intervention import UnitIntervention
 from mechmem.models.architecture import Model
 from mechmem.session import Session
-from mechmem.spec.registry import Component, InputError
+from mechmem.spec.errors import InputError
+from mechmem.spec.registry import Component
 
 
 class Source(Component):

@@ -17,7 +17,9 @@ from mechmem.models import sites
 from mechmem.models.architecture import Model
 from mechmem.models.fast import Edit
 from mechmem.session import Session
-from mechmem.spec.registry import Component, InputError, Swept
+from mechmem.spec.errors import InputError
+from mechmem.spec.registry import Component
+from mechmem.spec.sweep import Swept
 
 SENDERS = {"embed": -1, "pos_embed": -1, "z": 0, "attn_out": 0, "neurons": 1, "mlp_out": 1}
 """Sites that write to the residual stream, and when in their layer: with attention (0), with the MLP (1)."""

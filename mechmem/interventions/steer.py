@@ -12,7 +12,8 @@ from mechmem.data.examples import Examples
 from mechmem.interventions.intervention import UnitIntervention
 from mechmem.models.architecture import Model
 from mechmem.session import Session
-from mechmem.spec.registry import InputError, Swept, suggest
+from mechmem.spec.errors import InputError, suggest
+from mechmem.spec.sweep import Swept
 
 
 class Steer(UnitIntervention):

@@ -15,7 +15,8 @@ from mechmem.models import sites
 from mechmem.models.architecture import Model
 from mechmem.models.fast import Edit
 from mechmem.session import Session
-from mechmem.spec.registry import Each, InputError, Swept
+from mechmem.spec.errors import InputError
+from mechmem.spec.sweep import Each, Swept
 
 Part = Literal["embed", "attn", "mlp", "unembed"]
 

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Literal, Self
 import torch
 from pydantic import Field, PositiveInt, model_validator
 
-from mechmem.spec.registry import Component, Each, Swept
+from mechmem.spec.registry import Component
+from mechmem.spec.sweep import Each, Swept
 
 if TYPE_CHECKING:
     from transformer_lens import HookedTransformer as Model

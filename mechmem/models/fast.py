@@ -18,7 +18,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from mechmem.models.architecture import Model
-from mechmem.spec.registry import InputError
+from mechmem.spec.errors import InputError
 
 ACTIVATIONS: dict[str | None, Callable[[Tensor], Tensor]] = {"relu": F.relu, "gelu": F.gelu, "silu": F.silu}
 

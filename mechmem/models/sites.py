@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-from mechmem.spec.registry import InputError, suggest
+from mechmem.spec.errors import InputError, suggest
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -15,7 +15,7 @@ from markupsafe import Markup
 from ruamel.yaml import YAML
 
 from mechmem.report.figures.embed import division, script
-from mechmem.spec.registry import suggest
+from mechmem.spec.errors import suggest
 
 MOST_ROWS = 200
 """Rows of a table that the page shows; the parquet file has them all."""

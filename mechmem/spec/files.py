@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import tempfile
@@ -89,3 +90,8 @@ def _explained(path: Path) -> Generator[None, None, None]:
         raise FileError(f"{path} is missing") from error
     except (SafetensorError, ValueError) as error:
         raise FileError(f"{path} is damaged ({error}); delete it and train again, or restore it from a copy") from error
+
+
+def digest(block: Any) -> str:
+    """Twelve hexadecimal digits of the SHA-256 of a JSON-able value."""
+    return hashlib.sha256(json.dumps(block, sort_keys=True).encode()).hexdigest()[:12]

@@ -7,37 +7,28 @@ snake_case of its class name, so a YAML block `{kind: patch_grid, ...}` and `Pat
 
 from __future__ import annotations
 
-import difflib
-import hashlib
 import inspect
 import itertools
-import json
 import pkgutil
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cache
 from importlib import import_module
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Generic, Literal, Self, TypeVar
+from typing import Any, ClassVar, Self
 
 from pydantic import (
     BaseModel,
     ConfigDict,
-    Discriminator,
-    Field,
     GetJsonSchemaHandler,
-    Tag,
     ValidationError,
-    field_validator,
     model_serializer,
     model_validator,
 )
-from pydantic_core import CoreSchema, InitErrorDetails, PydanticCustomError
+from pydantic_core import CoreSchema
 
-T = TypeVar("T")
-
-
-class InputError(ValueError):
-    """What the user wrote cannot be: says what, where it is known, and what instead."""
+from mechmem.spec.errors import InputError, custom_error, error_details, format_error, suggest
+from mechmem.spec.files import digest
+from mechmem.spec.sweep import Each
 
 
 class Component(BaseModel):
@@ -98,17 +89,17 @@ class Component(BaseModel):
             return cls._member(value).model_validate(value)
         value = dict(value)
         if value.pop("kind", cls.kind) != cls.kind:
-            raise _custom("wrong_kind", f"kind must be {cls.kind!r} here")
+            raise custom_error("wrong_kind", f"kind must be {cls.kind!r} here")
         return cls._all_errors_at_once(value, handler)
 
     @classmethod
     def _member(cls, value: Mapping[str, Any]) -> type[Self]:
         kind = value.get("kind")
         if kind is None:
-            raise _custom("no_kind", f"a {cls.registry} needs `kind:`, one of {', '.join(cls.kinds())}")
+            raise custom_error("no_kind", f"a {cls.registry} needs `kind:`, one of {', '.join(cls.kinds())}")
         if not isinstance(kind, str) or kind not in cls.kinds():
             message = f"there is no {cls.registry} {kind!r}; {suggest(kind, cls.kinds())}"
-            raise ValidationError.from_exception_data(cls.__name__, [_error("unknown_kind", message, ("kind",), kind)])
+            raise ValidationError.from_exception_data(cls.__name__, [error_details("unknown_kind", message, ("kind",), kind)])
         return cls.kinds()[kind]
 
     @classmethod
@@ -118,7 +109,7 @@ class Component(BaseModel):
         )
         unknown = [key for key in value if key not in names]
         errors = [
-            _error(
+            error_details(
                 "unknown_key", f"{cls.kind} has no key {key!r}; {suggest(key, cls.model_fields)}", (key,), value[key]
             )
             for key in unknown
@@ -126,7 +117,7 @@ class Component(BaseModel):
         try:
             result = handler({key: item for key, item in value.items() if key not in unknown})
         except ValidationError as error:
-            errors += [_error(e["type"], e["msg"], e["loc"], e["input"]) for e in error.errors(include_url=False)]
+            errors += [error_details(e["type"], e["msg"], e["loc"], e["input"]) for e in error.errors(include_url=False)]
         if errors:
             raise ValidationError.from_exception_data(cls.__name__, errors)
         return result
@@ -189,74 +180,8 @@ class Component(BaseModel):
         try:
             return type(self)(**fields)
         except ValidationError as error:
-            found = "; ".join(f"{e['loc'][0] if e['loc'] else self.kind}: {said(e)}" for e in error.errors())
+            found = "; ".join(f"{e['loc'][0] if e['loc'] else self.kind}: {format_error(e)}" for e in error.errors())
             raise InputError(f"with {', '.join(f'{k} {v!r}' for k, v in labels.items())}: {found}") from error
-
-
-class Each(BaseModel, Generic[T]):
-    """A swept value: `{each: [1, 2]}`, or `{each: all}` for every value that the model and the task allow."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-    each: Annotated[
-        Annotated[tuple[T, ...], Field(min_length=1), Tag("values")] | Annotated[Literal["all"], Tag("all")],
-        Discriminator(lambda value: "all" if isinstance(value, str) else "values"),
-    ]
-
-    @field_validator("each")
-    @classmethod
-    def _all_differ(cls, each: Any) -> Any:
-        twice = [value for i, value in enumerate(each) if value in each[:i]] if each != "all" else []
-        if twice:
-            raise ValueError(f"{twice[0]!r} stands twice")
-        return each
-
-    def values(self, name: str, sweep_domain: Mapping[str, Sequence[Any]]) -> Sequence[Any]:
-        if self.each != "all":
-            return self.each
-        if name not in sweep_domain:
-            raise InputError(f"`{name}: {{each: all}}` has no list to stand for; write the values out")
-        return sweep_domain[name]
-
-
-def each(*values: Any) -> Any:
-    """Sweep a field: `PatchGrid(layer=each(0, 1))`; without values, over all that there are."""
-    return Each(each=values or "all")
-
-
-def _swept_tag(value: Any) -> str:
-    return "each" if isinstance(value, Each) or (isinstance(value, Mapping) and "each" in value) else "value"
-
-
-if TYPE_CHECKING:
-    # A swept field is read only after `expand` has replaced every `Each`, so it is typed as what it then holds.
-    Swept = Annotated[T, "swept"]
-else:
-
-    class Swept:
-        """`Swept[int]`: an int, or `{each: ...}` over ints."""
-
-        def __class_getitem__(cls, item: Any) -> Any:
-            values = Annotated[Each[item], Tag("each")]
-            return Annotated[Annotated[item, Tag("value")] | values, Discriminator(_swept_tag)]
-
-
-def json_schema(root: type[Component]) -> dict[str, Any]:
-    """The JSON schema of `root` for editors, with a `oneOf` of the real kinds wherever a registry is expected."""
-    definitions: dict[str, Any] = {}
-
-    def collect(cls: type[Component]) -> dict[str, Any]:
-        schema = cls.model_json_schema()
-        definitions.update(schema.pop("$defs", {}))
-        return schema
-
-    schema = collect(root)
-    load_all()
-    for registry, members in Component.registries.items():
-        definitions |= {f"{registry}.{kind}": collect(member) for kind, member in members.items()}
-        kinds = [{"$ref": f"#/$defs/{registry}.{kind}"} for kind in members]
-        definitions[registry] = {"oneOf": [*kinds, {"type": "string"}]}
-    text = json.dumps(schema | {"$defs": definitions})
-    return json.loads(re.sub(r'"x-registry": "(\w+)"', r'"$ref": "#/$defs/\1"', text))
 
 
 def _words(block: Any) -> Iterator[str]:
@@ -264,34 +189,6 @@ def _words(block: Any) -> Iterator[str]:
         yield block
     for part in block.values() if isinstance(block, Mapping) else block if isinstance(block, list) else ():
         yield from _words(part)
-
-
-def said(error: Any) -> str:
-    """What one of pydantic's errors says, without pydantic's own words before ours."""
-    if error["type"] == "missing":
-        return f"{error['loc'][-1]!r} is missing"
-    return error["msg"].removeprefix("Value error, ")
-
-
-def _error(kind: str, message: str, loc: tuple[int | str, ...], value: Any) -> InitErrorDetails:
-    return InitErrorDetails(type=_custom(kind, message), loc=loc, input=value)
-
-
-def _custom(kind: Any, message: Any) -> PydanticCustomError:
-    """An error whose message is shown as it is: without a context, pydantic treats no text as a template."""
-    return PydanticCustomError(kind, message)
-
-
-def suggest(name: object, names: Iterable[str]) -> str:
-    """`did you mean 'x'?` for the nearest name, else the list of them."""
-    known = [str(n) for n in names]
-    near = difflib.get_close_matches(str(name), known, n=1, cutoff=0.6)
-    return f"did you mean {near[0]!r}?" if near else f"there is {', '.join(known) or 'none'}"
-
-
-def digest(block: Any) -> str:
-    """Twelve hexadecimal digits of the SHA-256 of a JSON-able value."""
-    return hashlib.sha256(json.dumps(block, sort_keys=True).encode()).hexdigest()[:12]
 
 
 def load_all() -> None:

@@ -11,7 +11,8 @@ from ruamel.yaml import YAML
 from ruamel.yaml.comments import CommentedMap, CommentedSeq
 from ruamel.yaml.error import YAMLError
 
-from mechmem.spec.registry import Component, InputError, said
+from mechmem.spec.errors import InputError, format_error
+from mechmem.spec.registry import Component
 
 C = TypeVar("C", bound=Component)
 Place = tuple[int | str, ...]
@@ -48,7 +49,7 @@ class SpecFile:
             return cls.model_validate(_plain(self.data), context={"folder": self.path.parent})
         except ValidationError as error:
             errors = error.errors(include_url=False)
-            lines = [self.message(e["loc"], said(e)) for e in errors if not _follows(e, errors)]
+            lines = [self.message(e["loc"], format_error(e)) for e in errors if not _follows(e, errors)]
             raise SpecError("\n".join(lines)) from error
 
     def message(self, loc: Place, text: str) -> str:

@@ -9,7 +9,8 @@ from pydantic import Field
 
 from mechmem.data.tasks.task import Task
 from mechmem.models.architecture import Architecture, Model
-from mechmem.spec.registry import Component, digest
+from mechmem.spec.files import digest
+from mechmem.spec.registry import Component
 
 Beta = Annotated[float, Field(ge=0, lt=1)]
 PHASES = ("initial", "generalised", "memorised", "final")

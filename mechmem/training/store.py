@@ -10,8 +10,8 @@ import torch
 
 from mechmem.data.tasks.task import Task
 from mechmem.models.architecture import Model
+from mechmem.spec.errors import InputError, suggest
 from mechmem.spec.files import FileError, read_json, read_tensors, write, write_json
-from mechmem.spec.registry import InputError, suggest
 from mechmem.spec.yaml_file import write_spec
 from mechmem.training.recipe import Recipe
 

@@ -10,7 +10,7 @@ from mechmem.analyses.dynamics import Dynamics
 from mechmem.analyses.effects.patch_grid import PatchGrid
 from mechmem.interventions.patch import Source
 from mechmem.session import Session
-from mechmem.spec.registry import each
+from mechmem.spec.sweep import each
 
 GRID = PatchGrid(site="attn_out", layer=each(), source=Source(checkpoint="before"), greedy=False)
 

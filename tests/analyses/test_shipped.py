@@ -15,8 +15,8 @@ import torch
 
 from mechmem.analyses.analysis import Analysis
 from mechmem.api import load
-from mechmem.data.tasks.task import MinimalPair
-from mechmem.experiment.spec import ExampleSet
+from mechmem.data.example_set import ExampleSet
+from mechmem.data.minimal_pair import MinimalPair
 from mechmem.session import Session
 from mechmem.training.store import SHIPPED
 

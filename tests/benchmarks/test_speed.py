@@ -21,7 +21,7 @@ from mechmem.interventions.patch import Source
 from mechmem.models.architecture import Architecture
 from mechmem.models.fast import forward
 from mechmem.session import Session
-from mechmem.spec.registry import each
+from mechmem.spec.sweep import each
 
 ARCHITECTURE = Architecture(n_layers=3, d_model=128, n_heads=4, d_mlp=512)
 N_ANSWER = 5

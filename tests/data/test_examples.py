@@ -7,8 +7,8 @@ import torch
 from jaxtyping import TypeCheckError
 
 from mechmem.data.examples import Examples, concatenate
-from mechmem.data.tasks.task import MinimalPair
-from mechmem.spec.registry import InputError
+from mechmem.data.minimal_pair import MinimalPair
+from mechmem.spec.errors import InputError
 
 PROMPT, GIVEN, TRUE = [[4, 5], [6, 4], [5, 5]], [[1, 2, 3], [0, 0, 0], [3, 1, 2]], [[1, 3, 3], [0, 0, 0], [2, 1, 2]]
 """Three instances of answers with three tokens, the first and the last of them noisy."""

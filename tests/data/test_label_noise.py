@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from mechmem.data.label_noise import Digit, LabelNoise, Permuted, Systematic, UniformWrong
 from mechmem.data.tasks.four_digit_addition import FourDigitAddition
 from mechmem.data.tasks.two_hop_reasoning import TwoHopReasoning
-from mechmem.spec.registry import InputError
+from mechmem.spec.errors import InputError
 
 KINDS = [pytest.param(noise, id=kind) for kind, noise in LabelNoise.kinds().items()]
 DIGITS = tuple(range(10))

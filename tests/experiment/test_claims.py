@@ -9,7 +9,7 @@ import pytest
 from pydantic import ValidationError
 
 from mechmem.experiment.claims import Claim, Condition, Measured, Quantity, render_answer
-from mechmem.spec.registry import InputError
+from mechmem.spec.errors import InputError
 
 NAN = float("nan")
 TRUE = {"at_least": 0.5}

@@ -12,21 +12,24 @@ from pydantic import ValidationError
 from mechmem.analyses.dynamics import Dynamics
 from mechmem.analyses.effects.patch_grid import PatchGrid
 from mechmem.analyses.neurons.neuron_shift import NeuronShift
+from mechmem.data.example_set import ExampleSet
 from mechmem.data.examples import Examples
 from mechmem.data.label_noise import Digit, LabelNoise
+from mechmem.data.minimal_pair import MinimalPair
 from mechmem.data.tasks.four_digit_addition import FourDigitAddition
-from mechmem.data.tasks.task import MinimalPair
 from mechmem.experiment import spec as module
 from mechmem.experiment.claims import Claim, Condition, Quantity
-from mechmem.experiment.spec import CheckpointRef, ExampleSet, Experiment, named_recipe
-from mechmem.interventions.controls.control import RandomNeurons
+from mechmem.experiment.spec import CheckpointRef, Experiment, named_recipe
+from mechmem.interventions.controls.random_neurons import RandomNeurons
 from mechmem.interventions.patch import Source
 from mechmem.measures.accuracy import Accuracy
 from mechmem.measures.logit_difference import LogitDifference
 from mechmem.models.architecture import Architecture
 from mechmem.report.figures.curves import Curves
 from mechmem.report.figures.heatmap import Heatmap
-from mechmem.spec.registry import Component, InputError, each
+from mechmem.spec.errors import InputError
+from mechmem.spec.registry import Component
+from mechmem.spec.sweep import each
 from mechmem.spec.yaml_file import SpecError
 from mechmem.training.recipe import Optimisation, Recipe
 

@@ -13,8 +13,8 @@ from mechmem.experiment.cells import BlockError, ProgressCallback, TrainedRun
 from mechmem.experiment.results import all_runs, draw, load_run
 from mechmem.experiment.run import rehearse, run
 from mechmem.experiment.spec import PLUGINS, Experiment, load_plugins
+from mechmem.spec.errors import InputError
 from mechmem.spec.files import FileError
-from mechmem.spec.registry import InputError
 from mechmem.spec.yaml_file import write_spec
 from mechmem.training import loop as training
 
@@ -257,7 +257,7 @@ PLUGIN = """
 from __future__ import annotations
 
 import pandas as pd
-from mechmem.spec.registry import Swept
+from mechmem.spec.sweep import Swept
 from mechmem.analyses.analysis import Analysis
 
 class CountedExamples(Analysis):

@@ -9,7 +9,8 @@ from mechmem.interventions.ablate import Ablate, derangement, donors
 from mechmem.interventions.applied import applied
 from mechmem.interventions.intervention import Intervention
 from mechmem.session import Session
-from mechmem.spec.registry import Component, InputError
+from mechmem.spec.errors import InputError
+from mechmem.spec.registry import Component
 
 HOWS = ["zero", "mean", "resample", "gaussian"]
 

@@ -8,7 +8,7 @@ import torch
 from mechmem.interventions.applied import InterventionError, applied
 from mechmem.interventions.patch import Patch
 from mechmem.models.fast import Edit
-from mechmem.spec.registry import InputError
+from mechmem.spec.errors import InputError
 
 
 @pytest.fixture

@@ -9,13 +9,13 @@ from sklearn.linear_model import LogisticRegression
 
 from mechmem.data.tasks.four_digit_addition import FourDigitAddition
 from mechmem.interventions.applied import applied
-from mechmem.interventions.controls.control import RandomDirection
+from mechmem.interventions.controls.random_direction import RandomDirection
 from mechmem.interventions.erase import Erase
 from mechmem.interventions.intervention import Intervention
 from mechmem.interventions.subspace import leace
 from mechmem.models.architecture import Architecture
 from mechmem.session import Session
-from mechmem.spec.registry import InputError
+from mechmem.spec.errors import InputError
 
 METHODS = ["leace", "inlp", "random", "variance_matched"]
 HOOK = "blocks.1.hook_resid_post"

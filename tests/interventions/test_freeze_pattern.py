@@ -9,7 +9,7 @@ from mechmem.interventions.freeze_pattern import FreezePattern
 from mechmem.interventions.intervention import Intervention
 from mechmem.interventions.patch import Patch, Source
 from mechmem.models.fast import Edit, forward
-from mechmem.spec.registry import InputError
+from mechmem.spec.errors import InputError
 
 
 @torch.no_grad()

@@ -16,7 +16,7 @@ from mechmem.models import sites
 from mechmem.models.fast import forward
 from mechmem.models.sites import SITES
 from mechmem.session import Session
-from mechmem.spec.registry import InputError
+from mechmem.spec.errors import InputError
 
 EDITABLE = sorted(SITES.keys() - sites.READ_ONLY.keys())
 SOURCES = {

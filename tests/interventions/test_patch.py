@@ -8,11 +8,11 @@ from pydantic import ValidationError
 
 from mechmem.analyses.effects.effect import edits_of
 from mechmem.data.examples import Examples
-from mechmem.data.tasks.task import MinimalPair
+from mechmem.data.minimal_pair import MinimalPair
 from mechmem.interventions.patch import Patch, Source
 from mechmem.models.fast import forward
 from mechmem.session import Session
-from mechmem.spec.registry import InputError
+from mechmem.spec.errors import InputError
 
 HOOK = "blocks.1.hook_attn_out"
 

@@ -12,7 +12,8 @@ from mechmem.interventions.patch import Patch, Source
 from mechmem.interventions.patch_path import PatchPath, Receiver
 from mechmem.models.fast import Edit, forward
 from mechmem.session import Session
-from mechmem.spec.registry import InputError, each
+from mechmem.spec.errors import InputError
+from mechmem.spec.sweep import each
 
 BEFORE = Source(checkpoint="before")
 EVERY = ("q", "k", "v", "mlp_pre", "logits")

@@ -12,7 +12,7 @@ from mechmem.interventions.patch import Patch, Source
 from mechmem.interventions.swap_weights import SwapWeights
 from mechmem.models.fast import forward
 from mechmem.session import Session
-from mechmem.spec.registry import InputError
+from mechmem.spec.errors import InputError
 
 BEFORE = Source(checkpoint="before")
 PARTS = ("embed", "attn", "mlp", "unembed")

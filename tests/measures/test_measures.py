@@ -21,7 +21,7 @@ from mechmem.measures.measure import Measure
 from mechmem.measures.neither import OffLabelRate
 from mechmem.measures.probability import Probability
 from mechmem.measures.rank import Rank
-from mechmem.spec.registry import InputError
+from mechmem.spec.errors import InputError
 
 LABELS = ("given", "true", "pair")
 LABELLED = [kind for kind, member in Measure.kinds().items() if "label" in member.model_fields]

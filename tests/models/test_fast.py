@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from mechmem.models import sites
 from mechmem.models.fast import Edit, forward
 from mechmem.models.sites import SITES
-from mechmem.spec.registry import InputError
+from mechmem.spec.errors import InputError
 
 MLPS = [
     {"n_layers": n, "activation": activation, "norm": norm}

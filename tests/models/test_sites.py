@@ -7,7 +7,7 @@ import torch
 
 from mechmem.models import sites
 from mechmem.models.sites import SITES
-from mechmem.spec.registry import InputError
+from mechmem.spec.errors import InputError
 
 
 @pytest.mark.parametrize("name", SITES)

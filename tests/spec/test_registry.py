@@ -22,7 +22,10 @@ from mechmem.interventions.patch import Patch, Source
 from mechmem.interventions.patch_path import PatchPath, Receiver
 from mechmem.interventions.random_displacement import RandomDisplacement
 from mechmem.models.architecture import Architecture
-from mechmem.spec.registry import Component, InputError, each, json_schema, load_all
+from mechmem.spec.errors import InputError
+from mechmem.spec.json_schema import json_schema
+from mechmem.spec.registry import Component, load_all
+from mechmem.spec.sweep import each
 from mechmem.spec.yaml_file import SpecFile, write_spec
 from mechmem.training.recipe import Recipe
 

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from mechmem.spec.errors import InputError
 from mechmem.spec.files import FileError, write_tensors
-from mechmem.spec.registry import InputError
 from mechmem.training import store as checkpoints
 from mechmem.training.recipe import Recipe
 from mechmem.training.store import Trained, find, folder_of, names, own_folder, ship

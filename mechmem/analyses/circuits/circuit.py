@@ -12,9 +12,10 @@ from pydantic import Field, model_validator
 from torch import Tensor
 
 from mechmem.analyses.circuits.contrast import Contrast, ContrastAnalysis, Endpoint, Method
-from mechmem.analyses.circuits.faithfulness import Runs, areas, areas_of_draws, over_draws, over_examples, single, tidy
+from mechmem.analyses.circuits.faithfulness import Runs, areas, areas_of_draws, tidy
 from mechmem.session import Session
-from mechmem.spec.registry import Swept
+from mechmem.spec.sweep import Swept
+from mechmem.statistics.rows import over_draws, over_examples, single
 
 
 class CircuitAnalysis(ContrastAnalysis):

@@ -14,10 +14,12 @@ from torch import Tensor
 
 from mechmem.analyses.circuits.circuit import CircuitAnalysis
 from mechmem.analyses.circuits.contrast import Contrast
-from mechmem.analyses.circuits.faithfulness import Row, Runs, over_draws, over_examples, single, tidy
+from mechmem.analyses.circuits.faithfulness import Runs, tidy
 from mechmem.measures.measure import Measure
 from mechmem.session import Session
-from mechmem.spec.registry import InputError, Swept
+from mechmem.spec.errors import InputError
+from mechmem.spec.sweep import Swept
+from mechmem.statistics.rows import Row, over_draws, over_examples, single
 
 Edges = Bool[Tensor, "source target"]
 Circuits = Bool[Tensor, "circuit source target"]

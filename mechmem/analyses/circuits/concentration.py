@@ -12,12 +12,12 @@ from jaxtyping import Float
 
 from mechmem.analyses.circuits.attribution import Units, parts, scores_of
 from mechmem.analyses.circuits.contrast import Contrast, ContrastAnalysis
-from mechmem.analyses.circuits.faithfulness import over_examples
 from mechmem.interventions.patch import Source
 from mechmem.measures.logit import Logit
 from mechmem.measures.measure import Measure
 from mechmem.session import Session
-from mechmem.spec.registry import InputError
+from mechmem.spec.errors import InputError
+from mechmem.statistics.rows import over_examples
 
 Scores = Float[np.ndarray, "n unit"]
 

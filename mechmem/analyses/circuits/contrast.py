@@ -24,7 +24,9 @@ from mechmem.measures.logit import Logit
 from mechmem.measures.measure import Measure
 from mechmem.models.architecture import Model
 from mechmem.session import Session
-from mechmem.spec.registry import InputError, Swept, digest
+from mechmem.spec.errors import InputError
+from mechmem.spec.files import digest
+from mechmem.spec.sweep import Swept
 
 Method = Literal["eap", "eap_ig", "exact"]
 Endpoint = Literal["clean", "corrupted", "midpoint"]

@@ -14,15 +14,14 @@ from torch import Tensor
 
 from mechmem.analyses.circuits.contrast import Contrast
 from mechmem.analyses.effects.effect import TOLERANCE
-from mechmem.statistics.intervals import LEVEL, interval, ratio, resamples
+from mechmem.statistics.intervals import LEVEL, ratio, resamples
+from mechmem.statistics.rows import Row, _row, over_draws, over_examples
 
 UNITS = {
     **{"faithfulness": "0 corrupted, 1 full run", "connected": "edges", "cpr": "area", "cmd": "area"},
     **{"edge_iou": "fraction", "node_iou": "fraction", "recall": "fraction", "recall_other": "fraction"},
     "hypergeometric_p": "probability",
 }
-
-Row = dict[str, Any]
 
 
 class Runs:
@@ -49,23 +48,6 @@ class Runs:
         full = over_examples(self.full) | {"condition": "full", "k": 1.0, "n_edges": self.n_edges}
         corrupted = over_examples(self.corrupted) | {"condition": "corrupted", "k": 0.0, "n_edges": 0}
         return [full | said, corrupted | said]
-
-
-def over_examples(values: np.ndarray) -> Row:
-    """A mean over examples."""
-    low, high = interval(values[None])
-    return _row(values.mean(), low[0], high[0], len(values), values)
-
-
-def over_draws(draws: Sequence[np.ndarray]) -> Row:
-    """A mean over examples and draws, with the middle 95 % of the draws."""
-    low, high = np.quantile([values.mean() for values in draws], [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-    return _row(np.mean(draws), low, high, len(draws), np.mean(draws, axis=0))
-
-
-def single(value: float) -> Row:
-    """A number that is counted, not sampled."""
-    return _row(value, value, value, 1, np.array([value]))
 
 
 def areas(fractions: Sequence[float], values: np.ndarray) -> list[Row]:
@@ -95,8 +77,3 @@ def tidy(rows: Sequence[Row], columns: Mapping[str, str], **shared: Any) -> pd.D
     """The table of these rows, in the order of its documented columns."""
     said = [{"unit": UNITS.get(row["measure"], "")} | row | shared for row in rows]
     return pd.DataFrame(said)[list(columns)].astype({"k": float, "n_edges": float})
-
-
-def _row(value: float, low: float, high: float, n: int, per_example: np.ndarray) -> Row:
-    numbers = {"value": float(value), "low": float(low), "high": float(high)}
-    return numbers | {"n": n, "per_example": per_example.astype(np.float32)}

@@ -15,7 +15,6 @@ from torch import Tensor
 
 from mechmem.analyses.circuits.attribution import Attribution, scores_of
 from mechmem.analyses.circuits.attribution import parts as scored_parts
-from mechmem.analyses.circuits.faithfulness import Row, over_draws, over_examples
 from mechmem.analyses.effects.effect import TOLERANCE, EffectAnalysis, Key, Readings, baseline_logits, edits_of
 from mechmem.data.examples import Examples
 from mechmem.interventions.ablate import Ablate
@@ -24,8 +23,10 @@ from mechmem.measures.measure import Measure
 from mechmem.measures.probability import Probability
 from mechmem.models.architecture import Model
 from mechmem.session import Session
-from mechmem.spec.registry import InputError, Swept
+from mechmem.spec.errors import InputError
+from mechmem.spec.sweep import Swept
 from mechmem.statistics.intervals import LEVEL, ratio, resamples
+from mechmem.statistics.rows import Row, over_draws, over_examples
 
 Curve = Float[np.ndarray, "k n"]
 Reader = Callable[[frozenset["Part"], bool], Readings]

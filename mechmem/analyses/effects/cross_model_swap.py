@@ -15,7 +15,7 @@ from mechmem.interventions.patch import Patch, Source
 from mechmem.interventions.swap_weights import SwapWeights
 from mechmem.models.architecture import Model
 from mechmem.session import Session
-from mechmem.spec.registry import Each, Swept
+from mechmem.spec.sweep import Each, Swept
 
 Part = Literal["embed", "attn", "mlp", "unembed"]
 IN_LAYERS = {"attn": "attn_out", "mlp": "mlp_out"}

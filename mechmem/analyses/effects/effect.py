@@ -21,7 +21,8 @@ from mechmem.measures.accuracy import Accuracy
 from mechmem.measures.measure import Measure
 from mechmem.models.architecture import Model
 from mechmem.session import Session
-from mechmem.spec.registry import Swept, digest
+from mechmem.spec.files import digest
+from mechmem.spec.sweep import Swept
 from mechmem.statistics.intervals import interval
 
 Interventions = Sequence[Intervention]

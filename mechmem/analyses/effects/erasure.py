@@ -11,14 +11,14 @@ from jaxtyping import Float
 from pydantic import Field, PositiveFloat, field_validator
 from torch import Tensor
 
-from mechmem.analyses.circuits.faithfulness import over_examples, single
 from mechmem.analyses.effects.effect import EffectAnalysis, Interventions, prefixes
 from mechmem.analyses.readouts.classifier import PENALTIES, Classifier, alike, check_fit, fitted, unseen, values_of
 from mechmem.data.examples import Examples
 from mechmem.interventions.erase import Erase
 from mechmem.interventions.intervention import Intervention
 from mechmem.session import Session
-from mechmem.spec.registry import Each
+from mechmem.spec.sweep import Each
+from mechmem.statistics.rows import over_examples, single
 
 CONTROLS = ("random", "variance_matched")
 

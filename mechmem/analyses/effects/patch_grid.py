@@ -12,7 +12,7 @@ from mechmem.analyses.effects.effect import EffectAnalysis, Interventions, basel
 from mechmem.data.examples import Examples
 from mechmem.interventions.patch import Patch, Source
 from mechmem.session import Session
-from mechmem.spec.registry import Swept
+from mechmem.spec.sweep import Swept
 
 
 class PatchGrid(EffectAnalysis):

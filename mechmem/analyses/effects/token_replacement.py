@@ -15,15 +15,16 @@ from pydantic import Field, NonNegativeInt, PositiveInt
 from torch import Tensor
 
 from mechmem.analyses.analysis import Analysis
-from mechmem.analyses.circuits.faithfulness import Row, over_examples, single
 from mechmem.analyses.effects.effect import greedy_answer
 from mechmem.data.examples import Examples
 from mechmem.interventions.intervention import position_indices
 from mechmem.interventions.patch import Patch, Source
 from mechmem.models.architecture import Model
 from mechmem.session import Session
-from mechmem.spec.registry import InputError, Swept
+from mechmem.spec.errors import InputError
+from mechmem.spec.sweep import Swept
 from mechmem.statistics.intervals import ratio
+from mechmem.statistics.rows import Row, over_examples, single
 
 Hits = Mapping[str, Float[np.ndarray, "n place"]]
 """By measure, whether the whole answer and each of its tokens is what it names."""

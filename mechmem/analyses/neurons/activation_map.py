@@ -12,7 +12,8 @@ from pydantic import Field, PositiveInt
 from mechmem.analyses.neurons.grid import CELLS, Grid, GridAnalysis
 from mechmem.analyses.neurons.heuristics import Heuristics
 from mechmem.session import Session
-from mechmem.spec.registry import InputError, Swept, suggest
+from mechmem.spec.errors import InputError, suggest
+from mechmem.spec.sweep import Swept
 
 
 class ActivationMap(GridAnalysis):

@@ -16,7 +16,7 @@ from mechmem.analyses.analysis import Analysis
 from mechmem.analyses.neurons.rules import Fit, fitted, rules_of
 from mechmem.data.examples import Examples
 from mechmem.session import Session
-from mechmem.spec.registry import InputError
+from mechmem.spec.errors import InputError
 
 CELLS = np.array(list(np.ndindex(10, 10, 2)))
 """(a, b, carry) of every cell."""

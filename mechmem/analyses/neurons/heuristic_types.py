@@ -14,7 +14,8 @@ from mechmem.analyses.neurons.grid import GridAnalysis
 from mechmem.analyses.neurons.neuron_shift import NeuronShift
 from mechmem.analyses.neurons.rules import TYPES
 from mechmem.session import Session
-from mechmem.spec.registry import InputError, Swept
+from mechmem.spec.errors import InputError
+from mechmem.spec.sweep import Swept
 from mechmem.statistics.intervals import N_RESAMPLES, interval
 
 

@@ -17,7 +17,8 @@ from mechmem.analyses.neurons.grid import GridAnalysis
 from mechmem.data.examples import Examples
 from mechmem.models.architecture import Model
 from mechmem.session import Session
-from mechmem.spec.registry import InputError, Swept
+from mechmem.spec.errors import InputError
+from mechmem.spec.sweep import Swept
 from mechmem.statistics.intervals import interval
 
 REHEARSED = 8

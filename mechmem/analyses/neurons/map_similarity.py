@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from mechmem.analyses.neurons.grid import Grid, GridAnalysis
 from mechmem.session import Session
-from mechmem.spec.registry import Swept
+from mechmem.spec.sweep import Swept
 from mechmem.statistics.intervals import interval
 
 

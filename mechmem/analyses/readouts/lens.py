@@ -20,7 +20,8 @@ from mechmem.interventions.tape import at_the_end
 from mechmem.measures.rank import Rank
 from mechmem.models.architecture import Model
 from mechmem.session import Session
-from mechmem.spec.registry import InputError, Swept
+from mechmem.spec.errors import InputError
+from mechmem.spec.sweep import Swept
 from mechmem.statistics.intervals import interval
 
 Residual = Float[Tensor, "n pos d_model"]

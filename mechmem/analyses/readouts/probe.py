@@ -11,7 +11,6 @@ from pydantic import Field, PositiveFloat
 from torch import Tensor
 
 from mechmem.analyses.analysis import Analysis
-from mechmem.analyses.circuits.faithfulness import over_examples, single
 from mechmem.analyses.effects.effect import prefixes
 from mechmem.analyses.readouts.classifier import (
     PENALTIES,
@@ -26,7 +25,9 @@ from mechmem.analyses.readouts.classifier import (
 from mechmem.data.examples import Examples
 from mechmem.models import sites
 from mechmem.session import Session
-from mechmem.spec.registry import InputError, Swept, suggest
+from mechmem.spec.errors import InputError, suggest
+from mechmem.spec.sweep import Swept
+from mechmem.statistics.rows import over_examples, single
 
 
 class Probe(Analysis):

@@ -13,7 +13,8 @@ from torch import Tensor
 
 from mechmem.data.examples import Examples
 from mechmem.data.label_noise import LabelNoise, UniformWrong
-from mechmem.data.tasks.task import MinimalPair, Task, differs_as_asked
+from mechmem.data.minimal_pair import MinimalPair
+from mechmem.data.tasks.task import Task, differs_as_asked
 
 N_DIGITS = 4
 DIGITS = tuple(range(10))

@@ -12,17 +12,9 @@ from jaxtyping import Int
 from torch import Tensor
 
 from mechmem.data.examples import Examples
-from mechmem.spec.registry import Component, InputError, suggest
-
-
-class MinimalPair(Component):
-    """Which variable the minimal pair of an example changes, and which it holds."""
-
-    flip: str
-    """The variable that must differ."""
-    hold: tuple[str, ...] = ()
-    """Variables that must stay as they are."""
-    seed: int = 0
+from mechmem.data.minimal_pair import MinimalPair
+from mechmem.spec.errors import InputError, suggest
+from mechmem.spec.registry import Component
 
 
 class Task(Component, registry="task"):

@@ -13,8 +13,9 @@ from torch import Tensor
 
 from mechmem.data.examples import Examples, concatenate
 from mechmem.data.label_noise import LabelNoise, UniformWrong
-from mechmem.data.tasks.task import MinimalPair, Task, differs_as_asked
-from mechmem.spec.registry import InputError
+from mechmem.data.minimal_pair import MinimalPair
+from mechmem.data.tasks.task import Task, differs_as_asked
+from mechmem.spec.errors import InputError
 
 N_CANDIDATES = 64
 """Other first hops that are tried for a minimal pair of each example."""

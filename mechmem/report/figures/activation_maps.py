@@ -13,7 +13,7 @@ from mechmem.report.figures.figure import Figure
 from mechmem.report.figures.heatmap import FROM_ZERO
 from mechmem.report.figures.rows import context, hover, in_order, shown
 from mechmem.report.figures.style import VERMILLION, note
-from mechmem.spec.registry import InputError
+from mechmem.spec.errors import InputError
 
 ROW, MARK = 235, 9
 """Height of a row of panels, and size of a marker (pixels)."""

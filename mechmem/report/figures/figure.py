@@ -10,7 +10,8 @@ from pydantic import Field
 
 from mechmem.report.figures.rows import in_order, readable
 from mechmem.report.figures.style import finish
-from mechmem.spec.registry import Component, InputError, suggest
+from mechmem.spec.errors import InputError, suggest
+from mechmem.spec.registry import Component
 
 Value = bool | int | float | str
 

@@ -12,7 +12,7 @@ from pandas.api.types import is_numeric_dtype
 from mechmem.report.figures.figure import Figure
 from mechmem.report.figures.rows import averaged, context, hover, in_order, shown
 from mechmem.report.figures.style import UNDEFINED, measured, note, titled
-from mechmem.spec.registry import InputError
+from mechmem.spec.errors import InputError
 
 MOST_NUMBERS = 200
 """Cells up to which the numbers are written."""

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 from pandas.api.types import is_float_dtype, is_numeric_dtype
 
-from mechmem.spec.registry import InputError
+from mechmem.spec.errors import InputError
 
 RESULTS = ("value", "low", "high", "recovery", "n")
 """The columns of an effect table that are measured, not chosen."""

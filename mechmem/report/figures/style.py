@@ -11,7 +11,7 @@ import plotly.graph_objects as go
 from plotly.colors import sample_colorscale, unlabel_rgb
 
 from mechmem.report.figures.rows import in_order, shown
-from mechmem.spec.registry import InputError
+from mechmem.spec.errors import InputError
 
 FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', Arial, sans-serif"
 INK, SOFT, FAINT, UNDEFINED = "#2f3640", "#5c6570", "#e4e7eb", "#c9ced6"

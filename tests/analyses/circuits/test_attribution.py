@@ -8,7 +8,7 @@ import torch
 
 from mechmem.analyses.circuits.attribution import Attribution, parts, scores_of
 from mechmem.analyses.circuits.contrast import correlation
-from mechmem.data.tasks.task import MinimalPair
+from mechmem.data.minimal_pair import MinimalPair
 from mechmem.interventions.applied import applied
 from mechmem.interventions.patch import Patch, Source
 from mechmem.measures.accuracy import Accuracy
@@ -18,7 +18,7 @@ from mechmem.measures.logit_difference import LogitDifference
 from mechmem.measures.probability import Probability
 from mechmem.models.sites import SITES
 from mechmem.session import Session
-from mechmem.spec.registry import InputError
+from mechmem.spec.errors import InputError
 
 SITE_OF = {"embed": "embed", "head": "z", "mlp": "mlp_out", "neuron": "neurons"}
 

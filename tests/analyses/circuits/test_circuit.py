@@ -13,12 +13,13 @@ from pydantic import ValidationError
 from mechmem.analyses.analysis import Analysis
 from mechmem.analyses.circuits.circuit import Circuit
 from mechmem.analyses.circuits.edge_scores import EdgeScores
-from mechmem.analyses.circuits.faithfulness import Runs, areas, areas_of_draws, over_draws, over_examples
-from mechmem.data.tasks.task import MinimalPair
+from mechmem.analyses.circuits.faithfulness import Runs, areas, areas_of_draws
+from mechmem.data.minimal_pair import MinimalPair
 from mechmem.experiment.claims import Quantity
 from mechmem.interventions.patch import Source
 from mechmem.measures.logit_difference import LogitDifference
 from mechmem.session import Session
+from mechmem.statistics.rows import over_draws, over_examples
 
 FRACTIONS = (0.0, 0.1, 0.25, 0.5, 1.0)
 METHODS = pytest.mark.parametrize("method", ["eap", "eap_ig", "exact"])

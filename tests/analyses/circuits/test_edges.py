@@ -14,14 +14,14 @@ from mechmem.analyses.circuits.edge_scores import EdgeScores
 from mechmem.analyses.circuits.edges import attributed, patched
 from mechmem.analyses.circuits.graph import Graph
 from mechmem.analyses.circuits.wiring import Wiring, source_hooks, source_values
-from mechmem.data.tasks.task import MinimalPair
+from mechmem.data.minimal_pair import MinimalPair
 from mechmem.interventions.patch import Source
 from mechmem.measures.accuracy import Accuracy
 from mechmem.measures.kl import KL
 from mechmem.measures.logit_difference import LogitDifference
 from mechmem.models.fast import forward
 from mechmem.session import Session
-from mechmem.spec.registry import InputError
+from mechmem.spec.errors import InputError
 
 FIELDS = [
     {},

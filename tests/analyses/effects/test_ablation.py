@@ -18,7 +18,8 @@ from mechmem.measures.accuracy import Accuracy
 from mechmem.measures.logit import Logit
 from mechmem.measures.probability import Probability
 from mechmem.session import Session
-from mechmem.spec.registry import InputError, each
+from mechmem.spec.errors import InputError
+from mechmem.spec.sweep import each
 
 FIRST_READOUT = 9
 N_PARTS = {"head": 4, "neuron": 48, "layer": 4}

@@ -12,12 +12,13 @@ from mechmem.analyses.effects.cross_model_swap import CrossModelSwap
 from mechmem.analyses.effects.effect import EffectAnalysis
 from mechmem.analyses.effects.patch_grid import PatchGrid
 from mechmem.interventions.applied import applied
-from mechmem.interventions.controls.control import RandomDirection
+from mechmem.interventions.controls.random_direction import RandomDirection
 from mechmem.interventions.patch import Patch, Source
 from mechmem.interventions.random_displacement import RandomDisplacement
 from mechmem.measures.probability import Probability
 from mechmem.session import Session
-from mechmem.spec.registry import InputError, each
+from mechmem.spec.errors import InputError
+from mechmem.spec.sweep import each
 
 EVERYTHING = ("embed", "attn", "mlp", "unembed")
 WEIGHTS = {"embed": ("embed.", "pos_embed."), "unembed": ("unembed.", "ln_final.")}

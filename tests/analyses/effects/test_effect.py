@@ -18,9 +18,10 @@ from mechmem.analyses.effects.effect import (
 )
 from mechmem.analyses.effects.patch_grid import PatchGrid
 from mechmem.data.examples import Examples
-from mechmem.data.tasks.task import MinimalPair
+from mechmem.data.minimal_pair import MinimalPair
 from mechmem.interventions.applied import applied
-from mechmem.interventions.controls.control import RandomDirection, RandomNeurons
+from mechmem.interventions.controls.random_direction import RandomDirection
+from mechmem.interventions.controls.random_neurons import RandomNeurons
 from mechmem.interventions.patch import Patch, Source
 from mechmem.interventions.random_displacement import RandomDisplacement
 from mechmem.measures.accuracy import Accuracy

@@ -14,10 +14,11 @@ from mechmem.analyses.effects.erasure import Erasure
 from mechmem.analyses.effects.intervene import Intervene
 from mechmem.analyses.readouts.classifier import fitted, thirds
 from mechmem.data.tasks.four_digit_addition import FourDigitAddition
-from mechmem.interventions.controls.control import RandomDirection
+from mechmem.interventions.controls.random_direction import RandomDirection
 from mechmem.interventions.erase import Erase
 from mechmem.session import Session
-from mechmem.spec.registry import InputError, each
+from mechmem.spec.errors import InputError
+from mechmem.spec.sweep import each
 
 with warnings.catch_warnings():  # concept-erasure scripts a function of its own, which torch deprecates
     warnings.filterwarnings("ignore", "`torch.jit.script` is deprecated", DeprecationWarning)

@@ -5,10 +5,10 @@ import pytest
 
 from mechmem.analyses.effects.intervene import Intervene
 from mechmem.analyses.effects.patch_grid import PatchGrid
-from mechmem.interventions.controls.control import RandomNeurons
+from mechmem.interventions.controls.random_neurons import RandomNeurons
 from mechmem.interventions.intervention import Intervention
 from mechmem.interventions.patch import Patch, Source
-from mechmem.spec.registry import each
+from mechmem.spec.sweep import each
 
 BEFORE = Source(checkpoint="before")
 

@@ -7,7 +7,7 @@ from transformer_lens import patching
 from mechmem.analyses.effects.patch_grid import PatchGrid
 from mechmem.interventions.patch import Patch, Source
 from mechmem.session import Session
-from mechmem.spec.registry import each
+from mechmem.spec.sweep import each
 
 UNIVERSE = {"layer": range(3), "head": range(2)}
 ORACLES = {

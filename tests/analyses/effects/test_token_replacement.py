@@ -14,7 +14,8 @@ from look_up import copying
 
 from mechmem.analyses.effects.token_replacement import TokenReplacement, _hits
 from mechmem.session import Session
-from mechmem.spec.registry import InputError, each
+from mechmem.spec.errors import InputError
+from mechmem.spec.sweep import each
 
 DIGITS = ["a3", "a2", "a1", "a0", "b3", "b2", "b1", "b0"]
 N_PROMPT = 10

@@ -18,10 +18,10 @@ from mechmem.analyses.neurons.heuristics import Heuristics, effects
 from mechmem.analyses.neurons.map_similarity import MapSimilarity, correlations
 from mechmem.analyses.neurons.neuron_shift import NeuronShift
 from mechmem.analyses.neurons.rules import TYPES
-from mechmem.data.tasks.task import MinimalPair
+from mechmem.data.minimal_pair import MinimalPair
 from mechmem.data.tasks.two_hop_reasoning import TwoHopReasoning
 from mechmem.session import Session
-from mechmem.spec.registry import InputError
+from mechmem.spec.errors import InputError
 
 PAIRS = ("pairs_0", "pairs_1", "pairs_2", "pairs_3")
 

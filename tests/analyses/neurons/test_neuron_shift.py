@@ -8,10 +8,11 @@ import torch
 from pydantic import ValidationError
 from sklearn.metrics import roc_auc_score
 
-from mechmem.analyses.neurons.neuron_shift import SPREAD_FLOOR, NeuronShift, NeuronTopK
+from mechmem.analyses.effects.neuron_top_k import NeuronTopK
+from mechmem.analyses.neurons.neuron_shift import SPREAD_FLOOR, NeuronShift
 from mechmem.interventions.patch import Patch, Source
 from mechmem.session import Session
-from mechmem.spec.registry import InputError
+from mechmem.spec.errors import InputError
 
 READOUT = slice(9, 14)
 

@@ -14,10 +14,10 @@ import mechmem as mm
 from mechmem.analyses.readouts.lens import residuals, unembedded
 from mechmem.analyses.readouts.logit_lens import LogitLens
 from mechmem.analyses.readouts.tuned_lens import TunedLens
+from mechmem.data.example_set import ExampleSet
 from mechmem.data.tasks.two_hop_reasoning import TwoHopReasoning
-from mechmem.experiment.spec import ExampleSet
 from mechmem.session import Session
-from mechmem.spec.registry import InputError
+from mechmem.spec.errors import InputError
 
 LENSES = pytest.mark.parametrize("lens", [LogitLens(), TunedLens(n_steps=4)], ids=lambda lens: lens.kind)
 

@@ -17,7 +17,7 @@ from mechmem.data.tasks.four_digit_addition import FourDigitAddition
 from mechmem.data.tasks.two_hop_reasoning import TwoHopReasoning
 from mechmem.models.architecture import Architecture
 from mechmem.session import Session
-from mechmem.spec.registry import InputError
+from mechmem.spec.errors import InputError
 
 EMBED = {"site": "embed", "layer": None}
 

@@ -9,9 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mechmem.data.label_noise import Digit, UniformWrong
+from mechmem.data.minimal_pair import MinimalPair
 from mechmem.data.tasks.four_digit_addition import FourDigitAddition
-from mechmem.data.tasks.task import MinimalPair
-from mechmem.spec.registry import InputError
+from mechmem.spec.errors import InputError
 
 OPERANDS = st.lists(st.tuples(st.integers(1000, 9999), st.integers(1000, 9999)), min_size=1, max_size=20)
 TASK = FourDigitAddition(n_train=300, n_held_out=80, noise=UniformWrong(rate=0.2))

@@ -8,9 +8,9 @@ import torch
 from pydantic import ValidationError
 
 from mechmem.data.label_noise import Digit, Permuted, Systematic, UniformWrong
-from mechmem.data.tasks.task import MinimalPair
+from mechmem.data.minimal_pair import MinimalPair
 from mechmem.data.tasks.two_hop_reasoning import TwoHopReasoning
-from mechmem.spec.registry import InputError
+from mechmem.spec.errors import InputError
 
 SMALL = TwoHopReasoning(n_entities=12, n_relations=5, noise=UniformWrong(rate=0.25))
 SPARSE = TwoHopReasoning(

@@ -3,10 +3,12 @@ from __future__ import annotations
 import pytest
 import torch
 
-from mechmem.interventions.controls.control import Control, RandomDirection, RandomNeurons
+from mechmem.interventions.controls.control import Control
+from mechmem.interventions.controls.random_direction import RandomDirection
+from mechmem.interventions.controls.random_neurons import RandomNeurons
 from mechmem.interventions.patch import Patch, Source
 from mechmem.interventions.random_displacement import RandomDisplacement
-from mechmem.spec.registry import InputError
+from mechmem.spec.errors import InputError
 
 BEFORE = Source(checkpoint="before")
 NEURONS = Patch(site="neurons", layer=1, neurons=(0, 3, 17, 20, 21), position="=", source=BEFORE)

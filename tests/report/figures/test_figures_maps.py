@@ -12,7 +12,7 @@ import pytest
 from mechmem.report.figures.activation_maps import ActivationMaps
 from mechmem.report.figures.embed import division
 from mechmem.report.figures.figure import Figure
-from mechmem.spec.registry import InputError
+from mechmem.spec.errors import InputError
 
 NAN = float("nan")
 

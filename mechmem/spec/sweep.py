@@ -1,0 +1,66 @@
+"""Sweeps: fields that take several values in turn."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Annotated, Any, Generic, Literal, TypeVar
+
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Discriminator,
+    Field,
+    Tag,
+    field_validator,
+)
+
+from mechmem.spec.errors import InputError
+
+T = TypeVar("T")
+
+
+class Each(BaseModel, Generic[T]):
+    """A swept value: `{each: [1, 2]}`, or `{each: all}` for every value that the model and the task allow."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    each: Annotated[
+        Annotated[tuple[T, ...], Field(min_length=1), Tag("values")] | Annotated[Literal["all"], Tag("all")],
+        Discriminator(lambda value: "all" if isinstance(value, str) else "values"),
+    ]
+
+    @field_validator("each")
+    @classmethod
+    def _all_differ(cls, each: Any) -> Any:
+        twice = [value for i, value in enumerate(each) if value in each[:i]] if each != "all" else []
+        if twice:
+            raise ValueError(f"{twice[0]!r} stands twice")
+        return each
+
+    def values(self, name: str, sweep_domain: Mapping[str, Sequence[Any]]) -> Sequence[Any]:
+        if self.each != "all":
+            return self.each
+        if name not in sweep_domain:
+            raise InputError(f"`{name}: {{each: all}}` has no list to stand for; write the values out")
+        return sweep_domain[name]
+
+
+def each(*values: Any) -> Any:
+    """Sweep a field: `PatchGrid(layer=each(0, 1))`; without values, over all that there are."""
+    return Each(each=values or "all")
+
+
+def _swept_tag(value: Any) -> str:
+    return "each" if isinstance(value, Each) or (isinstance(value, Mapping) and "each" in value) else "value"
+
+
+if TYPE_CHECKING:
+    # A swept field is read only after `expand` has replaced every `Each`, so it is typed as what it then holds.
+    Swept = Annotated[T, "swept"]
+else:
+
+    class Swept:
+        """`Swept[int]`: an int, or `{each: ...}` over ints."""
+
+        def __class_getitem__(cls, item: Any) -> Any:
+            values = Annotated[Each[item], Tag("each")]
+            return Annotated[Annotated[item, Tag("value")] | values, Discriminator(_swept_tag)]

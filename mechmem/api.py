@@ -24,12 +24,16 @@ def train(
     name: str = "training",
     folder: Path = runs.RUNS,
 ) -> Trained:
-    """Train a model, or take the one at hand if the same was trained before; an interrupted training goes on.
+    """Train a model, or take the one at hand if the same was trained before; an interrupted
+    training goes on.
 
     Kept under `folder`/trainings/. Raises FileError if that cannot be written.
     """
     recipe = Recipe(
-        name=name, task=task, architecture=architecture or Architecture(), optimisation=optimisation or Optimisation()
+        name=name,
+        task=task,
+        architecture=architecture or Architecture(),
+        optimisation=optimisation or Optimisation(),
     )
     with showing_progress() as progress:
         place = checkpoints.folder_of(recipe, seed, folder)
@@ -37,7 +41,8 @@ def train(
 
 
 def load(name: str, seed: int = 0, folder: Path = runs.RUNS) -> Trained:
-    """A shipped training (`fda_small`, ...) or one made before. Raises InputError if there is none of this name."""
+    """A shipped training (`fda_small`, ...) or one made before. Raises InputError if there is none
+    of this name."""
     return checkpoints.find(name, seed, folder)
 
 

@@ -1,4 +1,5 @@
-"""What a person sees while something runs: bars with time left, on stderr, so that stdout stays for results."""
+"""What a person sees while something runs: bars with time left, on stderr, so that stdout stays for
+results."""
 
 from __future__ import annotations
 
@@ -8,7 +9,14 @@ from collections.abc import Generator
 from contextlib import contextmanager
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    SpinnerColumn,
+    TextColumn,
+    TimeRemainingColumn,
+)
 
 from mechmem.experiment.cells import ProgressCallback
 
@@ -18,8 +26,8 @@ QUIET_SECONDS = 15.0
 
 @contextmanager
 def showing_progress(bars_only: bool = False) -> Generator[ProgressCallback, None, None]:
-    """A progress that shows a bar for a training and a line for what is being analysed; where there is no terminal, a line
-    now and then, or nothing with `bars_only`."""
+    """A progress that shows a bar for a training and a line for what is being analysed; where there
+    is no terminal, a line now and then, or nothing with `bars_only`."""
     if not sys.stderr.isatty():
         yield ProgressCallback() if bars_only else _Lines().progress
         return
@@ -36,7 +44,11 @@ class _Bars:
 
     def say(self, text: str) -> None:
         count = text.partition(" ")[2].partition(" ")[0].split("/")
-        done, total = (int(count[0]) - 1, int(count[1])) if len(count) == 2 and count[1].isdigit() else (0, None)
+        done, total = (
+            (int(count[0]) - 1, int(count[1]))
+            if len(count) == 2 and count[1].isdigit()
+            else (0, None)
+        )
         self._show("analysis", text, done, total)
 
     def train(self, name: str, step: int, n_steps: int, curves: dict[str, float]) -> None:
@@ -59,7 +71,9 @@ class _Lines:
     def train(self, name: str, step: int, n_steps: int, curves: dict[str, float]) -> None:
         first, at = self.started.setdefault(name, (step, time.monotonic()))
         left = (time.monotonic() - at) / max(step - first, 1) * (n_steps - step)
-        self._line(f"training {name}: step {step}/{n_steps}, {curves_line(curves)}, {left / 60:.0f} min left")
+        self._line(
+            f"training {name}: step {step}/{n_steps}, {curves_line(curves)}, {left / 60:.0f} min left"
+        )
 
     def _line(self, text: str) -> None:
         if time.monotonic() - self.last > QUIET_SECONDS:
@@ -69,4 +83,6 @@ class _Lines:
 
 def curves_line(curves: dict[str, float]) -> str:
     """The four curves in a line."""
-    return " ".join(f"{name} {curves[name]:.3f}" for name in ("clean", "memorised", "corrected", "held_out"))
+    return " ".join(
+        f"{name} {curves[name]:.3f}" for name in ("clean", "memorised", "corrected", "held_out")
+    )

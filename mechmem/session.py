@@ -1,4 +1,5 @@
-"""Session: the models and example sets of an experiment under their names, with the activations they share."""
+"""Session: the models and example sets of an experiment under their names, with the activations
+they share."""
 
 from __future__ import annotations
 
@@ -19,7 +20,8 @@ from mechmem.spec.registry import Component
 
 @dataclass
 class Session:
-    """What analyses work on. Activations are computed once and kept while they fit into `memory` bytes."""
+    """What analyses work on. Activations are computed once and kept while they fit into `memory`
+    bytes."""
 
     models: Mapping[str, Model] = field(default_factory=dict)
     example_sets: Mapping[str, Examples] = field(default_factory=dict)
@@ -31,15 +33,18 @@ class Session:
     chance: float = 0.0
     """Accuracy of a guess (fraction)."""
     rule: Callable[[Tensor], Tensor] | None = None
-    """The task's true answers to any prompts, also ones that no example set holds; -1 where it has none."""
+    """The task's true answers to any prompts, also ones that no example set holds; -1 where it has
+    none."""
     cache: dict[Any, Any] = field(default_factory=dict)
     """Results that several analyses share."""
     n_forwarded: float = 0
-    """Examples that went through a model so far: the cost of what was done, or of what is rehearsed."""
+    """Examples that went through a model so far: the cost of what was done, or of what is
+    rehearsed."""
     say: Callable[[str], None] = lambda _: None
     """Told what is being worked on."""
     is_rehearsal: bool = False
-    """A few examples and untrained models stand for the real ones: what hangs on their values is not to be refused."""
+    """A few examples and untrained models stand for the real ones: what hangs on their values is
+    not to be refused."""
     _kept: OrderedDict[tuple[int, str, str], Tensor] = field(default_factory=OrderedDict)
     _alive: dict[int, Model] = field(default_factory=dict)
 
@@ -52,13 +57,21 @@ class Session:
     def examples(self, name: str) -> Examples:
         """Raises InputError for a name that the experiment does not give."""
         if name not in self.example_sets:
-            raise InputError(f"there is no example set {name!r}; {suggest(name, self.example_sets)}")
+            raise InputError(
+                f"there is no example set {name!r}; {suggest(name, self.example_sets)}"
+            )
         return self.example_sets[name]
 
     def named(self, *components: Component) -> tuple[Any, ...]:
-        """The models and example sets that these components name: what, beside them, decides a result of theirs."""
+        """The models and example sets that these components name: what, beside them, decides a
+        result of theirs."""
         words = sorted(set().union(*(component.words() for component in components)))
-        return tuple(kind[word] for word in words for kind in (self.models, self.example_sets) if word in kind)
+        return tuple(
+            kind[word]
+            for word in words
+            for kind in (self.models, self.example_sets)
+            if word in kind
+        )
 
     def count(self, examples: Examples, times: int = 1) -> None:
         """Counts these examples as forwarded."""
@@ -69,7 +82,9 @@ class Session:
         return self.activations(model, examples, [hook])[hook]
 
     @torch.no_grad()
-    def activations(self, model: Model, examples: Examples, hooks: Collection[str]) -> dict[str, Tensor]:
+    def activations(
+        self, model: Model, examples: Examples, hooks: Collection[str]
+    ) -> dict[str, Tensor]:
         """The activations at these hooks, unedited; one forward for those that are not at hand."""
         self._alive[id(model)] = model
         missing = [hook for hook in hooks if (id(model), examples.key, hook) not in self._kept]
@@ -87,7 +102,8 @@ class Session:
 
     @torch.no_grad()
     def logits(self, model: Model, examples: Examples, edits: Iterable[Edit] = ()) -> Tensor:
-        """Logits of every answer token, `n n_answer d_vocab`; resumes at the first edited layer where it can."""
+        """Logits of every answer token, `n n_answer d_vocab`; resumes at the first edited layer
+        where it can."""
         edits = list(edits)
         layer = min((edit.layer for edit in edits), default=0)
         layer = min(layer, model.cfg.n_layers - 1)

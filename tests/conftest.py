@@ -1,4 +1,5 @@
-"""Fixtures that several test files share: tiny tasks, models with random weights, and one finished tiny training."""
+"""Fixtures that several test files share: tiny tasks, models with random weights, and one finished
+tiny training."""
 
 from __future__ import annotations
 
@@ -76,18 +77,28 @@ def small_spec(**fields: Any) -> dict[str, Any]:
         "analyses": [{"kind": "dynamics"}, grid, {"kind": "neuron_shift"}],
         "figures": [{"kind": "curves", "table": "dynamics", "title": "Curves"}],
         "quantities": {"returned": {"table": "patch_grid", "where": returned, "pick": "largest"}},
-        "claims": [{"id": "C7", "says": "it returns", "holds_when": [{"quantity": "returned", "at_least": 0}]}],
+        "claims": [
+            {
+                "id": "C7",
+                "says": "it returns",
+                "holds_when": [{"quantity": "returned", "at_least": 0}],
+            }
+        ],
         "answer": "Layer {returned.layer} returns {returned.number}.",
     } | fields
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--write-docs", action="store_true", help="write what pages quote of the docstrings anew")
+    parser.addoption(
+        "--write-docs", action="store_true", help="write what pages quote of the docstrings anew"
+    )
 
 
 def pytest_configure() -> None:
     torch.set_num_threads(1)
-    settings.register_profile("same every time", derandomize=True, deadline=None, database=None, max_examples=50)
+    settings.register_profile(
+        "same every time", derandomize=True, deadline=None, database=None, max_examples=50
+    )
     settings.load_profile("same every time")
 
 
@@ -98,7 +109,9 @@ def random_model(architecture: Architecture, task: FourDigitAddition, seed: int)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             noise = torch.randn(parameter.shape, generator=generator)
-            parameter.copy_(1 + 0.3 * noise if name.endswith(".w") else noise * (0.25 if ".W_" in name else 0.3))
+            parameter.copy_(
+                1 + 0.3 * noise if name.endswith(".w") else noise * (0.25 if ".W_" in name else 0.3)
+            )
     return model
 
 
@@ -124,7 +137,9 @@ def others(task: FourDigitAddition) -> Examples:
 @pytest.fixture(scope="session")
 def random_models(task: FourDigitAddition) -> Build:
     """A maker of models with random weights: (seed, **fields of the architecture)."""
-    return lambda seed=0, **fields: random_model(Architecture(**(TINY.model_dump() | fields)), task, seed)
+    return lambda seed=0, **fields: random_model(
+        Architecture(**(TINY.model_dump() | fields)), task, seed
+    )
 
 
 @pytest.fixture(scope="session")
@@ -140,7 +155,10 @@ def other_model(random_models: Build) -> Model:
 @pytest.fixture
 def session(model: Model, other_model: Model, examples: Examples, others: Examples) -> Session:
     """`after` and `before` are two random models, `noisy` and `clean` two sets of examples."""
-    return Session(models={"after": model, "before": other_model}, example_sets={"noisy": examples, "clean": others})
+    return Session(
+        models={"after": model, "before": other_model},
+        example_sets={"noisy": examples, "clean": others},
+    )
 
 
 @pytest.fixture(scope="session")
@@ -156,7 +174,8 @@ def trained(recipe: Recipe, tmp_path_factory: pytest.TempPathFactory) -> Trained
 
 @pytest.fixture(scope="session")
 def processes() -> ForkServerContext:
-    """Processes that start in milliseconds: their server has imported mechmem once and has never run a model."""
+    """Processes that start in milliseconds: their server has imported mechmem once and has never
+    run a model."""
     import multiprocessing
 
     context = multiprocessing.get_context("forkserver")

@@ -1,4 +1,5 @@
-"""As much of a JSON schema validator as our schemas need; a keyword that it does not know is an error."""
+"""As much of a JSON schema validator as our schemas need; a keyword that it does not know is an
+error."""
 
 from __future__ import annotations
 
@@ -12,7 +13,11 @@ IGNORED = {"title", "description", "default", "$defs"}
 
 def is_valid(value: Any, schema: Mapping[str, Any], root: Mapping[str, Any]) -> bool:
     """Whether the value fits the schema; references are looked up in `root`."""
-    return all(RULES[key](value, wanted, schema, root) for key, wanted in schema.items() if key not in IGNORED)
+    return all(
+        RULES[key](value, wanted, schema, root)
+        for key, wanted in schema.items()
+        if key not in IGNORED
+    )
 
 
 def at(reference: str, root: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -25,25 +30,43 @@ def at(reference: str, root: Mapping[str, Any]) -> Mapping[str, Any]:
 
 def _is_a(value: Any, name: str) -> bool:
     if name in ("integer", "number"):
-        return not isinstance(value, bool) and isinstance(value, int if name == "integer" else (int, float))
+        return not isinstance(value, bool) and isinstance(
+            value, int if name == "integer" else (int, float)
+        )
     return isinstance(value, TYPES[name])
 
 
-def _named(value: Any, wanted: Mapping[str, Any], schema: Mapping[str, Any], root: Mapping[str, Any]) -> bool:
-    return not isinstance(value, dict) or all(is_valid(value[k], s, root) for k, s in wanted.items() if k in value)
+def _named(
+    value: Any, wanted: Mapping[str, Any], schema: Mapping[str, Any], root: Mapping[str, Any]
+) -> bool:
+    return not isinstance(value, dict) or all(
+        is_valid(value[k], s, root) for k, s in wanted.items() if k in value
+    )
 
 
 def _others(value: Any, wanted: Any, schema: Mapping[str, Any], root: Mapping[str, Any]) -> bool:
-    others = [value[key] for key in value if key not in schema.get("properties", {})] if isinstance(value, dict) else []
-    return all(is_valid(other, wanted, root) for other in others) if isinstance(wanted, dict) else wanted or not others
+    others = (
+        [value[key] for key in value if key not in schema.get("properties", {})]
+        if isinstance(value, dict)
+        else []
+    )
+    return (
+        all(is_valid(other, wanted, root) for other in others)
+        if isinstance(wanted, dict)
+        else wanted or not others
+    )
 
 
 def _items(value: Any, wanted: Any, schema: Mapping[str, Any], root: Mapping[str, Any]) -> bool:
     return not isinstance(value, list) or all(is_valid(item, wanted, root) for item in value)
 
 
-def _places(value: Any, wanted: list[Any], schema: Mapping[str, Any], root: Mapping[str, Any]) -> bool:
-    return not isinstance(value, list) or all(is_valid(i, s, root) for i, s in zip(value, wanted, strict=False))
+def _places(
+    value: Any, wanted: list[Any], schema: Mapping[str, Any], root: Mapping[str, Any]
+) -> bool:
+    return not isinstance(value, list) or all(
+        is_valid(i, s, root) for i, s in zip(value, wanted, strict=False)
+    )
 
 
 def _number(holds: Callable[[Any, Any], bool]) -> Callable[..., bool]:
@@ -60,10 +83,14 @@ RULES: dict[str, Callable[..., bool]] = {
     "const": lambda value, wanted, *_: value == wanted,
     "enum": lambda value, wanted, *_: value in wanted,
     "anyOf": lambda value, wanted, _, root: any(is_valid(value, schema, root) for schema in wanted),
-    "oneOf": lambda value, wanted, _, root: sum(is_valid(value, schema, root) for schema in wanted) == 1,
+    "oneOf": lambda value, wanted, _, root: (
+        sum(is_valid(value, schema, root) for schema in wanted) == 1
+    ),
     "properties": _named,
     "additionalProperties": _others,
-    "required": lambda value, wanted, *_: not isinstance(value, dict) or set(wanted) <= value.keys(),
+    "required": lambda value, wanted, *_: (
+        not isinstance(value, dict) or set(wanted) <= value.keys()
+    ),
     "items": _items,
     "prefixItems": _places,
     "minItems": _length(lambda n, least: n >= least),
@@ -72,5 +99,7 @@ RULES: dict[str, Callable[..., bool]] = {
     "maximum": _number(lambda value, most: value <= most),
     "exclusiveMinimum": _number(lambda value, least: value > least),
     "exclusiveMaximum": _number(lambda value, most: value < most),
-    "pattern": lambda value, wanted, *_: not isinstance(value, str) or re.search(wanted, value) is not None,
+    "pattern": lambda value, wanted, *_: (
+        not isinstance(value, str) or re.search(wanted, value) is not None
+    ),
 }

@@ -8,8 +8,11 @@ from mechmem.models.architecture import Architecture, Model
 
 
 def copying(sources: list[int]) -> Model:
-    """A model whose i-th answer token is the token at the i-th of these positions, and hangs on nothing else."""
-    model = Architecture(n_layers=1, d_model=26, n_heads=1, d_head=26, attn_only=True, norm=None).build(12, 14, 0)
+    """A model whose i-th answer token is the token at the i-th of these positions, and hangs on
+    nothing else."""
+    model = Architecture(
+        n_layers=1, d_model=26, n_heads=1, d_head=26, attn_only=True, norm=None
+    ).build(12, 14, 0)
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.zero_()

@@ -1,4 +1,5 @@
-"""What pytest's `--jaxtyping-packages` checks with: beartype, on the stated tensor shapes and on nothing else."""
+"""What pytest's `--jaxtyping-packages` checks with: beartype, on the stated tensor shapes and on
+nothing else."""
 
 from __future__ import annotations
 
@@ -9,7 +10,10 @@ from beartype import beartype
 
 
 def checked(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Other annotations are the type checker's: they may be `Self` or names that are imported for types only."""
+    """Other annotations are the type checker's: they may be `Self` or names that are imported for
+    types only."""
     stated = function.__annotations__.items()
-    function.__annotations__ = {name: hint if "jaxtyping." in repr(hint) else Any for name, hint in stated}
+    function.__annotations__ = {
+        name: hint if "jaxtyping." in repr(hint) else Any for name, hint in stated
+    }
     return beartype(function)

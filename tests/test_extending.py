@@ -1,4 +1,5 @@
-"""docs/extending.md, followed to the letter in a folder of its own by a user who does not touch the package."""
+"""docs/extending.md, followed to the letter in a folder of its own by a user who does not touch the
+package."""
 
 from __future__ import annotations
 
@@ -17,7 +18,9 @@ PAGE = Path(__file__).parent.parent / "docs" / "extending.md"
 def folder(tmp_path_factory) -> Path:
     """The files that the page tells to write: blocks of one title make one file."""
     folder = tmp_path_factory.mktemp("mine")
-    for title, text in re.findall(r"```\w+ title=(\S+)\n(.*?)```", PAGE.read_text(), flags=re.DOTALL):
+    for title, text in re.findall(
+        r"```\w+ title=(\S+)\n(.*?)```", PAGE.read_text(), flags=re.DOTALL
+    ):
         with (folder / title).open("a") as file:
             file.write(text + "\n\n")
     return folder
@@ -25,7 +28,9 @@ def folder(tmp_path_factory) -> Path:
 
 def mechmem(folder: Path, *arguments: str) -> subprocess.CompletedProcess:
     program = "from mechmem.cli import main; main()"
-    return subprocess.run([sys.executable, "-c", program, *arguments], cwd=folder, capture_output=True, text=True)
+    return subprocess.run(
+        [sys.executable, "-c", program, *arguments], cwd=folder, capture_output=True, text=True
+    )
 
 
 def test_the_page_as_a_user_follows_it(folder):
@@ -38,11 +43,15 @@ def test_the_page_as_a_user_follows_it(folder):
     assert len(norms) == 3 * 4 * 2
     assert (norms["value"] > 0).all()
     damped = pd.read_parquet(made / "tables" / "intervene.parquet")
-    margins = damped[(damped["measure"] == "margin") & (damped["prefix"] == "given") & (damped["place"] == "all")]
+    margins = damped[
+        (damped["measure"] == "margin") & (damped["prefix"] == "given") & (damped["place"] == "all")
+    ]
     by = margins.pivot(index="factor", columns="condition", values="value")
     assert by.loc[1.0, "intervened"] == pytest.approx(by.loc[1.0, "baseline"], abs=1e-4)  # neutral
     assert by.loc[0.0, "intervened"] < by.loc[1.0, "intervened"] - 1
-    assert "norm of the head" in (made / "report.html").read_text()  # the user's own columns are explained
+    assert (
+        "norm of the head" in (made / "report.html").read_text()
+    )  # the user's own columns are explained
 
 
 def test_a_wrong_key_of_ones_own_class_has_its_place_in_the_file(folder):
@@ -50,4 +59,6 @@ def test_a_wrong_key_of_ones_own_class_has_its_place_in_the_file(folder):
     (folder / "wrong.yaml").write_text(wrong)
     ran = mechmem(folder, "run", "wrong.yaml")
     assert ran.returncode == 2
-    assert re.search(r"wrong.yaml:\d+:\d+: .*dampen has no key 'facter'; did you mean 'factor'", ran.stderr)
+    assert re.search(
+        r"wrong.yaml:\d+:\d+: .*dampen has no key 'facter'; did you mean 'factor'", ran.stderr
+    )

@@ -12,8 +12,12 @@ HEAVY = ("torch", "pandas", "transformer_lens", "plotly", "numpy", "scipy", "saf
 
 def loaded(code: str) -> set[str]:
     """Which of the heavy packages a fresh process has imported after this code."""
-    program = f"import sys\n{code}\nprint('loaded:', *(name for name in {HEAVY} if name in sys.modules))"
-    ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    program = (
+        f"import sys\n{code}\nprint('loaded:', *(name for name in {HEAVY} if name in sys.modules))"
+    )
+    ran = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True
+    )
     return set(ran.stdout.splitlines()[-1].split()[1:])
 
 
@@ -21,7 +25,9 @@ def helped(*arguments: str) -> str:
     return f"sys.argv = {['mechmem', *arguments]}\nfrom mechmem.cli.main import main\ntry:\n    main()\nexcept SystemExit:\n    pass"
 
 
-@pytest.mark.parametrize("arguments", [("--help",), ("run", "--help"), ("train", "--help"), ("nonsense",)])
+@pytest.mark.parametrize(
+    "arguments", [("--help",), ("run", "--help"), ("train", "--help"), ("nonsense",)]
+)
 def test_help_imports_nothing_heavy(arguments):
     assert loaded(helped(*arguments)) == set()
 

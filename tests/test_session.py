@@ -44,7 +44,9 @@ def test_activations_are_those_of_the_model(session, model, examples):
 def test_an_activation_is_computed_once_and_only_what_is_missing(session, model, examples, starts):
     first = session.activation(model, examples, "blocks.0.hook_attn_out")
     assert session.activation(model, examples, "blocks.0.hook_attn_out") is first
-    both = session.activations(model, examples, ["blocks.0.hook_attn_out", "blocks.1.hook_attn_out"])
+    both = session.activations(
+        model, examples, ["blocks.0.hook_attn_out", "blocks.1.hook_attn_out"]
+    )
     assert both["blocks.0.hook_attn_out"] is first
     assert len(starts) == 2
     assert session.n_forwarded == 2 * len(examples)
@@ -67,7 +69,8 @@ def test_models_examples_and_prefixes_are_kept_apart(session, model, other_model
 
 
 def test_a_model_lives_as_long_as_its_activations_are_kept(random_models, examples):
-    """Activations are kept by the model's identity, which a new model could take over from a forgotten one."""
+    """Activations are kept by the model's identity, which a new model could take over from a
+    forgotten one."""
     model, session = random_models(0, n_layers=1), Session()
     session.activation(model, examples, "hook_embed")
     seen = weakref.ref(model)
@@ -82,7 +85,9 @@ def test_a_model_lives_as_long_as_its_activations_are_kept(random_models, exampl
 def test_what_does_not_fit_into_memory_is_forgotten_oldest_use_first(model, examples, starts):
     size = 12 * 14 * 16 * 4  # one residual: examples, positions, d_model, bytes
     session = Session(memory=2 * size)
-    first, second, third = (f"blocks.{i}.hook_{name}" for i, name in ((0, "attn_out"), (0, "mlp_out"), (1, "attn_out")))
+    first, second, third = (
+        f"blocks.{i}.hook_{name}" for i, name in ((0, "attn_out"), (0, "mlp_out"), (1, "attn_out"))
+    )
     assert session.activation(model, examples, first).nbytes == size
     session.activation(model, examples, second)
     session.activation(model, examples, first)  # used again, so `second` is now the oldest
@@ -113,12 +118,16 @@ def test_more_than_the_memory_holds_is_still_returned(model, examples):
         ("ln_final.hook_normalized", 1),
     ],
 )
-def test_edited_logits_resume_at_the_first_edited_layer(hook, start, session, model, examples, starts):
+def test_edited_logits_resume_at_the_first_edited_layer(
+    hook, start, session, model, examples, starts
+):
     session.activation(model, examples, "blocks.1.hook_resid_pre")
     edits = [Edit("unembed.hook_out", torch.tanh), Edit(hook, lambda x: x.roll(1, dims=-1))]
     found = session.logits(model, examples, edits)
     assert starts == [0, start]
-    torch.testing.assert_close(found, forward(model, examples.tokens, 5, edits)[0].detach(), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(
+        found, forward(model, examples.tokens, 5, edits)[0].detach(), atol=1e-5, rtol=1e-5
+    )
 
 
 def test_logits_without_a_kept_residual_are_the_same(session, model, examples, starts):
@@ -140,4 +149,6 @@ def test_what_a_component_names_is_told_apart_from_what_had_the_name_before(sess
     first = shift.kept(session)
     assert shift.kept(session) is first
     session.models = {**session.models, "after": other_model}
-    assert (shift.kept(session)["shift_noisy"] == 0).all()  # the same model before and after, and no longer the first
+    assert (
+        shift.kept(session)["shift_noisy"] == 0
+    ).all()  # the same model before and after, and no longer the first

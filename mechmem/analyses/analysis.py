@@ -31,10 +31,16 @@ class Analysis(Component, registry="analysis"):
         """The table of one concrete analysis, nothing in it being swept any more."""
 
     def run(self, session: Session, sweep_domain: Mapping[str, Sequence[Any]]) -> pd.DataFrame:
-        """The tables of all members of the sweep, one below the other, the swept values as columns."""
+        """The tables of all members of the sweep, one below the other, the swept values as
+        columns."""
         tables = []
         members = self.expand(sweep_domain)
-        of_several = {key for labels, _ in members for key, value in labels.items() if isinstance(value, (tuple, list))}
+        of_several = {
+            key
+            for labels, _ in members
+            for key, value in labels.items()
+            if isinstance(value, (tuple, list))
+        }
         for i, (labels, member) in enumerate(members, start=1):
             swept = ", ".join(f"{key} {_cell(value, True)}" for key, value in labels.items())
             session.say(f"{self.table_name} {i}/{len(members)} {swept}")
@@ -45,11 +51,14 @@ class Analysis(Component, registry="analysis"):
             tables.append(table)
         joined = pd.concat(tables, ignore_index=True)
         mixed = [c for c in members[0][0] if c in joined and len(set(joined[c].map(type))) > 1]
-        return joined.astype(dict.fromkeys(mixed, str))  # a file's column has one type: 2 and "0+1" become words
+        return joined.astype(
+            dict.fromkeys(mixed, str)
+        )  # a file's column has one type: 2 and "0+1" become words
 
 
 def _cell(value: Any, is_text: bool) -> Any:
-    """A swept value; text throughout a column in which a set such as layers 0 and 1 stands as `0+1`."""
+    """A swept value; text throughout a column in which a set such as layers 0 and 1 stands as
+    `0+1`."""
     if isinstance(value, (tuple, list)):
         return "+".join(map(str, value))
     return str(value) if is_text and value is not None else value

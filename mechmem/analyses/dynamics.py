@@ -14,8 +14,10 @@ from mechmem.session import Session
 class Dynamics(Analysis):
     """When the rule is found and when the wrong labels are fitted.
 
-    Generalisation first shows as `held_out` and `corrected` rising while `memorised` is still at chance. Nothing is
-    presumed: a phase that the curves never reach has no row. Source: arXiv:2507.04782, claims C1 and C2.
+    Generalisation first shows as `held_out` and `corrected` rising while `memorised` is still at
+    chance. Nothing is
+    presumed: a phase that the curves never reach has no row. Source: arXiv:2507.04782, claims C1
+    and C2.
     """
 
     columns: ClassVar[Mapping[str, str]] = {
@@ -31,6 +33,11 @@ class Dynamics(Analysis):
         long = curves.melt(id_vars="step", var_name="curve", value_name="value").assign(label="")
         reached = [(name, step) for name, step in session.phases.items() if step is not None]
         at_phases = [long[long["step"] == step].assign(label=name) for name, step in reached]
-        marks = [{"step": step, "curve": "phase", "value": float(step), "label": name} for name, step in reached]
+        marks = [
+            {"step": step, "curve": "phase", "value": float(step), "label": name}
+            for name, step in reached
+        ]
         table = pd.concat([long, *at_phases, pd.DataFrame(marks)], ignore_index=True)
-        return table.assign(unit=table["curve"].map({"phase": "optimiser steps"}).fillna("fraction"))
+        return table.assign(
+            unit=table["curve"].map({"phase": "optimiser steps"}).fillna("fraction")
+        )

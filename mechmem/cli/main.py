@@ -1,4 +1,5 @@
-"""The command line. Results go to stdout, progress and errors to stderr; exit codes: 0 done, 1 failed, 2 your input."""
+"""The command line. Results go to stdout, progress and errors to stderr; exit codes: 0 done, 1
+failed, 2 your input."""
 
 from __future__ import annotations
 
@@ -18,8 +19,13 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Mechanistic interpretability of memorisation: train, intervene, report.",
 )
-Spec = Annotated[Path, typer.Argument(help="an experiment, such as experiments/fda_patching.yaml", show_default=False)]
-Overrides = Annotated[list[str] | None, typer.Argument(help="key.sub=value, replacing what the file says")]
+Spec = Annotated[
+    Path,
+    typer.Argument(help="an experiment, such as experiments/fda_patching.yaml", show_default=False),
+]
+Overrides = Annotated[
+    list[str] | None, typer.Argument(help="key.sub=value, replacing what the file says")
+]
 Runs = Annotated[Path, typer.Option("--runs", help="folder of runs and trainings")]
 Json = Annotated[bool, typer.Option("--json", help="print JSON for scripts")]
 Seed = Annotated[int, typer.Option("--seed", help="seed of the model", min=0)]
@@ -30,8 +36,11 @@ INTERRUPTED = "interrupted; the same command goes on from here"
 
 
 def main() -> None:
-    """The console script: runs a command and turns its errors into one clear line and an exit code."""
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # on a busy machine, waiting threads would spin
+    """The console script: runs a command and turns its errors into one clear line and an exit
+    code."""
+    os.environ.setdefault(
+        "OMP_WAIT_POLICY", "PASSIVE"
+    )  # on a busy machine, waiting threads would spin
     try:
         code = app(standalone_mode=False)
     except KeyboardInterrupt:
@@ -45,7 +54,9 @@ def main() -> None:
 
 
 def _explained(error: Exception) -> tuple[str, int]:
-    usage: Any = typer.BadParameter.__mro__[2]  # ClickException, of the click that this typer brings or imports
+    usage: Any = typer.BadParameter.__mro__[
+        2
+    ]  # ClickException, of the click that this typer brings or imports
     if isinstance(error, usage):
         return error.format_message(), 2
     if isinstance(error, typer.Abort):
@@ -62,7 +73,9 @@ def _explained(error: Exception) -> tuple[str, int]:
 
 def _fail(message: str, code: int) -> NoReturn:
     if message:  # empty where the help was asked for by typing nothing
-        sys.stderr.write(f"mechmem: {message}\n" if not message.startswith("Usage") else message + "\n")
+        sys.stderr.write(
+            f"mechmem: {message}\n" if not message.startswith("Usage") else message + "\n"
+        )
     sys.exit(code)
 
 
@@ -80,8 +93,11 @@ def run(spec: Spec, overrides: Overrides = None, runs: Runs = HERE, as_json: Jso
 
 
 @app.command()
-def check(spec: Spec, overrides: Overrides = None, runs: Runs = HERE, as_json: Json = False) -> None:
-    """Validate an experiment or a training, down to sites and shapes, and estimate its cost; compute nothing."""
+def check(
+    spec: Spec, overrides: Overrides = None, runs: Runs = HERE, as_json: Json = False
+) -> None:
+    """Validate an experiment or a training, down to sites and shapes, and estimate its cost;
+    compute nothing."""
     import pandas as pd
 
     from mechmem.experiment import run as engine
@@ -92,9 +108,14 @@ def check(spec: Spec, overrides: Overrides = None, runs: Runs = HERE, as_json: J
         recipe = _recipe(spec, overrides)
         costs = [labels | cost_of_training(cell) for labels, cell in recipe.expand({})]
         if as_json or len(costs) == 1:
-            _output({"training": recipe.name, **(costs[0] if len(costs) == 1 else {"cells": costs})}, as_json)
+            _output(
+                {"training": recipe.name, **(costs[0] if len(costs) == 1 else {"cells": costs})},
+                as_json,
+            )
             return
-        _echo(f"{spec} is valid: {len(costs)} trainings\n{pd.DataFrame(costs).to_string(index=False)}")
+        _echo(
+            f"{spec} is valid: {len(costs)} trainings\n{pd.DataFrame(costs).to_string(index=False)}"
+        )
         return
     experiment, file = _experiment(spec, overrides)
     with showing_progress(bars_only=True) as progress, _placed(file):
@@ -102,7 +123,8 @@ def check(spec: Spec, overrides: Overrides = None, runs: Runs = HERE, as_json: J
     seconds = seconds_per_example(experiment.training)
     n = len(experiment.seeds)
     rows = [
-        {"analysis": a, "examples_forwarded": n * c, "seconds": round(n * c * seconds, 1)} for a, c in costs.items()
+        {"analysis": a, "examples_forwarded": n * c, "seconds": round(n * c * seconds, 1)}
+        for a, c in costs.items()
     ]
     missing = engine.missing_trainings(experiment, runs)
     minutes = {recipe: cost_of_training(recipe)["minutes"] for recipe in missing.values()}
@@ -119,8 +141,15 @@ def check(spec: Spec, overrides: Overrides = None, runs: Runs = HERE, as_json: J
 
 
 @app.command()
-def train(spec: Spec, overrides: Overrides = None, seed: Seed = 0, runs: Runs = HERE, as_json: Json = False) -> None:
-    """Train a recipe (every cell of it, where it is a sweep) from scratch, or go on with an interrupted training."""
+def train(
+    spec: Spec,
+    overrides: Overrides = None,
+    seed: Seed = 0,
+    runs: Runs = HERE,
+    as_json: Json = False,
+) -> None:
+    """Train a recipe (every cell of it, where it is a sweep) from scratch, or go on with an
+    interrupted training."""
     from mechmem.cli import summaries
     from mechmem.progress import showing_progress
     from mechmem.training.loop import train as train_recipe
@@ -131,7 +160,11 @@ def train(spec: Spec, overrides: Overrides = None, seed: Seed = 0, runs: Runs = 
         name = " ".join([recipe.name, *(f"{key} {value}" for key, value in labels.items())])
         with showing_progress() as progress:
             folder = own_folder(recipe, seed, runs)
-            made.append(train_recipe(recipe, seed, folder, lambda *event, name=name: progress.train(name, *event)))
+            made.append(
+                train_recipe(
+                    recipe, seed, folder, lambda *event, name=name: progress.train(name, *event)
+                )
+            )
         if not as_json:
             _echo(summaries.training_text(made[-1]))
     if as_json:
@@ -177,11 +210,18 @@ def show(
     from mechmem.training import store as checkpoints
 
     kinds = {kind: member for members in _registries().values() for kind, member in members.items()}
-    found = [path for path in all_runs(runs) if path.name == name or path.name.rsplit("-", 1)[0] == name]
+    found = [
+        path for path in all_runs(runs) if path.name == name or path.name.rsplit("-", 1)[0] == name
+    ]
     if name in kinds:
         _tell(summaries.kind_text, summaries.kind_numbers, kinds[name], as_json)
     elif name in checkpoints.names(runs):
-        _tell(summaries.training_text, summaries.training_numbers, checkpoints.find(name, seed, runs), as_json)
+        _tell(
+            summaries.training_text,
+            summaries.training_numbers,
+            checkpoints.find(name, seed, runs),
+            as_json,
+        )
     elif found or (Path(name) / "run.json").exists():
         finished = load_run(found[0] if found else Path(name))
         _tell(summaries.run_text, summaries.run_numbers, finished, as_json)
@@ -192,7 +232,9 @@ def show(
 
 @app.command()
 def draw(
-    name: Annotated[str, typer.Argument(help="a run, by name or folder")], runs: Runs = HERE, as_json: Json = False
+    name: Annotated[str, typer.Argument(help="a run, by name or folder")],
+    runs: Runs = HERE,
+    as_json: Json = False,
 ) -> None:
     """Draw a run's figures and report again from its saved tables."""
     from mechmem.experiment import results
@@ -212,7 +254,9 @@ def draw(
 
 @app.command()
 def shell(
-    training: Annotated[str, typer.Argument(help="a training, such as fda_small")], seed: Seed = 0, runs: Runs = HERE
+    training: Annotated[str, typer.Argument(help="a training, such as fda_small")],
+    seed: Seed = 0,
+    runs: Runs = HERE,
 ) -> None:
     """An interactive Python session with the trained model and its examples at hand."""
     import code
@@ -231,8 +275,14 @@ def shell(
         "examples": task.sample("train"),
     }
     names |= {"held_out": task.sample("held_out"), "sites": sites.table(model.cfg)}
-    banner = f"{trained!r}\n" + "".join(f"  {name:<9} {type(value).__name__}\n" for name, value in names.items())
-    code.interact(banner + "  logits, cache = model.run_with_cache(examples.tokens[:8])", local=names, exitmsg="")
+    banner = f"{trained!r}\n" + "".join(
+        f"  {name:<9} {type(value).__name__}\n" for name, value in names.items()
+    )
+    code.interact(
+        banner + "  logits, cache = model.run_with_cache(examples.tokens[:8])",
+        local=names,
+        exitmsg="",
+    )
 
 
 @app.command()
@@ -305,10 +355,15 @@ def _registries() -> dict[str, dict[str, Any]]:
     from mechmem.spec.registry import Component, load_all
 
     load_all()
-    return {registry: dict(sorted(members.items())) for registry, members in Component.registries.items()}
+    return {
+        registry: dict(sorted(members.items()))
+        for registry, members in Component.registries.items()
+    }
 
 
-def _tell(text: Callable[[Any], str], numbers: Callable[[Any], Any], of: Any, as_json: bool) -> None:
+def _tell(
+    text: Callable[[Any], str], numbers: Callable[[Any], Any], of: Any, as_json: bool
+) -> None:
     if as_json:
         _json(numbers(of))
     else:

@@ -16,11 +16,15 @@ def run_text(finished: Run) -> str:
     lines = [finished.question, "", finished.answer, ""]
     for claim in finished.claims:
         lines += [f"{claim['id']}: {claim['verdict']} ({claim['reason']})", f"  {claim['says']}"]
-        lines.append(f"  rule: {claim['rule']}; effect {claim['effect']:.3g} {_interval(*claim['interval'])}")
+        lines.append(
+            f"  rule: {claim['rule']}; effect {claim['effect']:.3g} {_interval(*claim['interval'])}"
+        )
     quantities = finished.record["quantities"]
     lines += [""] if quantities else []
     for name, found in quantities.items():
-        lines.append(f"  {name:<28} {found['value']:>8.3f}  {_interval(found['low'], found['high'])}")
+        lines.append(
+            f"  {name:<28} {found['value']:>8.3f}  {_interval(found['low'], found['high'])}"
+        )
     tables = ", ".join(str(path) for path in finished.tables.values())
     return "\n".join([*lines, "", f"report {finished.report}", f"tables {tables}"])
 
@@ -32,16 +36,32 @@ def run_numbers(finished: Run) -> dict[str, Any]:
 
 def training_text(trained: Trained) -> str:
     """The kept checkpoints of a training with the four curves there."""
-    checkpoints = trained.checkpoints().to_string(index=False, float_format=lambda value: f"{value:.3f}")
-    lines = [repr(trained), f"recipe {trained.recipe.recipe_hash}, {trained.folder}", "", checkpoints, ""]
+    checkpoints = trained.checkpoints().to_string(
+        index=False, float_format=lambda value: f"{value:.3f}"
+    )
+    lines = [
+        repr(trained),
+        f"recipe {trained.recipe.recipe_hash}, {trained.folder}",
+        "",
+        checkpoints,
+        "",
+    ]
     told = "share of whole answers: clean and memorised against given labels, corrected and held_out against true ones"
     return "\n".join([*lines, told])
 
 
 def training_numbers(trained: Trained) -> dict[str, Any]:
     """The same, with the step of each phase."""
-    phases = {"phases": trained.phases, "seed": trained.seed, "recipe_hash": trained.recipe.recipe_hash}
-    return {"name": trained.recipe.name, "checkpoints": trained.checkpoints().to_dict("records"), **phases}
+    phases = {
+        "phases": trained.phases,
+        "seed": trained.seed,
+        "recipe_hash": trained.recipe.recipe_hash,
+    }
+    return {
+        "name": trained.recipe.name,
+        "checkpoints": trained.checkpoints().to_dict("records"),
+        **phases,
+    }
 
 
 def kind_text(kind: type[Component]) -> str:
@@ -49,19 +69,33 @@ def kind_text(kind: type[Component]) -> str:
     lines = [f"{kind.kind} ({kind.registry})", "", inspect.getdoc(kind) or "", ""]
     for name, field in kind.model_fields.items():
         default = "required" if field.is_required() else f"default {field.default!r}"
-        lines.append(f"  {name:<18} {default}{'  ' + field.description if field.description else ''}")
+        lines.append(
+            f"  {name:<18} {default}{'  ' + field.description if field.description else ''}"
+        )
     columns = getattr(kind, "columns", None)  # a figure's are what it needs
-    lines += [f"  column {c:<14} {meaning}" for c, meaning in columns.items()] if isinstance(columns, dict) else []
+    lines += (
+        [f"  column {c:<14} {meaning}" for c, meaning in columns.items()]
+        if isinstance(columns, dict)
+        else []
+    )
     return "\n".join(lines)
 
 
 def kind_numbers(kind: type[Component]) -> dict[str, Any]:
     """The same, with the fields' types."""
     fields = {
-        name: {"type": str(field.annotation), "default": None if field.is_required() else repr(field.default)}
+        name: {
+            "type": str(field.annotation),
+            "default": None if field.is_required() else repr(field.default),
+        }
         for name, field in kind.model_fields.items()
     }
-    return {"kind": kind.kind, "registry": kind.registry, "doc": inspect.getdoc(kind), "fields": fields}
+    return {
+        "kind": kind.kind,
+        "registry": kind.registry,
+        "doc": inspect.getdoc(kind),
+        "fields": fields,
+    }
 
 
 def _interval(low: float | None, high: float | None) -> str:

@@ -14,7 +14,8 @@ from mechmem.spec.registry import Component
 
 
 class ExampleSet(Component):
-    """Which examples: a split, noisy or clean ones, with which values, how many, and with which minimal pairs."""
+    """Which examples: a split, noisy or clean ones, with which values, how many, and with which
+    minimal pairs."""
 
     split: str = "train"
     noisy: bool | None = None
@@ -24,7 +25,8 @@ class ExampleSet(Component):
     n: int | None = Field(500, ge=1)
     """How many, at most, drawn with `seed`; all if none is given."""
     skip: int = Field(0, ge=0)
-    """How many of those drawn to leave out first: two sets of one seed share none if one skips the other's `n`."""
+    """How many of those drawn to leave out first: two sets of one seed share none if one skips the
+    other's `n`."""
     prefix: Label = "given"
     pair: MinimalPair | None = None
     seed: int = 0
@@ -38,7 +40,11 @@ class ExampleSet(Component):
         examples = examples.select(rows[order] if self.pair else rows[order[drawn]].sort().values)
         if not len(examples):
             kind = {True: "noisy ", False: "clean ", None: ""}[self.noisy]
-            values = f" with {', '.join(f'{name} {value}' for name, value in self.where.items())}" if self.where else ""
+            values = (
+                f" with {', '.join(f'{name} {value}' for name, value in self.where.items())}"
+                if self.where
+                else ""
+            )
             raise InputError(f"split {self.split!r} holds no {kind}example{values}")
         if self.pair is not None:
             examples = task.pairs(examples, self.pair)
@@ -51,6 +57,8 @@ class ExampleSet(Component):
             chosen &= examples.is_noisy == self.noisy
         for name, value in self.where.items():
             if name not in examples.variables:
-                raise InputError(f"there is no variable {name!r}; {suggest(name, examples.variables)}")
+                raise InputError(
+                    f"there is no variable {name!r}; {suggest(name, examples.variables)}"
+                )
             chosen &= examples.variables[name] == value
         return chosen

@@ -14,28 +14,37 @@ from mechmem.spec.registry import Component
 
 
 class LabelNoise(Component, registry="noise"):
-    """A share of the training labels is replaced by wrong ones; which, and by what, follows from `seed` alone."""
+    """A share of the training labels is replaced by wrong ones; which, and by what, follows from
+    `seed` alone."""
 
     rate: float = Field(0.05, ge=0, le=1)
     """Share of the training instances whose label is wrong (fraction)."""
     seed: int = 0
-    """Seed of the choice of instances and of their labels; independent of the split and of the model."""
+    """Seed of the choice of instances and of their labels; independent of the split and of the
+    model."""
 
     def corrupt(
         self, true: Int[Tensor, "n k"], alphabets: tuple[tuple[int, ...], ...]
     ) -> tuple[Int[Tensor, "n k"], Bool[Tensor, " n"]]:
         """The given labels and the mask of the noisy instances.
 
-        `alphabets[i]` are the tokens that may stand at answer place i. Raises InputError where no wrong label exists.
+        `alphabets[i]` are the tokens that may stand at answer place i. Raises InputError where no
+        wrong label exists.
         """
         generator = torch.Generator().manual_seed(self.seed)
-        noisy = torch.randperm(len(true), generator=generator)[: round(self.rate * len(true))].sort().values
+        noisy = (
+            torch.randperm(len(true), generator=generator)[: round(self.rate * len(true))]
+            .sort()
+            .values
+        )
         given, is_noisy = true.clone(), torch.zeros(len(true), dtype=torch.bool)
         if len(noisy):
             given[noisy] = self.wrong(true, noisy, alphabets, generator)
             is_noisy[noisy] = True
         if (given[noisy] == true[noisy]).all(dim=1).any():
-            raise InputError(f"{self.kind} noise found no wrong label for some instance: the labels are too few")
+            raise InputError(
+                f"{self.kind} noise found no wrong label for some instance: the labels are too few"
+            )
         return given, is_noisy
 
     @abstractmethod
@@ -52,11 +61,14 @@ class LabelNoise(Component, registry="noise"):
 class UniformWrong(LabelNoise):
     """The label of another training instance, drawn at random, never the true one.
 
-    Wrong labels carry no information, so fitting them is memorisation. Source: arXiv:2507.04782 (main setting).
+    Wrong labels carry no information, so fitting them is memorisation. Source: arXiv:2507.04782
+    (main setting).
     """
 
     def wrong(self, true, noisy, alphabets, generator):  # noqa: ANN001, ANN201
-        return _redrawn(true[noisy], lambda n: true[torch.randint(len(true), (n,), generator=generator)])
+        return _redrawn(
+            true[noisy], lambda n: true[torch.randint(len(true), (n,), generator=generator)]
+        )
 
 
 class Permuted(LabelNoise):
@@ -75,7 +87,9 @@ class Permuted(LabelNoise):
             partners = torch.randint(len(noisy), clash.shape, generator=generator)
             for i, j in zip(clash.tolist(), partners.tolist(), strict=True):
                 order[[i, j]] = order[[j, i]]
-        raise InputError(f"permuted noise cannot give {len(noisy)} instances each other's labels: raise the rate")
+        raise InputError(
+            f"permuted noise cannot give {len(noisy)} instances each other's labels: raise the rate"
+        )
 
 
 class Digit(LabelNoise):
@@ -89,7 +103,9 @@ class Digit(LabelNoise):
         usable = [place for place, alphabet in enumerate(alphabets) if len(alphabet) > 1]
         if not usable:
             raise InputError("digit noise needs an answer place with at least two tokens")
-        chosen = torch.tensor(usable)[torch.randint(len(usable), (len(noisy),), generator=generator)]
+        chosen = torch.tensor(usable)[
+            torch.randint(len(usable), (len(noisy),), generator=generator)
+        ]
         for row, place in enumerate(chosen.tolist()):
             others = [token for token in alphabets[place] if token != labels[row, place].item()]
             labels[row, place] = others[int(torch.randint(len(others), (1,), generator=generator))]
@@ -108,8 +124,13 @@ class Systematic(LabelNoise):
     def wrong(self, true, noisy, alphabets, generator):  # noqa: ANN001, ANN201
         labels = true[noisy].clone()
         for place, alphabet in enumerate(alphabets):
-            following = {token: alphabet[(i + self.shift) % len(alphabet)] for i, token in enumerate(alphabet)}
-            labels[:, place] = torch.tensor([following[token] for token in labels[:, place].tolist()])
+            following = {
+                token: alphabet[(i + self.shift) % len(alphabet)]
+                for i, token in enumerate(alphabet)
+            }
+            labels[:, place] = torch.tensor(
+                [following[token] for token in labels[:, place].tolist()]
+            )
         return labels
 
 
@@ -120,4 +141,6 @@ def _redrawn(labels: Tensor, draw) -> Tensor:  # noqa: ANN001
         if not same.any():
             return wrong
         wrong[same] = draw(int(same.sum()))
-    raise InputError("uniform_wrong noise found no wrong label: every training instance has the same one")
+    raise InputError(
+        "uniform_wrong noise found no wrong label: every training instance has the same one"
+    )

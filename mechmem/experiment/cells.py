@@ -1,4 +1,5 @@
-"""Subjects: one training under study, and its tables, each made once and kept until something that decides it changes."""
+"""Subjects: one training under study, and its tables, each made once and kept until something that
+decides it changes."""
 
 from __future__ import annotations
 
@@ -60,14 +61,23 @@ class TrainedRun:
         progress: ProgressCallback,
         swept: Mapping[str, Any],
     ) -> None:
-        self.experiment, self.recipe, self.seed, self.runs, self.progress = experiment, recipe, seed, runs, progress
+        self.experiment, self.recipe, self.seed, self.runs, self.progress = (
+            experiment,
+            recipe,
+            seed,
+            runs,
+            progress,
+        )
         self.trained = self.training(recipe, swept)
         self._session: Session | None = None
 
     def training(self, recipe: Recipe, swept: Mapping[str, Any] = MappingProxyType({})) -> Trained:
         name = run_label(recipe, swept, self.seed)
         return train(
-            recipe, self.seed, folder_of(recipe, self.seed, self.runs), lambda *event: self.progress.train(name, *event)
+            recipe,
+            self.seed,
+            folder_of(recipe, self.seed, self.runs),
+            lambda *event: self.progress.train(name, *event),
         )
 
     @property
@@ -79,7 +89,10 @@ class TrainedRun:
                 models[name] = trained.at(ref.at)
             self._session = Session(
                 models=models,
-                example_sets={name: chosen.of(self.recipe.task) for name, chosen in experiment.examples.items()},
+                example_sets={
+                    name: chosen.of(self.recipe.task)
+                    for name, chosen in experiment.examples.items()
+                },
                 curves=self.trained.record["curves"],
                 phases=self.trained.phases,
                 chance=self.recipe.task.chance,
@@ -111,17 +124,30 @@ class TrainedRun:
         block.pop("name")
         used = (("examples", self.experiment.examples), ("model", self.experiment.checkpoints))
         named = {
-            field: {name: ref.block() for name, ref in refs.items() if name in words or _asks_for_all(block, field)}
+            field: {
+                name: ref.block()
+                for name, ref in refs.items()
+                if name in words or _asks_for_all(block, field)
+            }
             for field, refs in used
         }
         steps = [self.trained.phases, self.trained.record["curves"][-1]]
         return digest(
-            [block, named, self.recipe.recipe_hash, steps, self.seed, engine_hash(), *_plugin_code(self.experiment)]
+            [
+                block,
+                named,
+                self.recipe.recipe_hash,
+                steps,
+                self.seed,
+                engine_hash(),
+                *_plugin_code(self.experiment),
+            ]
         )
 
 
 def run_label(recipe: Recipe, swept: Mapping[str, Any], seed: int) -> str:
-    """`fda_capacity d_model 32 seed 0`: a training by its name, what is swept in it, and its seed."""
+    """`fda_capacity d_model 32 seed 0`: a training by its name, what is swept in it, and its
+    seed."""
     cell = {key: value for key, value in swept.items() if key != "training"} | {"seed": seed}
     return " ".join([recipe.name, *(f"{key} {value}" for key, value in cell.items())])
 
@@ -138,18 +164,26 @@ def _asks_for_all(block: Any, field: str) -> bool:
     """Whether the block, or a part of it, sweeps this field over all that the experiment names."""
     if not isinstance(block, Mapping):
         return False
-    return block.get(field) == {"each": "all"} or any(_asks_for_all(part, field) for part in block.values())
+    return block.get(field) == {"each": "all"} or any(
+        _asks_for_all(part, field) for part in block.values()
+    )
 
 
 def _plugin_code(experiment: Experiment) -> list[str]:
     paths = {name: PLUGINS.get(name, Path(name)) for name in experiment.plugins}
-    return [name + hashlib.sha256(path.read_bytes()).hexdigest() for name, path in paths.items() if path.exists()]
+    return [
+        name + hashlib.sha256(path.read_bytes()).hexdigest()
+        for name, path in paths.items()
+        if path.exists()
+    ]
 
 
 @cache
 def engine_hash() -> str:
     """A hash of the code that makes tables, so that no table outlives the code that made it."""
     here, content = Path(__file__).parents[1], hashlib.sha256()
-    for path in sorted(path for pattern in ENGINE for path in here.glob(pattern) if path.name not in NOT_ENGINE):
+    for path in sorted(
+        path for pattern in ENGINE for path in here.glob(pattern) if path.name not in NOT_ENGINE
+    ):
         content.update(path.name.encode() + path.read_bytes())
     return content.hexdigest()[:12]

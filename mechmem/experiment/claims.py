@@ -1,4 +1,5 @@
-"""Quantities and claims: numbers read off the tables with intervals, and verdicts by a rule written beforehand."""
+"""Quantities and claims: numbers read off the tables with intervals, and verdicts by a rule written
+beforehand."""
 
 from __future__ import annotations
 
@@ -60,7 +61,8 @@ Sample = tuple[np.ndarray, np.ndarray | None]
 
 
 class Quantity(Component):
-    """A number read off a table: the rows of `where`, less (example by example) those of `minus` if given."""
+    """A number read off a table: the rows of `where`, less (example by example) those of `minus` if
+    given."""
 
     table: str
     where: Where = {}
@@ -69,18 +71,22 @@ class Quantity(Component):
     value: str = "value"
     """Column to average where the table has no values of single examples."""
     pick: Literal["largest", "smallest"] | None = None
-    """Of several rows a seed (layers, sites ...), the one whose mean over seeds is the largest or smallest; of equal ones
-    the first. The interval is that row's own: that of the largest of many would be wider, and higher."""
+    """Of several rows a seed (layers, sites ...), the one whose mean over seeds is the largest or
+    smallest; of equal ones the first. The interval is that row's own: that of the largest of many
+    would be wider, and higher."""
 
     def measure(self, tables: Mapping[str, pd.DataFrame]) -> Measured:
-        """Raises InputError for an unknown table or column, or if several rows are left and none is picked."""
+        """Raises InputError for an unknown table or column, or if several rows are left and none is
+        picked."""
         if self.table not in tables:
             raise InputError(f"there is no table {self.table!r}; {suggest(self.table, tables)}")
         groups = self._groups(tables[self.table])
         if not groups:
             return Measured(float("nan"), float("nan"), float("nan"), 0)
         if len(groups) > 1 and self.pick is None:
-            raise InputError(f"{len(groups)} rows a seed fit {self.where}; add a key ({_differing(groups)}) or `pick:`")
+            raise InputError(
+                f"{len(groups)} rows a seed fit {self.where}; add a key ({_differing(groups)}) or `pick:`"
+            )
         measured = [_over_seeds(samples, labels) for labels, samples in groups]
         defined = [m for m in measured if not np.isnan(m.value)] or measured
         return (min if self.pick == "smallest" else max)(defined, key=lambda m: m.value)
@@ -95,8 +101,15 @@ class Quantity(Component):
             )
         if "per_example" not in chosen or self.value != "value":
             if self.pick:
-                raise InputError(f"`pick` needs values of single examples, which {self.value!r} has not; use `where`")
-            return [(dict(self.where), [self._rows_of(table, seed, rows) for seed, rows in chosen.groupby("seed")])]
+                raise InputError(
+                    f"`pick` needs values of single examples, which {self.value!r} has not; use `where`"
+                )
+            return [
+                (
+                    dict(self.where),
+                    [self._rows_of(table, seed, rows) for seed, rows in chosen.groupby("seed")],
+                )
+            ]
         keys = [c for c in chosen.columns if c not in NOT_LABELS]
         groups = []
         for labels, rows in chosen.groupby(keys, sort=False, dropna=False):
@@ -133,7 +146,8 @@ def _over_seeds(samples: Sequence[Sample], labels: Mapping[str, Any]) -> Measure
 
 
 class Condition(Component):
-    """What a quantity must be for a claim to hold: its whole interval at least, or at most, a threshold."""
+    """What a quantity must be for a claim to hold: its whole interval at least, or at most, a
+    threshold."""
 
     quantity: str
     at_least: float | None = None
@@ -156,7 +170,9 @@ class Condition(Component):
         """
         if np.isnan(measured.value):
             return None
-        low, high = (measured.value if np.isnan(end) else end for end in (measured.low, measured.high))
+        low, high = (
+            measured.value if np.isnan(end) else end for end in (measured.low, measured.high)
+        )
         threshold = self.at_least
         if self.at_most is not None:
             low, high, threshold = -high, -low, -self.at_most
@@ -164,7 +180,8 @@ class Condition(Component):
 
 
 class Claim(Component):
-    """A finding that can fail: supported if all conditions hold over enough seeds, refuted if one is contradicted."""
+    """A finding that can fail: supported if all conditions hold over enough seeds, refuted if one
+    is contradicted."""
 
     id: str
     says: str
@@ -174,7 +191,9 @@ class Claim(Component):
 
     def verdict(self, measured: Mapping[str, Measured]) -> dict[str, Any]:
         """id, says, verdict, reason, rule, effect and its interval (of the first condition)."""
-        outcomes = [condition.outcome(measured[condition.quantity]) for condition in self.holds_when]
+        outcomes = [
+            condition.outcome(measured[condition.quantity]) for condition in self.holds_when
+        ]
         first = measured[self.holds_when[0].quantity]
         n_seeds = min(measured[condition.quantity].n_seeds for condition in self.holds_when)
         verdict, reason = self._judged(outcomes, n_seeds)
@@ -208,13 +227,17 @@ class Claim(Component):
                 "undetermined",
                 f"{seeds} of the {self.min_seeds} that a verdict needs; here the conditions are {found}",
             )
-        return ("refuted" if failed else "undetermined" if unclear else "supported"), f"over {n_seeds} seeds: {found}"
+        return (
+            "refuted" if failed else "undetermined" if unclear else "supported"
+        ), f"over {n_seeds} seeds: {found}"
 
 
 class _Sentence(string.Formatter):
     """str.format on measured quantities, without a way to anything private."""
 
-    def get_field(self, field_name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[Any, str]:
+    def get_field(
+        self, field_name: str, args: Sequence[Any], kwargs: Mapping[str, Any]
+    ) -> tuple[Any, str]:
         name, _, attribute = field_name.partition(".")
         if isinstance(kwargs.get(name), str) and attribute == "verdict":
             return kwargs[name], name
@@ -225,19 +248,28 @@ class _Sentence(string.Formatter):
             return getattr(measured, attribute), name
         if attribute in measured.labels or np.isnan(measured.value):
             return measured.labels.get(attribute, "undefined"), name
-        raise InputError(f"{name} has no {attribute!r}; {suggest(attribute, ['percent', 'number', *measured.labels])}")
+        raise InputError(
+            f"{name} has no {attribute!r}; {suggest(attribute, ['percent', 'number', *measured.labels])}"
+        )
 
 
 def template_fields(template: str) -> list[str]:
     """The names in a template's braces. Raises InputError if it is none."""
     try:
-        return [field.partition(".")[0] for _, field, _, _ in string.Formatter().parse(template) if field is not None]
+        return [
+            field.partition(".")[0]
+            for _, field, _, _ in string.Formatter().parse(template)
+            if field is not None
+        ]
     except ValueError as error:
         raise InputError(f"the answer {template!r} cannot be filled in: {error}") from error
 
 
-def render_answer(template: str, measured: Mapping[str, Measured], verdicts: Mapping[str, str] | None = None) -> str:
-    """The answer: `{returned.percent} of the true answers return when layer {best.layer} is patched; C7: {C7.verdict}`."""
+def render_answer(
+    template: str, measured: Mapping[str, Measured], verdicts: Mapping[str, str] | None = None
+) -> str:
+    """The answer: `{returned.percent} of the true answers return when layer {best.layer} is
+    patched; C7: {C7.verdict}`."""
     try:
         return " ".join(_Sentence().vformat(template, (), {**(verdicts or {}), **measured}).split())
     except InputError:

@@ -17,7 +17,9 @@ def seconds_per_example(recipe: Recipe) -> float:
     examples, model = cell.task.sample("held_out"), cell.build(0)
     tokens = examples.tokens[:500]
     with torch.no_grad():
-        forward(model, tokens, examples.n_answer)  # the first one pays for what later ones find ready
+        forward(
+            model, tokens, examples.n_answer
+        )  # the first one pays for what later ones find ready
         start = time.monotonic()
         forward(model, tokens, examples.n_answer)
     return (time.monotonic() - start) / len(tokens)

@@ -33,7 +33,8 @@ class Run:
 
     @cached_property
     def experiment(self) -> Experiment:
-        """The spec that was run. Runs the code of its `plugins:`, which reading the results does not."""
+        """The spec that was run. Runs the code of its `plugins:`, which reading the results does
+        not."""
         return Experiment.from_yaml(self.folder / "experiment.yaml")
 
     @property
@@ -60,7 +61,9 @@ class Run:
 
         path = self.folder / "tables" / f"{name}.parquet"
         if not path.exists():
-            raise InputError(f"{self.folder} has no table {name!r}; it has {', '.join(self.tables)}")
+            raise InputError(
+                f"{self.folder} has no table {name!r}; it has {', '.join(self.tables)}"
+            )
         return pd.read_parquet(path)
 
     @property
@@ -93,17 +96,32 @@ def draw(finished: Run, experiment: Experiment | None = None) -> list[go.Figure]
     tables = {name: finished.table(name) for name in finished.tables}
     drawn = [figure.draw(tables[figure.table]) for figure in experiment.figures]
     for i, (spec, figure) in enumerate(zip(experiment.figures, drawn, strict=True)):
-        write(finished.folder / "figures" / f"{i + 1}_{spec.kind}_{spec.table}.json", figure.to_json())
+        write(
+            finished.folder / "figures" / f"{i + 1}_{spec.kind}_{spec.table}.json", figure.to_json()
+        )
     descriptions = {a.table_name: a.columns for a in experiment.analyses}
     report = Report(
         title=experiment.name,
         question=experiment.question,
         answer=finished.answer,
-        figures=[(spec.title, spec.caption, fig) for spec, fig in zip(experiment.figures, drawn, strict=True)],
-        tables=[(name, _described(descriptions.get(name, {})), table) for name, table in tables.items()],
-        claims=[claim | {"low": claim["interval"][0], "high": claim["interval"][1]} for claim in finished.claims],
-        setup={key: value for key, value in experiment.block().items() if key not in ("question", "answer")},
-        provenance=record["provenance"] | {"seconds": record["seconds"], "seeds": list(experiment.seeds)},
+        figures=[
+            (spec.title, spec.caption, fig)
+            for spec, fig in zip(experiment.figures, drawn, strict=True)
+        ],
+        tables=[
+            (name, _described(descriptions.get(name, {})), table) for name, table in tables.items()
+        ],
+        claims=[
+            claim | {"low": claim["interval"][0], "high": claim["interval"][1]}
+            for claim in finished.claims
+        ],
+        setup={
+            key: value
+            for key, value in experiment.block().items()
+            if key not in ("question", "answer")
+        },
+        provenance=record["provenance"]
+        | {"seconds": record["seconds"], "seeds": list(experiment.seeds)},
         warnings=_warnings(experiment),
     )
     write(finished.report, render(report))
@@ -111,13 +129,17 @@ def draw(finished: Run, experiment: Experiment | None = None) -> list[go.Figure]
 
 
 def _described(columns: Mapping[str, str]) -> str:
-    return "; ".join(f"{name}: {meaning}" for name, meaning in columns.items() if name != "per_example")
+    return "; ".join(
+        f"{name}: {meaning}" for name, meaning in columns.items() if name != "per_example"
+    )
 
 
 def _warnings(experiment: Experiment) -> list[str]:
     if len(experiment.seeds) > 1:
         return []
-    return ["One seed: intervals are over examples of a single model and say nothing about other trainings."]
+    return [
+        "One seed: intervals are over examples of a single model and say nothing about other trainings."
+    ]
 
 
 def load_run(folder: Path) -> Run:
@@ -130,5 +152,7 @@ def load_run(folder: Path) -> Run:
 def all_runs(runs: Path = RUNS) -> list[Path]:
     """Folders of finished runs, the latest first."""
     return sorted(
-        (p.parent for p in runs.glob("*/run.json")), key=lambda p: (p / "run.json").stat().st_mtime, reverse=True
+        (p.parent for p in runs.glob("*/run.json")),
+        key=lambda p: (p / "run.json").stat().st_mtime,
+        reverse=True,
     )

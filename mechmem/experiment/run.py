@@ -1,4 +1,5 @@
-"""Runs: from an experiment to its tables, figures, answer and report, with every finished block reused."""
+"""Runs: from an experiment to its tables, figures, answer and report, with every finished block
+reused."""
 
 from __future__ import annotations
 
@@ -31,13 +32,18 @@ def run(experiment: Experiment, runs: Path = RUNS, progress: ProgressCallback | 
 
     Raises InputError where the spec asks for what cannot be, FileError where the machine fails.
     """
-    progress, folder = progress or ProgressCallback(), runs / f"{experiment.name}-{experiment.content_hash}"
+    progress, folder = (
+        progress or ProgressCallback(),
+        runs / f"{experiment.name}-{experiment.content_hash}",
+    )
     with locked(folder, progress.say):
         started, computed = time.monotonic(), []
         trained_runs = list(_trained_runs(experiment))
         if missing_trainings(experiment, runs):
             rehearse(experiment)  # nothing is trained for a spec that cannot run
-        tables: dict[str, list[pd.DataFrame]] = {analysis.table_name: [] for analysis in experiment.analyses}
+        tables: dict[str, list[pd.DataFrame]] = {
+            analysis.table_name: [] for analysis in experiment.analyses
+        }
         for labels, recipe, seed in trained_runs:
             trained_run = TrainedRun(experiment, recipe, seed, runs, progress, labels)
             for i, analysis in enumerate(experiment.analyses):
@@ -50,7 +56,10 @@ def run(experiment: Experiment, runs: Path = RUNS, progress: ProgressCallback | 
 def missing_trainings(experiment: Experiment, runs: Path = RUNS) -> dict[str, Recipe]:
     """By name, every training that a run would have to make first."""
     others = [ref.training for ref in experiment.checkpoints.values() if ref.training is not None]
-    wanted = [*_trained_runs(experiment), *(({}, recipe, seed) for recipe in others for seed in experiment.seeds)]
+    wanted = [
+        *_trained_runs(experiment),
+        *(({}, recipe, seed) for recipe in others for seed in experiment.seeds),
+    ]
     return {
         run_label(recipe, swept, seed): recipe
         for swept, recipe, seed in wanted
@@ -85,7 +94,8 @@ def _joined(tables: Mapping[str, Sequence[pd.DataFrame]]) -> dict[str, pd.DataFr
 
 
 def rehearse(experiment: Experiment, say: Callable[[str], None] = lambda _: None) -> dict[str, int]:
-    """The whole run on untrained models and four examples of each set: raises what a run would raise.
+    """The whole run on untrained models and four examples of each set: raises what a run would
+    raise.
 
     Returns how many examples each analysis sends through the models of one seed in the real run.
     """
@@ -94,7 +104,9 @@ def rehearse(experiment: Experiment, say: Callable[[str], None] = lambda _: None
     for labels, recipe in _recipes(experiment):
         for name, (table, cost) in _rehearsed(experiment, recipe, say).items():
             costs[name] += cost
-            tables[name] += [_labelled(table.copy(), labels | {"seed": seed}) for seed in experiment.seeds]
+            tables[name] += [
+                _labelled(table.copy(), labels | {"seed": seed}) for seed in experiment.seeds
+            ]
     joined = _joined(tables)
     measured = _measured(experiment, joined)
     render_answer(experiment.answer, measured, _verdicts(_judged(experiment, measured)))
@@ -110,14 +122,21 @@ def _rehearsed(
     experiment: Experiment, recipe: Recipe, say: Callable[[str], None]
 ) -> dict[str, tuple[pd.DataFrame, int]]:
     """The rehearsed table of every analysis and its cost in the real run, for one training."""
-    few = {name: chosen.of(recipe.task).represented_by(4) for name, chosen in experiment.examples.items()}
-    models = {name: (ref.training or recipe).build(0) for name, ref in experiment.checkpoints.items()}
+    few = {
+        name: chosen.of(recipe.task).represented_by(4)
+        for name, chosen in experiment.examples.items()
+    }
+    models = {
+        name: (ref.training or recipe).build(0) for name, ref in experiment.checkpoints.items()
+    }
     for model in models.values():
         model.requires_grad_(False)  # as those of checkpoints are
     curve = {"step": 0, "clean": 0.0, "memorised": 0.0, "corrected": 0.0, "held_out": 0.0}
     phases = dict.fromkeys(PHASES, 0)
     task = recipe.task
-    session = Session(models, few, curves=[curve], phases=phases, chance=task.chance, is_rehearsal=True)
+    session = Session(
+        models, few, curves=[curve], phases=phases, chance=task.chance, is_rehearsal=True
+    )
     session.rule, session.say = task.answers, say
     rehearsed = {}
     for i, analysis in enumerate(experiment.analyses):
@@ -149,18 +168,26 @@ def _verdicts(claims: Sequence[Mapping[str, Any]]) -> dict[str, str]:
 
 
 def _finish(
-    experiment: Experiment, folder: Path, tables: dict[str, pd.DataFrame], computed: Sequence[str], seconds: float
+    experiment: Experiment,
+    folder: Path,
+    tables: dict[str, pd.DataFrame],
+    computed: Sequence[str],
+    seconds: float,
 ) -> Run:
     measured = _measured(experiment, tables)
     claims = _judged(experiment, measured)
     record_path, record = folder / "run.json", {}
     if not computed and record_path.exists():
-        record = read_json(record_path)  # nothing was computed anew: time and machine stay those of the computation
+        record = read_json(
+            record_path
+        )  # nothing was computed anew: time and machine stay those of the computation
     record |= {
         "question": experiment.question,
         "answer": render_answer(experiment.answer, measured, _verdicts(claims))
         or "See the tables: the spec states no answer.",
-        "quantities": {name: vars(m) | {"labels": _readable(m.labels)} for name, m in measured.items()},
+        "quantities": {
+            name: vars(m) | {"labels": _readable(m.labels)} for name, m in measured.items()
+        },
         "claims": claims,
     }
     record = {"seconds": round(seconds, 1), "provenance": provenance()} | record
@@ -178,7 +205,8 @@ def _finish(
 
 def _readable(labels: Mapping[str, Any]) -> dict[str, Any]:
     return {
-        key: value if isinstance(value, (str, bool, type(None))) else _number(value) for key, value in labels.items()
+        key: value if isinstance(value, (str, bool, type(None))) else _number(value)
+        for key, value in labels.items()
     }
 
 
@@ -201,7 +229,9 @@ def locked(folder: Path, say: Callable[[str], None]) -> Generator[None, None, No
             say(f"another process is running {folder.name}; waiting for it")
             lock.acquire()
     except OSError as error:
-        raise FileError(f"cannot write {folder}: {error.strerror}; choose another folder with --runs") from error
+        raise FileError(
+            f"cannot write {folder}: {error.strerror}; choose another folder with --runs"
+        ) from error
     try:
         yield
     finally:

@@ -1,4 +1,5 @@
-"""Experiment: the whole spec of a run as one frozen object; a YAML file and a Python call make the same one."""
+"""Experiment: the whole spec of a run as one frozen object; a YAML file and a Python call make the
+same one."""
 
 from __future__ import annotations
 
@@ -24,7 +25,8 @@ from mechmem.training.store import SHIPPED
 
 
 def named_recipe(name: str, folder: Path | None = None) -> Recipe:
-    """The recipe `trainings/NAME.yaml` beside a spec or under experiments/, or that of a shipped training."""
+    """The recipe `trainings/NAME.yaml` beside a spec or under experiments/, or that of a shipped
+    training."""
     places = [*([folder / "trainings", folder] if folder else []), Path("experiments/trainings")]
     for place in places:
         if (place / f"{name}.yaml").exists():
@@ -37,7 +39,9 @@ def named_recipe(name: str, folder: Path | None = None) -> Recipe:
 
 
 def _recipe_by_name(value: Any, info: ValidationInfo) -> Any:
-    return named_recipe(value, (info.context or {}).get("folder")) if isinstance(value, str) else value
+    return (
+        named_recipe(value, (info.context or {}).get("folder")) if isinstance(value, str) else value
+    )
 
 
 class CheckpointRef(Component):
@@ -61,10 +65,14 @@ class CheckpointRef(Component):
             raise ValueError(f"there is no phase {self.phase!r}; {suggest(self.phase, PHASES)}")
         return self
 
-    _by_name = field_validator("training", mode="before", json_schema_input_type=Recipe | str | None)(_recipe_by_name)
+    _by_name = field_validator(
+        "training", mode="before", json_schema_input_type=Recipe | str | None
+    )(_recipe_by_name)
 
     @classmethod
-    def __get_pydantic_json_schema__(cls, core_schema: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
+    def __get_pydantic_json_schema__(
+        cls, core_schema: CoreSchema, handler: GetJsonSchemaHandler
+    ) -> dict[str, Any]:
         return {"anyOf": [handler(core_schema), {"enum": list(PHASES)}]}
 
     @property
@@ -73,13 +81,15 @@ class CheckpointRef(Component):
 
 
 class Experiment(Component):
-    """A question, the trained models and examples that it is put to, the analyses, and what would count as an answer."""
+    """A question, the trained models and examples that it is put to, the analyses, and what would
+    count as an answer."""
 
     name: str = Field(pattern=r"^[A-Za-z0-9_.-]+$")
     question: str
     training: Recipe
     also: tuple[Recipe, ...] = ()
-    """Other trainings that are put to the same analyses; rows then say whose they are in the column `training`."""
+    """Other trainings that are put to the same analyses; rows then say whose they are in the column
+    `training`."""
     seeds: tuple[int, ...] = Field((0,), min_length=1)
     """Seeds of the model; each is a replication."""
     checkpoints: dict[str, CheckpointRef] = {}
@@ -93,17 +103,26 @@ class Experiment(Component):
     plugins: tuple[str, ...] = ()
     """Python files, relative to the spec, whose components stand beside the built-in ones."""
 
-    _by_name = field_validator("training", mode="before", json_schema_input_type=Recipe | str)(_recipe_by_name)
+    _by_name = field_validator("training", mode="before", json_schema_input_type=Recipe | str)(
+        _recipe_by_name
+    )
 
     @field_validator("also", mode="before", json_schema_input_type=tuple[Recipe | str, ...])
     @classmethod
     def _also_by_name(cls, value: Any, info: ValidationInfo) -> Any:
-        return [_recipe_by_name(part, info) for part in value] if isinstance(value, (list, tuple)) else value
+        return (
+            [_recipe_by_name(part, info) for part in value]
+            if isinstance(value, (list, tuple))
+            else value
+        )
 
     @field_validator("answer")
     @classmethod
     def _speaks_of_what_is_known(cls, answer: str, info: ValidationInfo) -> str:
-        known = [*info.data.get("quantities", ()), *(claim.id for claim in info.data.get("claims", ()))]
+        known = [
+            *info.data.get("quantities", ()),
+            *(claim.id for claim in info.data.get("claims", ())),
+        ]
         for name in template_fields(answer):
             if name not in known:
                 raise ValueError(f"the answer speaks of {name!r}; {suggest(name, known)}")
@@ -112,10 +131,14 @@ class Experiment(Component):
     @model_validator(mode="after")
     def _names_are_known(self) -> Self:
         if len(set(self.seeds)) < len(self.seeds):
-            raise ValueError(f"seed {max(self.seeds, key=self.seeds.count)} stands twice; a replication needs its own")
+            raise ValueError(
+                f"seed {max(self.seeds, key=self.seeds.count)} stands twice; a replication needs its own"
+            )
         tables = [analysis.table_name for analysis in self.analyses]
         if len(set(tables)) < len(tables):
-            raise ValueError(f"two analyses make the table {max(tables, key=tables.count)!r}; give one a `name:`")
+            raise ValueError(
+                f"two analyses make the table {max(tables, key=tables.count)!r}; give one a `name:`"
+            )
         for owner, name in [(f"figures.{i}", f.table) for i, f in enumerate(self.figures)] + [
             (f"quantities.{key}", q.table) for key, q in self.quantities.items()
         ]:
@@ -145,7 +168,9 @@ class Experiment(Component):
         """The experiment of a YAML file. Raises SpecError with the place of every error."""
         file = SpecFile(Path(path), overrides)
         plugins = file.data.get("plugins")
-        if isinstance(plugins, list):  # anything else is refused with its place when the object is built
+        if isinstance(
+            plugins, list
+        ):  # anything else is refused with its place when the object is built
             load_plugins([name for name in plugins if isinstance(name, str)], Path(path).parent)
         return file.build(cls)
 
@@ -166,15 +191,23 @@ PLUGINS: dict[str, Path] = {}
 
 
 def load_plugins(names: Sequence[str], folder: Path) -> None:
-    """Run Python files that add components to the registries. Raises InputError if one is missing or fails."""
+    """Run Python files that add components to the registries. Raises InputError if one is missing
+    or fails."""
     for name in names:
         path = folder / name
         if not path.is_file() or path.suffix != ".py":
-            raise InputError(f"plugin {path} {'is not a .py file' if path.exists() else 'does not exist'}")
+            raise InputError(
+                f"plugin {path} {'is not a .py file' if path.exists() else 'does not exist'}"
+            )
         module = ModuleType(f"mechmem_plugin_{path.stem}")
-        module.__file__, sys.modules[module.__name__] = str(path), module  # known, so that its annotations resolve
+        module.__file__, sys.modules[module.__name__] = (
+            str(path),
+            module,
+        )  # known, so that its annotations resolve
         try:
-            exec(compile(path.read_bytes(), path, "exec"), vars(module))  # as it is now, whatever lies in a cache
+            exec(
+                compile(path.read_bytes(), path, "exec"), vars(module)
+            )  # as it is now, whatever lies in a cache
         except Exception as error:
             raise InputError(f"plugin {path} failed: {type(error).__name__}: {error}") from error
         PLUGINS[name] = path.resolve()

@@ -22,23 +22,28 @@ from mechmem.spec.sweep import Swept
 class Ablate(UnitIntervention):
     """Knocks an activation out: puts zero, a mean, another example's value or noise in its place.
 
-    What the model then fails at, it needs this site's information for; zero also takes away what is the same for all
-    examples, and so overstates the loss. `mean` and `gaussian` are of a stated set, per position and unit, so that every
-    head and neuron gets its own. `resample` is the activation of another example, the same one at every site.
+    What the model then fails at, it needs this site's information for; zero also takes away what is
+    the same for all examples, and so overstates the loss. `mean` and `gaussian` are of a stated
+    set, per position and unit, so that every head and neuron gets its own. `resample` is the
+    activation of another example, the same one at every site.
     Touches: any site, `batch pos ...`, where chosen.
     Raises: InputError for an unknown set, or for `resample` where there is no other example.
     Source: arXiv:2211.00593 (means), arXiv:2409.09951 (a comparison).
     """
 
     method: Swept[Literal["zero", "mean", "resample", "gaussian"]] = "mean"
-    """`gaussian` draws from a normal distribution with the set's mean and standard deviation, anew for each example."""
+    """`gaussian` draws from a normal distribution with the set's mean and standard deviation, anew
+    for each example."""
     reference_set: Swept[str | None] = None
-    """Set of the mean, the other examples or the spread, fed the same label's prefix as the patched one; the set that
-    the examples are from unless given. Not looked at by `zero`."""
+    """Set of the mean, the other examples or the spread, fed the same label's prefix as the patched
+    one; the set that the examples are from unless given. Not looked at by `zero`."""
     seed: Swept[int] = 0
-    """Seed of `resample` and `gaussian`: an example gets the same at every call, also when few of its set are run."""
+    """Seed of `resample` and `gaussian`: an example gets the same at every call, also when few of
+    its set are run."""
 
-    def replacement(self, hook: str, model: Model, examples: Examples, session: Session) -> Callable[[Tensor], Tensor]:
+    def replacement(
+        self, hook: str, model: Model, examples: Examples, session: Session
+    ) -> Callable[[Tensor], Tensor]:
         if self.method == "zero":
             return torch.zeros_like
         over = (
@@ -55,7 +60,9 @@ class Ablate(UnitIntervention):
         rows = examples.index.to(values.device)
         if self.method == "resample":
             return values[donors(examples.whole, over, self.seed).to(values.device)[rows]]
-        drawn = noise(len(examples.whole), values.shape[1:], int(digest([self.seed, hook]), 16)).to(values)[rows]
+        drawn = noise(len(examples.whole), values.shape[1:], int(digest([self.seed, hook]), 16)).to(
+            values
+        )[rows]
         return values.mean(dim=0) + values.std(dim=0, correction=0) * drawn
 
 
@@ -63,18 +70,23 @@ def donors(examples: Examples, over: Examples, seed: int) -> Int[Tensor, " n"]:
     """For each example of a set, the row of `over` whose activations it gets: never its own."""
     if over.key == examples.key:
         return derangement(len(examples), seed)
-    drawn = torch.randint(len(over), (len(examples),), generator=torch.Generator().manual_seed(seed))
+    drawn = torch.randint(
+        len(over), (len(examples),), generator=torch.Generator().manual_seed(seed)
+    )
     rows = drawn.to(examples.prompt.device)
     for _ in range(len(over)):
         is_own = (over.prompt[rows] == examples.prompt).all(dim=1)
         if not is_own.any():
             return rows
         rows = torch.where(is_own, (rows + 1) % len(over), rows)
-    raise InputError("resample needs another example in the set `over`: it holds none but the patched one")
+    raise InputError(
+        "resample needs another example in the set `over`: it holds none but the patched one"
+    )
 
 
 def derangement(n: int, seed: int) -> Int[Tensor, " n"]:
-    """A random permutation of 0..n-1, a single cycle, that leaves nothing in its place. Raises InputError for n < 2."""
+    """A random permutation of 0..n-1, a single cycle, that leaves nothing in its place. Raises
+    InputError for n < 2."""
     if n < 2:
         raise InputError(f"resample needs at least two examples, the set has {n}")
     order = torch.randperm(n, generator=torch.Generator().manual_seed(seed))

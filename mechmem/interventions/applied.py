@@ -23,14 +23,20 @@ class InterventionError(RuntimeError):
 
 @contextmanager
 def applied(
-    model: Model, interventions: Sequence[Intervention], examples: Examples, session: Session | None = None
+    model: Model,
+    interventions: Sequence[Intervention],
+    examples: Examples,
+    session: Session | None = None,
 ) -> Generator[Model, None, None]:
     """The model with the interventions in force, for forwards on `examples.tokens`.
 
-    Site, layer, head and position are checked before the body runs (InputError). On leaving, every edit must have
-    fired once in every forward (InterventionError otherwise). Removes its own hooks only, also after an exception.
+    Site, layer, head and position are checked before the body runs (InputError). On leaving, every
+    edit must have fired once in every forward (InterventionError otherwise). Removes its own hooks
+    only, also after an exception.
     """
-    edits = [edit for part in interventions for edit in part.edits(model, examples, session or Session())]
+    edits = [
+        edit for part in interventions for edit in part.edits(model, examples, session or Session())
+    ]
     fired: Counter[int] = Counter()
     hooks: list[tuple[str | Callable[..., Any], Callable[..., Any]]] = [
         (edit.hook, _counted(edit, i, fired)) for i, edit in enumerate(edits)
@@ -45,7 +51,8 @@ def applied(
 
 @contextmanager
 def _counting(model: Model) -> Generator[list[None], None, None]:
-    """A list that grows by one with every forward, also with those of `run_with_hooks`, which goes past module hooks."""
+    """A list that grows by one with every forward, also with those of `run_with_hooks`, which goes
+    past module hooks."""
     forwards, plain, own = [], model.forward, "forward" in vars(model)
 
     def counted(*arguments: Any, **options: Any) -> Any:
@@ -77,7 +84,11 @@ def _counted(edit: Edit, i: int, fired: Counter[int]) -> Callable[..., Tensor]:
 
 def _check_fired(edits: Sequence[Edit], fired: Counter[int], n_forwards: int) -> None:
     if edits and not n_forwards:
-        raise InterventionError("the model was never run inside applied(), so no intervention took place")
+        raise InterventionError(
+            "the model was never run inside applied(), so no intervention took place"
+        )
     for i, edit in enumerate(edits):
         if fired[i] != n_forwards:
-            raise InterventionError(f"the edit at {edit.hook} fired {fired[i]} times in {n_forwards} forwards")
+            raise InterventionError(
+                f"the edit at {edit.hook} fired {fired[i]} times in {n_forwards} forwards"
+            )

@@ -13,7 +13,13 @@ from torch import Tensor
 from mechmem.data.examples import Examples
 from mechmem.interventions.inlp import inlp
 from mechmem.interventions.intervention import SiteIntervention, position_indices
-from mechmem.interventions.subspace import Eraser, class_code, leace, random_subspace, variance_matched
+from mechmem.interventions.subspace import (
+    Eraser,
+    class_code,
+    leace,
+    random_subspace,
+    variance_matched,
+)
 from mechmem.models import sites
 from mechmem.models.architecture import Model
 from mechmem.session import Session
@@ -21,21 +27,26 @@ from mechmem.spec.errors import InputError, suggest
 from mechmem.spec.sweep import Swept
 
 LEAST = 0.05
-"""Share of the variance below which nothing is left of an activation, so that an effect would say nothing."""
+"""Share of the variance below which nothing is left of an activation, so that an effect would say
+nothing."""
 
 
 class Erase(SiteIntervention):
-    """Erases a variable from an activation: afterwards no linear classifier reads it there; or a matched control does.
+    """Erases a variable from an activation: afterwards no linear classifier reads it there; or a
+    matched control does.
 
-    If the answer is lost with the variable and not with the control, the model uses what it holds of the variable. One
-    eraser for each hook and position, fitted on unedited activations of `fit_on`. `leace` is the least change
-    that does it, around the mean; `inlp` removes the directions of one classifier after another, not centred;
-    `random` projects out a random subspace of equal rank, `variance_matched` one that also removes as much variance
-    (a random subspace, turned towards the directions of most or least variance just as far as that takes).
-    Where an activation is constant, or INLP's first classifier reads nothing, rank 0 is removed: `erasers` tells.
+    If the answer is lost with the variable and not with the control, the model uses what it holds
+    of the variable. One eraser for each hook and position, fitted on unedited activations of
+    `fit_on`. `leace` is the least change that does it, around the mean; `inlp` removes the
+    directions of one classifier after another, not centred; `random` projects out a random subspace
+    of equal rank, `variance_matched` one that also removes as much variance
+    (a random subspace, turned towards the directions of most or least variance just as far as that
+    takes). Where an activation is constant, or INLP's first classifier reads nothing, rank 0 is
+    removed: `erasers` tells.
     Touches: sites of `batch pos d_model` and `batch pos d_mlp`, whole, at the chosen positions.
-    Raises: InputError for another site, an unknown variable or set, a variable of one value, and wherever less than
-    5 % of the variance would be left or the variable has more values than the activation dimensions (then `n_codes`).
+    Raises: InputError for another site, an unknown variable or set, a variable of one value, and
+    wherever less than 5 % of the variance would be left or the variable has more values than the
+    activation dimensions (then `n_codes`).
     Source: arXiv:2306.03819 (LEACE), arXiv:2004.07667 (INLP); the matched variance: ours.
     """
 
@@ -43,13 +54,15 @@ class Erase(SiteIntervention):
     """A variable of the task."""
     method: Swept[Literal["leace", "inlp", "random", "variance_matched"]] = "leace"
     fit_on: Swept[str] = "clean"
-    """The example set of the fit, fed the same label's prefix as the patched one; a set of clean instances."""
+    """The example set of the fit, fed the same label's prefix as the patched one; a set of clean
+    instances."""
     matched_to: Swept[Literal["leace", "inlp"]] = "leace"
     """The method whose rank and variance the controls `random` and `variance_matched` match."""
     rank: Swept[NonNegativeInt | None] = None
     """Dimensions that the controls remove; those of `matched_to` unless given."""
     n_codes: Swept[PositiveInt | None] = None
-    """For a variable of many values: LEACE erases the class means' `n_codes` principal directions, not all classes."""
+    """For a variable of many values: LEACE erases the class means' `n_codes` principal directions,
+    not all classes."""
     seed: Swept[int] = 0
     """Seed of the random subspaces."""
     split_seed: int = 0
@@ -58,13 +71,18 @@ class Erase(SiteIntervention):
     @model_validator(mode="after")
     def _fits_method(self) -> Self:
         if self.rank is not None and self.method in ("leace", "inlp"):
-            raise ValueError(f"{self.method} finds its own rank; `rank` is for random and variance_matched")
+            raise ValueError(
+                f"{self.method} finds its own rank; `rank` is for random and variance_matched"
+            )
         if self.n_codes is not None and "inlp" in (self.method, self.matched_to):
             raise ValueError("inlp needs classes; `n_codes` is for leace and its controls")
         return self
 
-    def erasers(self, model: Model, examples: Examples, session: Session) -> dict[tuple[str, str], Eraser]:
-        """The fitted eraser of every (hook, position) that this touches, with its `rank` and `variance_left`."""
+    def erasers(
+        self, model: Model, examples: Examples, session: Session
+    ) -> dict[tuple[str, str], Eraser]:
+        """The fitted eraser of every (hook, position) that this touches, with its `rank` and
+        `variance_left`."""
         return {
             (hook, name): self._eraser(hook, index, model, examples, session)
             for hook in self.hooks(model)
@@ -72,19 +90,26 @@ class Erase(SiteIntervention):
         }
 
     def hooks(self, model: Model) -> list[str]:
-        if sites.site(self.site).axes not in (("batch", "pos", "d_model"), ("batch", "pos", "d_mlp")):
+        if sites.site(self.site).axes not in (
+            ("batch", "pos", "d_model"),
+            ("batch", "pos", "d_mlp"),
+        ):
             raise InputError(
                 f"a variable is erased at sites of `batch pos d_model` or `batch pos d_mlp`, not {self.site!r}"
             )
         return super().hooks(model)
 
-    def replacement(self, hook: str, model: Model, examples: Examples, session: Session) -> Callable[[Tensor], Tensor]:
+    def replacement(
+        self, hook: str, model: Model, examples: Examples, session: Session
+    ) -> Callable[[Tensor], Tensor]:
         chosen = self.positions(examples).values()
         fitted = {index: self._eraser(hook, index, model, examples, session) for index in chosen}
 
         def erased(activation: Tensor) -> Tensor:
             columns = list(activation.unbind(dim=1))
-            return torch.stack([fitted[i](x) if i in fitted else x for i, x in enumerate(columns)], dim=1)
+            return torch.stack(
+                [fitted[i](x) if i in fitted else x for i, x in enumerate(columns)], dim=1
+            )
 
         return erased
 
@@ -95,24 +120,41 @@ class Erase(SiteIntervention):
         chosen = position_indices(self.position, examples)
         return {name: index for name, index in examples.positions.items() if index in chosen}
 
-    def _eraser(self, hook: str, index: int, model: Model, examples: Examples, session: Session) -> Eraser:
+    def _eraser(
+        self, hook: str, index: int, model: Model, examples: Examples, session: Session
+    ) -> Eraser:
         fit = session.examples(self.fit_on).with_prefix(examples.prefix)
         key = ("eraser", model, fit.key, hook, index, self._how)
         if key not in session.cache:
             labels = self._labels(fit, session)
             x = session.activation(model, fit, hook)[:, index]
-            like = None if self._matched is None else self._matched._eraser(hook, index, model, examples, session)
-            session.cache[key] = self._fit(x, labels.to(x.device), like, f"{hook}, position {index}", session)
+            like = (
+                None
+                if self._matched is None
+                else self._matched._eraser(hook, index, model, examples, session)
+            )
+            session.cache[key] = self._fit(
+                x, labels.to(x.device), like, f"{hook}, position {index}", session
+            )
         return session.cache[key]
 
     @property
     def _how(self) -> tuple[object, ...]:
         """All that an eraser depends on, beside the activations."""
-        return self.variable, self.method, self.matched_to, self.rank, self.n_codes, self.seed, self.split_seed
+        return (
+            self.variable,
+            self.method,
+            self.matched_to,
+            self.rank,
+            self.n_codes,
+            self.seed,
+            self.split_seed,
+        )
 
     @property
     def _matched(self) -> Erase | None:
-        """What a control is matched to; none for an erasure, and for a random subspace of stated rank."""
+        """What a control is matched to; none for an erasure, and for a random subspace of stated
+        rank."""
         if self.method in ("leace", "inlp") or (self.method == "random" and self.rank is not None):
             return None
         return self.model_copy(update={"method": self.matched_to, "rank": None, "seed": 0})
@@ -120,7 +162,9 @@ class Erase(SiteIntervention):
     def _labels(self, fit: Examples, session: Session) -> Tensor:
         """The classes of the variable, numbered from 0."""
         if self.variable not in fit.variables:
-            raise InputError(f"there is no variable {self.variable!r}; {suggest(self.variable, fit.variables)}")
+            raise InputError(
+                f"there is no variable {self.variable!r}; {suggest(self.variable, fit.variables)}"
+            )
         values, labels = fit.variables[self.variable].unique(return_inverse=True)
         if len(fit) < 3 or (len(values) < 2 and not session.is_rehearsal):
             raise InputError(
@@ -134,27 +178,39 @@ class Erase(SiteIntervention):
             )
         return labels
 
-    def _fit(self, x: Tensor, labels: Tensor, like: Eraser | None, where: str, session: Session) -> Eraser:
+    def _fit(
+        self, x: Tensor, labels: Tensor, like: Eraser | None, where: str, session: Session
+    ) -> Eraser:
         if self.method == "inlp":
             return self._checked(inlp(x, labels, self.split_seed), x, labels, where, session)
         if self.method == "leace":
-            code = class_code(x, labels, self.n_codes) if self.n_codes else F.one_hot(labels).float()
-            return self._checked(leace(x, code), x, None if self.n_codes else labels, where, session)
+            code = (
+                class_code(x, labels, self.n_codes) if self.n_codes else F.one_hot(labels).float()
+            )
+            return self._checked(
+                leace(x, code), x, None if self.n_codes else labels, where, session
+            )
         rank = like.rank if like is not None and self.rank is None else self.rank or 0
         if self.method == "random" or like is None:
             return self._checked(random_subspace(x, rank, self.seed), x, None, where, session)
         found = variance_matched(x, rank, like.variance_left, self.seed)
         if not session.is_rehearsal and abs(found.variance_left - like.variance_left) > 1e-3:
             name = self.matched_to.upper()
-            raise InputError(f"no {rank} dimensions at {where} hold as much variance as {name} removes; raise `rank`")
+            raise InputError(
+                f"no {rank} dimensions at {where} hold as much variance as {name} removes; raise `rank`"
+            )
         return self._checked(found, x, None, where, session)
 
-    def _checked(self, eraser: Eraser, x: Tensor, labels: Tensor | None, where: str, session: Session) -> Eraser:
+    def _checked(
+        self, eraser: Eraser, x: Tensor, labels: Tensor | None, where: str, session: Session
+    ) -> Eraser:
         n_classes, d = 0 if labels is None else int(labels.max()) + 1, x.shape[1]
         if session.is_rehearsal or (eraser.variance_left >= LEAST and n_classes - 1 < d):
             return eraser
         wrong = (
-            f"{n_classes} values do not go into {d} dimensions" if n_classes > d else "hardly anything would be left"
+            f"{n_classes} values do not go into {d} dimensions"
+            if n_classes > d
+            else "hardly anything would be left"
         )
         raise InputError(
             f"erasing {self.variable} by {self.method} at {where} removes rank {eraser.rank} of {d} and leaves "

@@ -17,9 +17,11 @@ from mechmem.spec.sweep import Swept
 
 
 class FreezePattern(Intervention):
-    """Holds attention patterns as they are in an unedited run, while all else follows the other interventions.
+    """Holds attention patterns as they are in an unedited run, while all else follows the other
+    interventions.
 
-    An effect that survives it passes through what the heads move (values), one that goes passes through where they look
+    An effect that survives it passes through what the heads move (values), one that goes passes
+    through where they look
     (queries and keys). Alone and without a source it changes nothing.
     Touches: `pattern`, `batch head pos key_pos`, of the chosen layers, heads and query positions.
     Raises: InputError for a layer, head or position that the model or task does not have.
@@ -43,5 +45,7 @@ class FreezePattern(Intervention):
     def edits(self, model: Model, examples: Examples, session: Session) -> list[Edit]:
         layers = tuple(range(model.cfg.n_layers)) if self.layer is None else self.layer
         source = self.source or Source(live=model)
-        patch = Patch(site="pattern", layer=layers, head=self.head, position=self.position, source=source)
+        patch = Patch(
+            site="pattern", layer=layers, head=self.head, position=self.position, source=source
+        )
         return patch.edits(model, examples, session)

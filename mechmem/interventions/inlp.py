@@ -1,4 +1,5 @@
-"""INLP: iterative nullspace projection, and the logistic regression that it is made of; in float64."""
+"""INLP: iterative nullspace projection, and the logistic regression that it is made of; in
+float64."""
 
 from __future__ import annotations
 
@@ -14,10 +15,12 @@ SLACK = 0.02
 
 
 def inlp(x: Rows, labels: Int[Tensor, " n"], seed: int = 0) -> Eraser:
-    """Iterative nullspace projection: removes the directions of a linear classifier, again and again, until one that is
-    fitted on what is left does no better on held-out rows than always to name the commonest class.
+    """Iterative nullspace projection: removes the directions of a linear classifier, again and
+    again, until one that is fitted on what is left does no better on held-out rows than always to
+    name the commonest class.
 
-    The projection always acts on the original x, and is not centred. `seed` draws the held-out third.
+    The projection always acts on the original x, and is not centred. `seed` draws the held-out
+    third.
     Source: arXiv:2004.07667.
     """
     least, x = rounding(x), float64(x)
@@ -39,18 +42,25 @@ def logistic_regression(
 ) -> tuple[Float64[Tensor, "n_classes d"], Float64[Tensor, " n_classes"]]:
     """Weights and biases of the multinomial logistic regression, by LBFGS in float64.
 
-    `penalty` is that of the squared weights against the summed loss (nats), x being scaled to a mean variance of 1.
+    `penalty` is that of the squared weights against the summed loss (nats), x being scaled to a
+    mean variance of 1.
     """
     x = float64(x)
     scale = x.var(dim=0).mean().sqrt().clamp_min(1e-12)
     rows = torch.cat([(x - x.mean(dim=0)) / scale, x.new_ones(len(x), 1)], dim=1)
     weights = x.new_zeros(n_classes, rows.shape[1])
-    optimiser = torch.optim.LBFGS([weights], max_iter=300, tolerance_grad=1e-7, line_search_fn="strong_wolfe")
+    optimiser = torch.optim.LBFGS(
+        [weights], max_iter=300, tolerance_grad=1e-7, line_search_fn="strong_wolfe"
+    )
     one_hot = F.one_hot(labels, n_classes).double()
 
     def loss() -> Tensor:
         logits = rows @ weights.T
-        shrunk = penalty * torch.cat([weights[:, :-1], torch.zeros_like(weights[:, -1:])], dim=1) / len(x)
+        shrunk = (
+            penalty
+            * torch.cat([weights[:, :-1], torch.zeros_like(weights[:, -1:])], dim=1)
+            / len(x)
+        )
         weights.grad = (logits.softmax(1) - one_hot).T @ rows / len(x) + shrunk
         return F.cross_entropy(logits, labels) + (shrunk * weights).sum() / 2
 

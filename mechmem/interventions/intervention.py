@@ -28,7 +28,8 @@ class Intervention(Component, registry="intervention"):
     def edits(self, model: Model, examples: Examples, session: Session) -> list[Edit]:
         """The pure tensor -> tensor functions that make this change on these examples.
 
-        Whatever is learnt from data (means, erasers) is fitted here and lives in the functions, never on the spec.
+        Whatever is learnt from data (means, erasers) is fitted here and lives in the functions,
+        never on the spec.
         """
 
 
@@ -40,20 +41,28 @@ class SiteIntervention(Intervention):
     layer: Swept[Indices | None] = None
     """One layer or several; none for a site without layers."""
     position: Swept[Names | None] = None
-    """Named positions (or `readout`, all that answer tokens are read from); every position unless given."""
+    """Named positions (or `readout`, all that answer tokens are read from); every position unless
+    given."""
 
     @abstractmethod
     def replacement(self, hook: str, model: Model, examples: Examples, session: Session) -> Any:
-        """A function from the activation at this hook to what takes its place where it is chosen."""
+        """A function from the activation at this hook to what takes its place where it is
+        chosen."""
 
     def edits(self, model: Model, examples: Examples, session: Session) -> list[Edit]:
         return [
-            Edit(hook, _where(self.mask(model, examples), self.replacement(hook, model, examples, session)))
+            Edit(
+                hook,
+                _where(
+                    self.mask(model, examples), self.replacement(hook, model, examples, session)
+                ),
+            )
             for hook in self.hooks(model)
         ]
 
     def hooks(self, model: Model) -> list[str]:
-        """The hook names this touches. Raises InputError for a site or layer that the model does not have."""
+        """The hook names this touches. Raises InputError for a site or layer that the model does
+        not have."""
         if self.site in sites.READ_ONLY:
             raise InputError(f"site {self.site!r} can only be read: {sites.READ_ONLY[self.site]}")
         layers = self.layer if isinstance(self.layer, tuple) else (self.layer,)
@@ -65,14 +74,17 @@ class SiteIntervention(Intervention):
         chosen = torch.ones([1] * len(site.axes), dtype=torch.bool)
         for axis, indices, size in self.choices(model, examples):
             if site.axis(axis) < 0:
-                raise InputError(f"site {self.site!r} has no axis {axis!r} to choose from (its axes: {site.axes})")
+                raise InputError(
+                    f"site {self.site!r} has no axis {axis!r} to choose from (its axes: {site.axes})"
+                )
             on = torch.zeros(size, dtype=torch.bool)
             on[torch.tensor(indices)] = True
             chosen = chosen & sites.on_axis(on, site.axis(axis), len(site.axes))
         return chosen
 
     def choices(self, model: Model, examples: Examples) -> list[tuple[str, list[int], int]]:
-        """What is chosen on each axis that not everything is chosen on: (axis, indices, size of the axis)."""
+        """What is chosen on each axis that not everything is chosen on: (axis, indices, size of the
+        axis)."""
         if self.position is None:
             return []
         return [("pos", position_indices(self.position, examples), examples.tokens.shape[1])]
@@ -88,7 +100,10 @@ class UnitIntervention(SiteIntervention):
 
     def choices(self, model: Model, examples: Examples) -> list[tuple[str, list[int], int]]:
         choices = super().choices(model, examples)
-        for axis, value, size in (("head", self.head, model.cfg.n_heads), ("d_mlp", self.neurons, model.cfg.d_mlp)):
+        for axis, value, size in (
+            ("head", self.head, model.cfg.n_heads),
+            ("d_mlp", self.neurons, model.cfg.d_mlp),
+        ):
             if value is not None:
                 choices.append((axis, _checked(axis, value, size), size or 0))
         return choices
@@ -103,7 +118,9 @@ def position_indices(names: Names, examples: Examples) -> list[int]:
         elif name in examples.positions:
             found.append(examples.positions[name])
         else:
-            raise InputError(f"there is no position {name!r}; {suggest(name, [*examples.positions, 'readout'])}")
+            raise InputError(
+                f"there is no position {name!r}; {suggest(name, [*examples.positions, 'readout'])}"
+            )
     return found
 
 
@@ -111,9 +128,13 @@ def _checked(axis: str, value: Indices, size: int | None) -> list[int]:
     indices = [value] if isinstance(value, int) else list(value)
     wrong = [i for i in indices if not 0 <= i < (size or 0)]
     if wrong or not indices:
-        raise InputError(f"{axis} {wrong or indices} is out of range: the model has 0 to {(size or 0) - 1}")
+        raise InputError(
+            f"{axis} {wrong or indices} is out of range: the model has 0 to {(size or 0) - 1}"
+        )
     return indices
 
 
 def _where(mask: Tensor, function: Any) -> Any:
-    return lambda activation: torch.where(mask.to(activation.device), function(activation), activation)
+    return lambda activation: torch.where(
+        mask.to(activation.device), function(activation), activation
+    )

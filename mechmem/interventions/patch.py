@@ -20,9 +20,10 @@ from mechmem.spec.registry import Component
 class Source(Component):
     """Where a patched activation comes from.
 
-    `checkpoint` names another model of the experiment (which may be of another training), `examples` another set, row by
-    row, `pair` the minimal pair of each row, `mean_over` the mean over a set at each position. A checkpoint goes with
-    any of the others. From Python, a live model or `Examples` may be given as they are.
+    `checkpoint` names another model of the experiment (which may be of another training),
+    `examples` another set, row by row, `pair` the minimal pair of each row, `mean_over` the mean
+    over a set at each position. A checkpoint goes with any of the others. From Python, a live model
+    or `Examples` may be given as they are.
     """
 
     checkpoint: str | None = None
@@ -34,10 +35,17 @@ class Source(Component):
     @model_validator(mode="after")
     def _one_source(self) -> Self:
         if self.live is not None and not isinstance(self.live, (torch.nn.Module, Examples)):
-            raise InputError(f"a live source is a model or Examples, not {type(self.live).__name__}")
+            raise InputError(
+                f"a live source is a model or Examples, not {type(self.live).__name__}"
+            )
         if isinstance(self.live, torch.nn.Module) and self.checkpoint is not None:
             raise InputError("a source takes either a live model or `checkpoint`")
-        sets = [self.examples is not None, self.pair, self.mean_over is not None, isinstance(self.live, Examples)]
+        sets = [
+            self.examples is not None,
+            self.pair,
+            self.mean_over is not None,
+            isinstance(self.live, Examples),
+        ]
         if sum(sets) > 1:
             raise InputError("a source takes one of `examples`, `pair` and `mean_over`")
         if not any((*sets, self.checkpoint, self.live is not None)):
@@ -47,14 +55,19 @@ class Source(Component):
     @model_serializer(mode="plain")
     def _to_block(self) -> dict[str, Any]:
         if self.live is not None:
-            raise InputError("a live model or example set cannot be written into a spec; name it in the experiment")
+            raise InputError(
+                "a live model or example set cannot be written into a spec; name it in the experiment"
+            )
         return {name: value for name in type(self).model_fields if (value := getattr(self, name))}
 
     def activation(self, hook: str, model: Model, examples: Examples, session: Session) -> Tensor:
-        """The source's activation at a hook for each of the examples, `n ...`, or `1 ...` for a mean."""
+        """The source's activation at a hook for each of the examples, `n ...`, or `1 ...` for a
+        mean."""
         source = self._model(model, session)
         if hook not in source.hook_dict:
-            raise InputError(f"the source has no {hook!r}: it must be of one architecture with the patched model")
+            raise InputError(
+                f"the source has no {hook!r}: it must be of one architecture with the patched model"
+            )
         if self.mean_over is not None:
             everything = session.examples(self.mean_over).with_prefix(examples.prefix)
             return session.activation(source, everything, hook).mean(dim=0, keepdim=True)
@@ -78,14 +91,17 @@ class Source(Component):
             return examples
         other = session.examples(self.examples) if self.examples is not None else self.live
         if int(examples.index.max()) >= len(other):
-            raise InputError(f"the source has {len(other)} examples, fewer than the {len(examples)} that are patched")
+            raise InputError(
+                f"the source has {len(other)} examples, fewer than the {len(examples)} that are patched"
+            )
         return other.select(examples.index).with_prefix(examples.prefix)
 
 
 class Patch(UnitIntervention):
     """Activation patching: put in the place of an activation its value from another forward pass.
 
-    If the answer follows the source, the site carries what the answer depends on (sufficient, not always necessary).
+    If the answer follows the source, the site carries what the answer depends on (sufficient, not
+    always necessary).
     Touches: any site, `batch pos ...`, where chosen. Source: arXiv:2309.16042.
     """
 
@@ -96,13 +112,16 @@ class Patch(UnitIntervention):
     def _live(cls, value: Any) -> Any:
         return Source(live=value) if isinstance(value, (torch.nn.Module, Examples)) else value
 
-    def replacement(self, hook: str, model: Model, examples: Examples, session: Session) -> Callable[[Tensor], Tensor]:
+    def replacement(
+        self, hook: str, model: Model, examples: Examples, session: Session
+    ) -> Callable[[Tensor], Tensor]:
         value = self.source.activation(hook, model, examples, session)
         return lambda activation: fitting(value, activation, hook)
 
 
 def fitting(value: Tensor, activation: Tensor, hook: str) -> Tensor:
-    """A value of `n ...` or `1 ...` in the shape of the activation. Raises InputError if it cannot take its place."""
+    """A value of `n ...` or `1 ...` in the shape of the activation. Raises InputError if it cannot
+    take its place."""
     if value.shape[1:] != activation.shape[1:] or len(value) not in (1, len(activation)):
         raise InputError(
             f"at {hook} the source has shape {tuple(value.shape)}, the patched model {tuple(activation.shape)}: "

@@ -22,13 +22,15 @@ from mechmem.spec.registry import Component
 from mechmem.spec.sweep import Swept
 
 SENDERS = {"embed": -1, "pos_embed": -1, "z": 0, "attn_out": 0, "neurons": 1, "mlp_out": 1}
-"""Sites that write to the residual stream, and when in their layer: with attention (0), with the MLP (1)."""
+"""Sites that write to the residual stream, and when in their layer: with attention (0), with the
+MLP (1)."""
 RECEIVERS = {"q": 0, "k": 0, "v": 0, "mlp_pre": 1, "logits": 0}
 """Sites that read it, and when."""
 
 
 class Receiver(Component):
-    """A reader of the residual stream: queries, keys or values of heads, an MLP, or the logits. `logits` for short."""
+    """A reader of the residual stream: queries, keys or values of heads, an MLP, or the logits.
+    `logits` for short."""
 
     site: Literal["q", "k", "v", "mlp_pre", "logits"]
     layer: Indices | None = None
@@ -50,21 +52,25 @@ class Receiver(Component):
 
 
 class PatchPath(Intervention):
-    """Path patching: a component has its patched value for the chosen receivers, its own for all other readers.
+    """Path patching: a component has its patched value for the chosen receivers, its own for all
+    other readers.
 
-    A receiver reads the residual stream as it is in the edited run, with the sender's output exchanged. So with one
-    receiver, or several of which none feeds another, the receivers' values are those of a run with the sender patched
-    and all other components frozen (the direct effect of arXiv:2211.00593). Where a receiver feeds another, the later
-    one sees what the earlier one has changed. Through every receiver behind the sender it is the sender's own patch.
-    If the answer follows, the sender informs the answer by way of these receivers.
-    Touches: the receivers' sites; the sender's own activation stays as it is. Stands last in a list of interventions.
-    Raises: InputError for a sender that does not write to the residual stream, or a receiver before it.
+    A receiver reads the residual stream as it is in the edited run, with the sender's output
+    exchanged. So with one receiver, or several of which none feeds another, the receivers' values
+    are those of a run with the sender patched and all other components frozen (the direct effect of
+    arXiv:2211.00593). Where a receiver feeds another, the later one sees what the earlier one has
+    changed. Through every receiver behind the sender it is the sender's own patch. If the answer
+    follows, the sender informs the answer by way of these receivers.
+    Touches: the receivers' sites; the sender's own activation stays as it is. Stands last in a list
+    of interventions.
+    Raises: InputError for a sender that does not write to the residual stream, or a receiver before
+    it.
     Source: arXiv:2304.05969.
     """
 
     sender: SiteIntervention
-    """What the receivers are to see: a `patch` (or any other intervention) at embed, pos_embed, attn_out, z, mlp_out or
-    neurons."""
+    """What the receivers are to see: a `patch` (or any other intervention) at embed, pos_embed,
+    attn_out, z, mlp_out or neurons."""
     receivers: Swept[tuple[Receiver, ...]]
 
     @field_validator("receivers")
@@ -76,9 +82,13 @@ class PatchPath(Intervention):
 
     def edits(self, model: Model, examples: Examples, session: Session) -> list[Edit]:
         if self.sender.site not in SENDERS:
-            raise InputError(f"a path starts at one of {', '.join(SENDERS)}, not at {self.sender.site!r}")
+            raise InputError(
+                f"a path starts at one of {', '.join(SENDERS)}, not at {self.sender.site!r}"
+            )
         sent = self.sender.edits(model, examples, session)
-        path = _Path(model, Tape(), {edit.hook: _time(edit, SENDERS[self.sender.site]) for edit in sent})
+        path = _Path(
+            model, Tape(), {edit.hook: _time(edit, SENDERS[self.sender.site]) for edit in sent}
+        )
         masks: dict[str, Tensor] = {}
         for receiver in self.receivers:
             for hook, mask in path.chosen(receiver, examples).items():
@@ -90,7 +100,8 @@ class PatchPath(Intervention):
 class _Path:
     model: Model
     tape: Tape
-    """By hook: of each sender what its change adds to the residual stream; of each receiver what it then is."""
+    """By hook: of each sender what its change adds to the residual stream; of each receiver what it
+    then is."""
     sent: Mapping[str, int]
     """When each sender writes: 2 layer with its attention, 2 layer + 1 with its MLP."""
 
@@ -108,10 +119,18 @@ class _Path:
         layers: Any = receiver.layer
         if layers is None and receiver.site != "logits":
             layers = tuple(layer for layer in range(n_layers) if 2 * layer + offset > first)
-        like = Ablate(method="zero", site=receiver.site, layer=layers, head=receiver.head, position=receiver.position)
+        like = Ablate(
+            method="zero",
+            site=receiver.site,
+            layer=layers,
+            head=receiver.head,
+            position=receiver.position,
+        )
         for hook in (hooks := like.hooks(self.model)):
             if _time(Edit(hook, _same), offset) <= first:
-                raise InputError(f"the receiver {receiver.site!r} at {hook} comes before the sender")
+                raise InputError(
+                    f"the receiver {receiver.site!r} at {hook} comes before the sender"
+                )
         if not hooks:
             raise InputError(f"no receiver {receiver.site!r} comes behind the sender")
         return dict.fromkeys(hooks, like.mask(self.model, examples))
@@ -119,24 +138,32 @@ class _Path:
     def received(self, masks: Mapping[str, Tensor]) -> list[Edit]:
         edits = []
         for layer in range(self.model.cfg.n_layers):
-            hooks = [hook for hook in (sites.site(name).hook(layer) for name in "qkv") if hook in masks]
+            hooks = [
+                hook for hook in (sites.site(name).hook(layer) for name in "qkv") if hook in masks
+            ]
             mlp = sites.site("mlp_pre").hook(layer)
             edits += [self._attention(layer, hooks)] if hooks else []
             edits += self._mlp(layer, mlp) if mlp in masks else []
         if "unembed.hook_out" in masks:
             last = f"blocks.{self.model.cfg.n_layers - 1}.hook_resid_post"
-            edits.append(self.tape.listen(last, lambda x: at_the_end(self.model, x + self.change(10**6))))
+            edits.append(
+                self.tape.listen(last, lambda x: at_the_end(self.model, x + self.change(10**6)))
+            )
         return [*edits, *(self.tape.play(hook, mask) for hook, mask in masks.items())]
 
     def _attention(self, layer: int, hooks: list[str]) -> Edit:
         resid = f"blocks.{layer}.hook_resid_pre"
-        return self.tape.listen(resid, lambda x: in_attention(self.model, layer, x + self.change(2 * layer), hooks))
+        return self.tape.listen(
+            resid, lambda x: in_attention(self.model, layer, x + self.change(2 * layer), hooks)
+        )
 
     def _mlp(self, layer: int, hook: str) -> Sequence[Edit]:
         resid, tape = f"blocks.{layer}.hook_resid_pre", self.tape
         return tape.listen(resid, lambda x: {resid: x}), tape.listen(
             f"blocks.{layer}.hook_attn_out",
-            lambda x: in_mlp(self.model, layer, tape[resid] + x + self.change(2 * layer + 1), [hook]),
+            lambda x: in_mlp(
+                self.model, layer, tape[resid] + x + self.change(2 * layer + 1), [hook]
+            ),
         )
 
 

@@ -19,9 +19,9 @@ from mechmem.spec.sweep import Swept
 class Steer(UnitIntervention):
     """Adds `factor` times the difference between the mean activations of two values of a variable.
 
-    If the answer changes as if the variable had the value `towards`, the model reads the variable along this direction.
-    The direction is that of each position, at the site itself; factor 1 carries the mean of `away` to that of
-    `towards`, factor 0 changes nothing.
+    If the answer changes as if the variable had the value `towards`, the model reads the variable
+    along this direction. The direction is that of each position, at the site itself; factor 1
+    carries the mean of `away` to that of `towards`, factor 0 changes nothing.
     Touches: any site, `batch pos ...`, where chosen.
     Raises: InputError for an unknown set or variable, or a value that no example of the set has.
     Source: arXiv:2312.06681 (contrastive activation addition).
@@ -38,16 +38,22 @@ class Steer(UnitIntervention):
     factor: Swept[float] = 1.0
     """In units of the distance between the two means."""
 
-    def replacement(self, hook: str, model: Model, examples: Examples, session: Session) -> Callable[[Tensor], Tensor]:
+    def replacement(
+        self, hook: str, model: Model, examples: Examples, session: Session
+    ) -> Callable[[Tensor], Tensor]:
         on = session.examples(self.on).with_prefix(examples.prefix)
         values = session.activation(model, on, hook)
         ends = [self._mean(values, on, value, session) for value in (self.towards, self.away)]
         step = self.factor * (ends[0] - ends[1])
         return lambda activation: activation + step
 
-    def _mean(self, values: Tensor, on: Examples, value: int, session: Session) -> Float[Tensor, "..."]:
+    def _mean(
+        self, values: Tensor, on: Examples, value: int, session: Session
+    ) -> Float[Tensor, "..."]:
         if self.variable not in on.variables:
-            raise InputError(f"there is no variable {self.variable!r}; {suggest(self.variable, on.variables)}")
+            raise InputError(
+                f"there is no variable {self.variable!r}; {suggest(self.variable, on.variables)}"
+            )
         rows = on.variables[self.variable] == value
         if rows.any():
             return values[rows.to(values.device)].mean(dim=0)

@@ -1,7 +1,9 @@
-"""Erasers: the linear algebra of removing what a linear classifier could read of a variable; in float64.
+"""Erasers: the linear algebra of removing what a linear classifier could read of a variable; in
+float64.
 
-Each fitter (`leace`, `random_subspace`, `variance_matched`, and `inlp` in a file of its own) takes activations, one row
-an example, and gives a frozen `Eraser`. `mechmem.interventions.erase` puts them to use in a model.
+Each fitter (`leace`, `random_subspace`, `variance_matched`, and `inlp` in a file of its own) takes
+activations, one row an example, and gives a frozen `Eraser`. `mechmem.interventions.erase` puts
+them to use in a model.
 """
 
 from __future__ import annotations
@@ -14,8 +16,8 @@ from jaxtyping import Float, Float64, Int
 from torch import Tensor
 
 TOLERANCE = 1e-6
-"""Least covariance (one-hot classes, whitened activations) that is erased: far above rounding, far below the smallest
-of thousands of classes. The 0.01 of other code leaves rare classes in."""
+"""Least covariance (one-hot classes, whitened activations) that is erased: far above rounding, far
+below the smallest of thousands of classes. The 0.01 of other code leaves rare classes in."""
 
 Rows = Float[Tensor, "n d"]
 
@@ -28,7 +30,8 @@ class Eraser:
     read: Float64[Tensor, "rank d"]
     centre: Float64[Tensor, " d"]
     variance_left: float
-    """Share of the variance of the fitted activations that the projection leaves (fraction; 1 if they have none)."""
+    """Share of the variance of the fitted activations that the projection leaves (fraction; 1 if
+    they have none)."""
 
     @property
     def rank(self) -> int:
@@ -41,9 +44,11 @@ class Eraser:
 
 
 def leace(x: Rows, z: Float[Tensor, "n k"]) -> Eraser:
-    """The smallest affine change after which x and z are uncorrelated, so that no linear classifier reads z from x.
+    """The smallest affine change after which x and z are uncorrelated, so that no linear classifier
+    reads z from x.
 
-    z: one-hot classes (integer ids leave class covariance behind) or a code of them. Source: arXiv:2306.03819.
+    z: one-hot classes (integer ids leave class covariance behind) or a code of them. Source:
+    arXiv:2306.03819.
     """
     least, x, z = rounding(x), float64(x), float64(z)
     values, vectors = torch.linalg.eigh(_covariance(x, x))
@@ -56,18 +61,20 @@ def leace(x: Rows, z: Float[Tensor, "n k"]) -> Eraser:
 
 
 def random_subspace(x: Rows, rank: int, seed: int = 0) -> Eraser:
-    """Projects a uniformly random subspace out, around the mean: what losing `rank` dimensions does by itself."""
+    """Projects a uniformly random subspace out, around the mean: what losing `rank` dimensions does
+    by itself."""
     x = float64(x)
     basis = _random_basis(x, rank, seed)
     return eraser(x, basis, basis.T, x.mean(dim=0))
 
 
 def variance_matched(x: Rows, rank: int, variance_left: float, seed: int = 0) -> Eraser:
-    """Projects a random subspace out that holds as much variance as a deliberate erasure of this rank removes.
+    """Projects a random subspace out that holds as much variance as a deliberate erasure of this
+    rank removes.
 
-    The random subspace of `random_subspace` is turned towards the directions of most (or of least) variance just as far
-    as it takes; rank and variance then both match. Where even the directions of most variance hold too little, those
-    are removed, which `variance_left` of the result shows.
+    The random subspace of `random_subspace` is turned towards the directions of most (or of least)
+    variance just as far as it takes; rank and variance then both match. Where even the directions
+    of most variance hold too little, those are removed, which `variance_left` of the result shows.
     """
     x = float64(x)
     if not rank:
@@ -78,7 +85,9 @@ def variance_matched(x: Rows, rank: int, variance_left: float, seed: int = 0) ->
     is_short = _held(start, sigma) < wanted
     end = vectors[:, len(sigma) - rank :] if is_short else vectors[:, :rank]
     u, _, vh = torch.linalg.svd(start.T @ end)
-    end = end @ vh.T @ u.T  # the basis of the same subspace that is nearest to `start`: no turn on the way collapses
+    end = (
+        end @ vh.T @ u.T
+    )  # the basis of the same subspace that is nearest to `start`: no turn on the way collapses
     low, high = 0.0, 1.0
     while high - low > 1e-15:
         middle = (low + high) / 2
@@ -89,8 +98,9 @@ def variance_matched(x: Rows, rank: int, variance_left: float, seed: int = 0) ->
 
 
 def class_code(x: Rows, labels: Int[Tensor, " n"], n_codes: int) -> Float64[Tensor, "n n_codes"]:
-    """A low-rank code of a variable of many classes: each row's class mean in the `n_codes` directions in which the
-    class means differ most (principal directions, classes weighted by their size), in units of the first one's spread.
+    """A low-rank code of a variable of many classes: each row's class mean in the `n_codes`
+    directions in which the class means differ most (principal directions, classes weighted by their
+    size), in units of the first one's spread.
     """
     x = float64(x)
     one_hot = F.one_hot(labels).double()
@@ -109,7 +119,9 @@ def eraser(x: Rows, write: Tensor, read: Tensor, centre: Tensor) -> Eraser:
 
 def float64(x: Tensor) -> Tensor:
     """x in float64, which every fit is made in."""
-    return x.cpu().double() if x.device.type == "mps" else x.double()  # Apple's GPUs have no float64
+    return (
+        x.cpu().double() if x.device.type == "mps" else x.double()
+    )  # Apple's GPUs have no float64
 
 
 def rounding(x: Tensor) -> float:
@@ -122,7 +134,9 @@ def _covariance(x: Tensor, z: Tensor) -> Tensor:
 
 
 def _random_basis(x: Tensor, rank: int, seed: int) -> Tensor:
-    drawn = torch.randn(x.shape[1], rank, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    drawn = torch.randn(
+        x.shape[1], rank, generator=torch.Generator().manual_seed(seed), dtype=torch.float64
+    )
     return torch.linalg.qr(drawn).Q.to(x)
 
 

@@ -22,15 +22,18 @@ Part = Literal["embed", "attn", "mlp", "unembed"]
 
 
 class SwapWeights(Intervention):
-    """Computes a component's output with another checkpoint's weights, on the edited run's own inputs to it.
+    """Computes a component's output with another checkpoint's weights, on the edited run's own
+    inputs to it.
 
-    If the weights of before memorisation bring the true answers back, what was memorised lies in these weights; a patch
-    of the same output would also bring back whatever its *inputs* have lost. A component is what stands between two
-    readings of the residual stream: `attn` and `mlp` with the norm before them, `embed` tokens and positions, `unembed`
-    with the last norm. All of them together make the model the other one.
-    Touches: `embed` and `pos_embed`, `attn_out`, `mlp_out`, `logits`. Stands last in a list of interventions: it takes a
-    component's input as the interventions listed before it have left it.
-    Raises: InputError for models of two architectures, a source that is no checkpoint, a layer that is not there.
+    If the weights of before memorisation bring the true answers back, what was memorised lies in
+    these weights; a patch of the same output would also bring back whatever its *inputs* have lost.
+    A component is what stands between two readings of the residual stream: `attn` and `mlp` with
+    the norm before them, `embed` tokens and positions, `unembed` with the last norm. All of them
+    together make the model the other one.
+    Touches: `embed` and `pos_embed`, `attn_out`, `mlp_out`, `logits`. Stands last in a list of
+    interventions: it takes a component's input as the interventions listed before it have left it.
+    Raises: InputError for models of two architectures, a source that is no checkpoint, a layer that
+    is not there.
     Source: ours.
     """
 
@@ -49,7 +52,9 @@ class SwapWeights(Intervention):
     def _fits(self) -> Self:
         source = self.source
         if source.pair or source.examples or source.mean_over or isinstance(source.live, Examples):
-            raise InputError("weights come from a checkpoint: give `source: {checkpoint: ...}` and nothing else")
+            raise InputError(
+                "weights come from a checkpoint: give `source: {checkpoint: ...}` and nothing else"
+            )
         if isinstance(self.component, Each) or self.layer is None:
             return self
         if not {"attn", "mlp"} & set(self._parts):
@@ -82,7 +87,9 @@ def _attention(model: Model, other: Model, layer: int) -> list[Edit]:
 
 def _mlp(model: Model, other: Model, layer: int) -> list[Edit]:
     tape, out = Tape(), sites.checked_hook(model.cfg, "mlp_out", layer)
-    resid, attn_out = (sites.checked_hook(model.cfg, name, layer) for name in ("resid_pre", "attn_out"))
+    resid, attn_out = (
+        sites.checked_hook(model.cfg, name, layer) for name in ("resid_pre", "attn_out")
+    )
     return [
         tape.listen(resid, lambda x: {resid: x}),
         tape.listen(attn_out, lambda x: in_mlp(other, layer, tape[resid] + x, [out])),

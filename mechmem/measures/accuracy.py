@@ -14,7 +14,8 @@ from mechmem.measures.measure import LabelMeasure, Logits, Values
 class Accuracy(LabelMeasure):
     """Share of answer tokens, or of whole answers, that are the label.
 
-    With `label: true` on noisy instances it is the rule that answers, with `label: given` the memory.
+    With `label: true` on noisy instances it is the rule that answers, with `label: given` the
+    memory.
     """
 
     unit: ClassVar[str] = "fraction"

@@ -1,4 +1,5 @@
-"""KL: KL divergence of the next-token distribution from that of the same model without intervention."""
+"""KL: KL divergence of the next-token distribution from that of the same model without
+intervention."""
 
 from __future__ import annotations
 
@@ -9,7 +10,8 @@ from mechmem.measures.measure import Logits, Measure, Values
 
 
 class KL(Measure):
-    """KL divergence of the next-token distribution from that of the same model without intervention.
+    """KL divergence of the next-token distribution from that of the same model without
+    intervention.
 
     How much the intervention changes the answer at all, in whichever direction.
     """

@@ -11,8 +11,9 @@ from mechmem.measures.measure import LabelMeasure, Logits, Values, of_labels
 class Logit(LabelMeasure):
     """Logit of the label's token, less that of another label's token where one is named.
 
-    With `label: given, against: pair` it says how far the model answers this example and not its minimal pair, and is
-    0 where both labels have the same token: what attribution and circuits are measured by.
+    With `label: given, against: pair` it says how far the model answers this example and not its
+    minimal pair, and is 0 where both labels have the same token: what attribution and circuits are
+    measured by.
     """
 
     unit: ClassVar[str] = "nats"
@@ -26,4 +27,8 @@ class Logit(LabelMeasure):
 
     def __call__(self, logits: Logits, examples: Examples, baseline: Logits) -> Values:
         values = of_labels(logits, examples.labels(self.label))
-        return values if self.against is None else values - of_labels(logits, examples.labels(self.against))
+        return (
+            values
+            if self.against is None
+            else values - of_labels(logits, examples.labels(self.against))
+        )

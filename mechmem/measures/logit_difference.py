@@ -1,4 +1,5 @@
-"""LogitDifference: Logit of the true token less that of the given one; 0 where both labels have the same token."""
+"""LogitDifference: Logit of the true token less that of the given one; 0 where both labels have the
+same token."""
 
 from __future__ import annotations
 

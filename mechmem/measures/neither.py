@@ -11,7 +11,8 @@ from mechmem.measures.measure import Logits, Measure, Values
 
 
 class OffLabelRate(Measure):
-    """Share of answer tokens that are none of the labels: not given, not true, nor (with pairs) the pair's.
+    """Share of answer tokens that are none of the labels: not given, not true, nor (with pairs) the
+    pair's.
 
     High where an intervention breaks the model rather than redirecting it.
     """
@@ -20,5 +21,9 @@ class OffLabelRate(Measure):
 
     def __call__(self, logits: Logits, examples: Examples, baseline: Logits) -> Values:
         answer = logits.argmax(-1)
-        labels = [examples.given, examples.true, *([examples.counterfactual.true] if examples.counterfactual else [])]
+        labels = [
+            examples.given,
+            examples.true,
+            *([examples.counterfactual.true] if examples.counterfactual else []),
+        ]
         return torch.stack([answer != label for label in labels]).all(dim=0).to(logits.dtype)

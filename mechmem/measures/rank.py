@@ -1,4 +1,5 @@
-"""Rank: Number of tokens that are more likely than the label's; of a whole answer, the mean over its tokens."""
+"""Rank: Number of tokens that are more likely than the label's; of a whole answer, the mean over
+its tokens."""
 
 from __future__ import annotations
 
@@ -9,7 +10,8 @@ from mechmem.measures.measure import LabelMeasure, Logits, Values, of_labels
 
 
 class Rank(LabelMeasure):
-    """Number of tokens that are more likely than the label's; of a whole answer, the mean over its tokens."""
+    """Number of tokens that are more likely than the label's; of a whole answer, the mean over its
+    tokens."""
 
     unit: ClassVar[str] = "rank, 0 is best"
 

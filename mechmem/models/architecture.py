@@ -39,11 +39,14 @@ class Architecture(Component):
     def _heads_fit(self) -> Self:
         swept = isinstance(self.d_model, Each) or isinstance(self.n_heads, Each)
         if not swept and self.d_head is None and self.d_model % self.n_heads:
-            raise ValueError(f"d_model {self.d_model} is not a multiple of n_heads {self.n_heads}; or give d_head")
+            raise ValueError(
+                f"d_model {self.d_model} is not a multiple of n_heads {self.n_heads}; or give d_head"
+            )
         return self
 
     def build(self, d_vocab: int, n_context: int, seed: int = 0) -> Model:
-        """A freshly initialised `HookedTransformer` on the CPU; global random state is left as it was."""
+        """A freshly initialised `HookedTransformer` on the CPU; global random state is left as it
+        was."""
         from transformer_lens import HookedTransformer
         from transformer_lens.config import HookedTransformerConfig
 
@@ -57,7 +60,9 @@ class Architecture(Component):
                     d_mlp=None if self.attn_only else self.d_mlp or 4 * self.d_model,
                     attn_only=self.attn_only,
                     act_fn="relu" if self.attn_only else self.activation,
-                    normalization_type={"layer_norm": "LN", "rms_norm": "RMS", None: None}[self.norm],
+                    normalization_type={"layer_norm": "LN", "rms_norm": "RMS", None: None}[
+                        self.norm
+                    ],
                     d_vocab=d_vocab,
                     n_ctx=n_context,
                     init_weights=False,
@@ -65,7 +70,10 @@ class Architecture(Component):
                 ),
                 move_to_device=False,
             )
-        generator, std = torch.Generator().manual_seed(seed), self.init_std or 0.8 / self.d_model**0.5
+        generator, std = (
+            torch.Generator().manual_seed(seed),
+            self.init_std or 0.8 / self.d_model**0.5,
+        )
         with torch.no_grad():
             for name, parameter in model.named_parameters():
                 if ".W_" in name:
@@ -77,9 +85,12 @@ class Architecture(Component):
 
 @contextmanager
 def silenced_deprecation() -> Generator[None, None, None]:
-    """HookedTransformer warns that it goes in 4.0; the project pins <4 and keeps to sites that exist on both."""
+    """HookedTransformer warns that it goes in 4.0; the project pins <4 and keeps to sites that
+    exist on both."""
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="HookedTransformer is deprecated", category=DeprecationWarning)
+        warnings.filterwarnings(
+            "ignore", message="HookedTransformer is deprecated", category=DeprecationWarning
+        )
         yield
 
 

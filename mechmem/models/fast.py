@@ -1,8 +1,10 @@
-"""The same function as the model's forward, without its hook points: fast training, resumed and edited forwards.
+"""The same function as the model's forward, without its hook points: fast training, resumed and
+edited forwards.
 
-Reads the weights of the `HookedTransformer`. What makes it fast: queries, keys and values in one product, attention
-through SDPA unless a pattern is looked at, the last layer at the positions that are read out only, and a start at any
-layer from a known residual. The hook path is its oracle: same logits, same edits, to 1e-5.
+Reads the weights of the `HookedTransformer`. What makes it fast: queries, keys and values in one
+product, attention through SDPA unless a pattern is looked at, the last layer at the positions that
+are read out only, and a start at any layer from a known residual. The hook path is its oracle: same
+logits, same edits, to 1e-5.
 """
 
 from __future__ import annotations
@@ -20,22 +22,29 @@ from torch import Tensor
 from mechmem.models.architecture import Model
 from mechmem.spec.errors import InputError
 
-ACTIVATIONS: dict[str | None, Callable[[Tensor], Tensor]] = {"relu": F.relu, "gelu": F.gelu, "silu": F.silu}
+ACTIVATIONS: dict[str | None, Callable[[Tensor], Tensor]] = {
+    "relu": F.relu,
+    "gelu": F.gelu,
+    "silu": F.silu,
+}
 
 SHORT = 32
-"""Positions up to which attention is written out: for short sequences SDPA on a CPU takes longer than two products."""
+"""Positions up to which attention is written out: for short sequences SDPA on a CPU takes longer
+than two products."""
 
 
 @dataclass(frozen=True)
 class Edit:
-    """A change of one activation: a pure tensor -> tensor function at one hook. Touches: that hook's whole tensor."""
+    """A change of one activation: a pure tensor -> tensor function at one hook. Touches: that
+    hook's whole tensor."""
 
     hook: str
     function: Callable[[Tensor], Tensor]
 
     @property
     def layer(self) -> int:
-        """Layer of the hook; -1 for what comes before the first, a million for what comes after the last."""
+        """Layer of the hook; -1 for what comes before the first, a million for what comes after the
+        last."""
         if self.hook.startswith("blocks."):
             return int(self.hook.split(".")[1])
         return -1 if self.hook in ("hook_embed", "hook_pos_embed") else 10**6
@@ -62,16 +71,23 @@ class _Taps:
         return any(hook.startswith(prefixes) for hook in (*self.edits, *self.capture))
 
     def look_past_the_input_of(self, layer: int) -> bool:
-        """Whether a hook is wanted whole that comes after the residual, keys and values which this layer reads."""
+        """Whether a hook is wanted whole that comes after the residual, keys and values which this
+        layer reads."""
         at = f"blocks.{layer}."
         read = tuple(at + name for name in ("hook_resid_pre", "ln1.", "attn.hook_k", "attn.hook_v"))
         wanted = {*self.edits, *self.capture}
-        return any(hook.startswith((at, "ln_final.", "unembed.")) and not hook.startswith(read) for hook in wanted)
+        return any(
+            hook.startswith((at, "ln_final.", "unembed.")) and not hook.startswith(read)
+            for hook in wanted
+        )
 
     def check(self) -> None:
-        """Raises InputError for a hook that was never met, at which an edit would silently do nothing."""
+        """Raises InputError for a hook that was never met, at which an edit would silently do
+        nothing."""
         if never := {*self.edits, *self.capture} - self.met:
-            raise InputError(f"this model has no activation {sorted(never)[0]!r} that can be edited or read")
+            raise InputError(
+                f"this model has no activation {sorted(never)[0]!r} that can be edited or read"
+            )
 
 
 def forward(
@@ -82,11 +98,12 @@ def forward(
     capture: Collection[str] = (),
     start: tuple[int, Float[Tensor, "batch pos d_model"]] | None = None,
 ) -> tuple[Float[Tensor, "batch n_readout d_vocab"], dict[str, Tensor]]:
-    """Logits at the last `n_readout` positions, and the activations at the `capture` hooks (after their edits).
+    """Logits at the last `n_readout` positions, and the activations at the `capture` hooks (after
+    their edits).
 
-    `start = (layer, resid_pre)` resumes at that layer. Edits and captures before it are refused. With `n_readout` 0 no
-    logits are wanted, and the forward ends at the last layer that is captured. Raises InputError for an edit or
-    capture at a hook that it does not come by.
+    `start = (layer, resid_pre)` resumes at that layer. Edits and captures before it are refused.
+    With `n_readout` 0 no logits are wanted, and the forward ends at the last layer that is
+    captured. Raises InputError for an edit or capture at a hook that it does not come by.
     """
     functions: dict[str, list[Callable[[Tensor], Tensor]]] = {}
     for edit in edits:
@@ -101,7 +118,9 @@ def forward(
         x = start[1]
         early = ("hook_", *(f"blocks.{layer}." for layer in range(first)))
         if taps.touches(*early):
-            raise ValueError(f"an edit or capture lies before layer {first}, at which the forward starts")
+            raise ValueError(
+                f"an edit or capture lies before layer {first}, at which the forward starts"
+            )
     looked_at_late = taps.look_past_the_input_of(config.n_layers - 1)
     captured = [Edit(hook, lambda x: x).layer for hook in capture]
     end = config.n_layers if n_readout else min(config.n_layers, max(captured, default=-1) + 1)

@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 class Site:
     """One kind of activation.
 
-    `axes` are TransformerLens's words for the tensor's axes; `units` is the axis whose members can be picked one by
-    one beside the position (heads, neurons), if there is one.
+    `axes` are TransformerLens's words for the tensor's axes; `units` is the axis whose members can
+    be picked one by one beside the position (heads, neurons), if there is one.
     """
 
     name: str
@@ -54,28 +54,77 @@ SITES = {
     for site in (
         Site("embed", "hook_embed", RESIDUAL, "token embedding"),
         Site("pos_embed", "hook_pos_embed", RESIDUAL, "positional embedding"),
-        Site("resid_pre", "blocks.{layer}.hook_resid_pre", RESIDUAL, "residual stream before the layer"),
-        Site("norm_attn", "blocks.{layer}.ln1.hook_normalized", RESIDUAL, "normalised input of attention, unscaled"),
+        Site(
+            "resid_pre",
+            "blocks.{layer}.hook_resid_pre",
+            RESIDUAL,
+            "residual stream before the layer",
+        ),
+        Site(
+            "norm_attn",
+            "blocks.{layer}.ln1.hook_normalized",
+            RESIDUAL,
+            "normalised input of attention, unscaled",
+        ),
         Site("q", "blocks.{layer}.attn.hook_q", HEADS, "queries"),
         Site("k", "blocks.{layer}.attn.hook_k", HEADS, "keys"),
         Site("v", "blocks.{layer}.attn.hook_v", HEADS, "values"),
-        Site("pattern", "blocks.{layer}.attn.hook_pattern", ("batch", "head", "pos", "key_pos"), "attention weights"),
+        Site(
+            "pattern",
+            "blocks.{layer}.attn.hook_pattern",
+            ("batch", "head", "pos", "key_pos"),
+            "attention weights",
+        ),
         Site("z", "blocks.{layer}.attn.hook_z", HEADS, "each head's output before W_O"),
-        Site("attn_out", "blocks.{layer}.hook_attn_out", RESIDUAL, "what attention adds to the residual stream"),
-        Site("norm_mlp", "blocks.{layer}.ln2.hook_normalized", RESIDUAL, "normalised input of the MLP, unscaled", True),
         Site(
-            "mlp_pre", "blocks.{layer}.mlp.hook_pre", ("batch", "pos", "d_mlp"), "neurons before the activation", True
+            "attn_out",
+            "blocks.{layer}.hook_attn_out",
+            RESIDUAL,
+            "what attention adds to the residual stream",
         ),
         Site(
-            "neurons", "blocks.{layer}.mlp.hook_post", ("batch", "pos", "d_mlp"), "neurons after the activation", True
+            "norm_mlp",
+            "blocks.{layer}.ln2.hook_normalized",
+            RESIDUAL,
+            "normalised input of the MLP, unscaled",
+            True,
         ),
-        Site("mlp_out", "blocks.{layer}.hook_mlp_out", RESIDUAL, "what the MLP adds to the residual stream", True),
-        Site("resid_post", "blocks.{layer}.hook_resid_post", RESIDUAL, "residual stream after the layer"),
-        Site("norm_final", "ln_final.hook_normalized", RESIDUAL, "normalised last residual, unscaled"),
+        Site(
+            "mlp_pre",
+            "blocks.{layer}.mlp.hook_pre",
+            ("batch", "pos", "d_mlp"),
+            "neurons before the activation",
+            True,
+        ),
+        Site(
+            "neurons",
+            "blocks.{layer}.mlp.hook_post",
+            ("batch", "pos", "d_mlp"),
+            "neurons after the activation",
+            True,
+        ),
+        Site(
+            "mlp_out",
+            "blocks.{layer}.hook_mlp_out",
+            RESIDUAL,
+            "what the MLP adds to the residual stream",
+            True,
+        ),
+        Site(
+            "resid_post",
+            "blocks.{layer}.hook_resid_post",
+            RESIDUAL,
+            "residual stream after the layer",
+        ),
+        Site(
+            "norm_final", "ln_final.hook_normalized", RESIDUAL, "normalised last residual, unscaled"
+        ),
         Site("logits", "unembed.hook_out", ("batch", "pos", "d_vocab"), "logits"),
     )
 }
-READ_ONLY = {"norm_attn": "its hook fires three times a layer; patch `q`, `k` and `v`, or `resid_pre`"}
+READ_ONLY = {
+    "norm_attn": "its hook fires three times a layer; patch `q`, `k` and `v`, or `resid_pre`"
+}
 
 
 def site(name: str) -> Site:
@@ -86,14 +135,17 @@ def site(name: str) -> Site:
 
 
 def checked_hook(config: HookedTransformerConfig, name: str, layer: int | None) -> str:
-    """The hook name of a site at a layer, if this model has it; else InputError with what is wrong."""
+    """The hook name of a site at a layer, if this model has it; else InputError with what is
+    wrong."""
     found = site(name)
     if found.has_layer and layer is None:
         raise InputError(f"site {name!r} needs a layer, 0 to {config.n_layers - 1}")
     if not found.has_layer and layer is not None:
         raise InputError(f"site {name!r} has no layers; leave `layer` out")
     if layer is not None and not 0 <= layer < config.n_layers:
-        raise InputError(f"layer {layer} is out of range: the model has layers 0 to {config.n_layers - 1}")
+        raise InputError(
+            f"layer {layer} is out of range: the model has layers 0 to {config.n_layers - 1}"
+        )
     if found.in_mlp and config.attn_only:
         raise InputError(f"this model has no site {name!r}: it has no MLP")
     if name.startswith("norm_") and config.normalization_type is None:

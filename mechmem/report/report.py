@@ -1,4 +1,5 @@
-"""Report: one web page that says what was asked, what came out, and how; it opens without a network."""
+"""Report: one web page that says what was asked, what came out, and how; it opens without a
+network."""
 
 from __future__ import annotations
 
@@ -48,7 +49,9 @@ class Report:
         for claim in self.claims:
             if claim["verdict"] not in VERDICTS:
                 known = suggest(claim["verdict"], VERDICTS)
-                raise ValueError(f"claim {claim['id']} has the verdict {claim['verdict']!r}; {known}")
+                raise ValueError(
+                    f"claim {claim['id']} has the verdict {claim['verdict']!r}; {known}"
+                )
 
 
 def render(report: Report) -> str:
@@ -59,13 +62,19 @@ def render(report: Report) -> str:
     ]
     page = _environment().get_template("page.html.j2")
     plotly = Markup(script()) if figures else ""
-    return page.render(report=report, figures=figures, plotly=plotly, VERDICTS=VERDICTS, MOST_ROWS=MOST_ROWS)
+    return page.render(
+        report=report, figures=figures, plotly=plotly, VERDICTS=VERDICTS, MOST_ROWS=MOST_ROWS
+    )
 
 
 def _environment() -> Environment:
     loader = FileSystemLoader(Path(__file__).parent)
     environment = Environment(
-        loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+        loader=loader,
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
     )
     environment.tests["known"] = lambda value: number(value) != "–"
     environment.filters |= {"number": number, "yaml": yaml, "without_lists": without_lists}
@@ -89,7 +98,11 @@ def number(value: Any) -> str:
 def yaml(block: dict[str, Any]) -> str:
     """The block as it would stand in a spec."""
     writer, text = YAML(typ="safe", pure=True), io.StringIO()
-    writer.default_flow_style, writer.sort_base_mapping_type_on_output, writer.width = None, False, 100
+    writer.default_flow_style, writer.sort_base_mapping_type_on_output, writer.width = (
+        None,
+        False,
+        100,
+    )
     writer.dump(block, text)
     return text.getvalue()
 

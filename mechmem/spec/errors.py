@@ -27,10 +27,13 @@ def suggest(name: object, names: Iterable[str]) -> str:
     return f"did you mean {near[0]!r}?" if near else f"there is {', '.join(known) or 'none'}"
 
 
-def error_details(kind: str, message: str, loc: tuple[int | str, ...], value: Any) -> InitErrorDetails:
+def error_details(
+    kind: str, message: str, loc: tuple[int | str, ...], value: Any
+) -> InitErrorDetails:
     return InitErrorDetails(type=custom_error(kind, message), loc=loc, input=value)
 
 
 def custom_error(kind: Any, message: Any) -> PydanticCustomError:
-    """An error whose message is shown as it is: without a context, pydantic treats no text as a template."""
+    """An error whose message is shown as it is: without a context, pydantic treats no text as a
+    template."""
     return PydanticCustomError(kind, message)

@@ -1,4 +1,5 @@
-"""Files that are whole or absent: written to a temporary name, synced and renamed. Nothing read here runs code."""
+"""Files that are whole or absent: written to a temporary name, synced and renamed. Nothing read
+here runs code."""
 
 from __future__ import annotations
 
@@ -20,7 +21,8 @@ class FileError(Exception):
 
 
 def write(path: Path, content: bytes | str) -> None:
-    """Write a whole file or nothing. Raises FileError if the disk or the permissions do not allow it."""
+    """Write a whole file or nothing. Raises FileError if the disk or the permissions do not allow
+    it."""
     data = content.encode() if isinstance(content, str) else content
     temporary = None
     try:
@@ -53,15 +55,21 @@ def read_json(path: Path) -> Any:
     except FileNotFoundError as error:
         raise FileError(f"{path} is missing") from error
     except (OSError, ValueError) as error:
-        raise FileError(f"{path} cannot be read ({error}); delete it, and it is made again") from error
+        raise FileError(
+            f"{path} cannot be read ({error}); delete it, and it is made again"
+        ) from error
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], note: Any = None) -> None:
     """Save tensors as safetensors; the same tensors and note give the same bytes."""
     from safetensors.torch import save
 
-    metadata = None if note is None else {"note": json.dumps(note)}  # one key only: the format does not order them
-    write(path, save({name: t.detach().cpu().contiguous() for name, t in tensors.items()}, metadata))
+    metadata = (
+        None if note is None else {"note": json.dumps(note)}
+    )  # one key only: the format does not order them
+    write(
+        path, save({name: t.detach().cpu().contiguous() for name, t in tensors.items()}, metadata)
+    )
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
@@ -89,7 +97,9 @@ def _explained(path: Path) -> Generator[None, None, None]:
     except FileNotFoundError as error:
         raise FileError(f"{path} is missing") from error
     except (SafetensorError, ValueError) as error:
-        raise FileError(f"{path} is damaged ({error}); delete it and train again, or restore it from a copy") from error
+        raise FileError(
+            f"{path} is damaged ({error}); delete it and train again, or restore it from a copy"
+        ) from error
 
 
 def digest(block: Any) -> str:

@@ -20,7 +20,8 @@ def provenance() -> dict[str, Any]:
     return {
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
         "commit": commit(),
-        "versions": {"python": platform.python_version()} | {name: version(name) for name in PACKAGES},
+        "versions": {"python": platform.python_version()}
+        | {name: version(name) for name in PACKAGES},
         "hardware": {
             "machine": platform.machine(),
             "processor": _processor(),
@@ -32,14 +33,22 @@ def provenance() -> dict[str, Any]:
 
 
 def commit() -> str | None:
-    """The commit of the checkout that holds this package; with `+changes` if it has any; None outside of one."""
+    """The commit of the checkout that holds this package; with `+changes` if it has any; None
+    outside of one."""
     here = Path(__file__).parents[1]
     try:
         found = [
             subprocess.run(
-                ["git", "-C", here, *arguments], capture_output=True, text=True, check=True, timeout=10
+                ["git", "-C", here, *arguments],
+                capture_output=True,
+                text=True,
+                check=True,
+                timeout=10,
             ).stdout
-            for arguments in (("rev-parse", "--short=12", "HEAD"), ("status", "--porcelain", "--", "."))
+            for arguments in (
+                ("rev-parse", "--short=12", "HEAD"),
+                ("status", "--porcelain", "--", "."),
+            )
         ]
     except (OSError, subprocess.SubprocessError):
         return None
@@ -52,5 +61,6 @@ def _processor() -> str:
     except OSError:
         return platform.processor()
     return next(
-        (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.processor()
+        (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")),
+        platform.processor(),
     )

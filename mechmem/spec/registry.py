@@ -1,8 +1,9 @@
 """Component: the frozen base of everything that a spec can name.
 
-A registry (task, label noise, intervention, measure, analysis, figure ...) is an abstract subclass made with
-`class Task(Component, registry="task")`. Every concrete subclass of a registry registers itself by its `kind`, the
-snake_case of its class name, so a YAML block `{kind: patch_grid, ...}` and `PatchGrid(...)` are one object.
+A registry (task, label noise, intervention, measure, analysis, figure ...) is an abstract subclass
+made with `class Task(Component, registry="task")`. Every concrete subclass of a registry registers
+itself by its `kind`, the snake_case of its class name, so a YAML block `{kind: patch_grid, ...}`
+and `PatchGrid(...)` are one object.
 """
 
 from __future__ import annotations
@@ -32,10 +33,15 @@ from mechmem.spec.sweep import Each
 
 
 class Component(BaseModel):
-    """A frozen, hashable piece of a spec: equal when its fields are equal, and the same after a round trip."""
+    """A frozen, hashable piece of a spec: equal when its fields are equal, and the same after a
+    round trip."""
 
     model_config = ConfigDict(
-        frozen=True, extra="forbid", validate_default=True, ser_json_inf_nan="strings", use_attribute_docstrings=True
+        frozen=True,
+        extra="forbid",
+        validate_default=True,
+        ser_json_inf_nan="strings",
+        use_attribute_docstrings=True,
     )
 
     registry: ClassVar[str | None] = None
@@ -49,7 +55,9 @@ class Component(BaseModel):
     @classmethod
     def __pydantic_init_subclass__(cls, registry: str | None = None, **kwargs: Any) -> None:
         super().__pydantic_init_subclass__(**kwargs)
-        cls.kind = re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "_", cls.__name__).lower()
+        cls.kind = re.sub(
+            r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "_", cls.__name__
+        ).lower()
         if registry is not None:
             cls.registry, cls.registries[registry] = registry, {}
             cls.homes[registry] = cls.__module__.rpartition(".")[0]
@@ -59,7 +67,10 @@ class Component(BaseModel):
     @classmethod
     def _register(cls) -> None:
         known = cls.registries[cls.registry or ""].get(cls.kind)
-        if known is not None and (known.__module__, known.__qualname__) != (cls.__module__, cls.__qualname__):
+        if known is not None and (known.__module__, known.__qualname__) != (
+            cls.__module__,
+            cls.__qualname__,
+        ):
             raise TypeError(
                 f"{cls.__module__}.{cls.__name__} and {known.__module__}.{known.__name__} "
                 f"are both the {cls.registry} {cls.kind!r}: rename one"
@@ -71,11 +82,14 @@ class Component(BaseModel):
         """The kinds that stand on this class's registry, by name."""
         load_members(cls.homes.get(cls.registry or "", ""))
         registered: Mapping[str, Any] = cls.registries[cls.registry or ""]
-        return {kind: member for kind, member in sorted(registered.items()) if issubclass(member, cls)}
+        return {
+            kind: member for kind, member in sorted(registered.items()) if issubclass(member, cls)
+        }
 
     @classmethod
     def shorthand(cls, word: str) -> dict[str, Any]:
-        """What a bare word means where this component is expected; by default, the kind with its defaults."""
+        """What a bare word means where this component is expected; by default, the kind with its
+        defaults."""
         return {"kind": word}
 
     @model_validator(mode="wrap")
@@ -96,40 +110,53 @@ class Component(BaseModel):
     def _member(cls, value: Mapping[str, Any]) -> type[Self]:
         kind = value.get("kind")
         if kind is None:
-            raise custom_error("no_kind", f"a {cls.registry} needs `kind:`, one of {', '.join(cls.kinds())}")
+            raise custom_error(
+                "no_kind", f"a {cls.registry} needs `kind:`, one of {', '.join(cls.kinds())}"
+            )
         if not isinstance(kind, str) or kind not in cls.kinds():
             message = f"there is no {cls.registry} {kind!r}; {suggest(kind, cls.kinds())}"
-            raise ValidationError.from_exception_data(cls.__name__, [error_details("unknown_kind", message, ("kind",), kind)])
+            raise ValidationError.from_exception_data(
+                cls.__name__, [error_details("unknown_kind", message, ("kind",), kind)]
+            )
         return cls.kinds()[kind]
 
     @classmethod
     def _all_errors_at_once(cls, value: dict[str, Any], handler: Callable[[Any], Self]) -> Self:
-        names = {field.alias or name: name for name, field in cls.model_fields.items()} | dict.fromkeys(
-            cls.model_fields, ""
-        )
+        names = {
+            field.alias or name: name for name, field in cls.model_fields.items()
+        } | dict.fromkeys(cls.model_fields, "")
         unknown = [key for key in value if key not in names]
         errors = [
             error_details(
-                "unknown_key", f"{cls.kind} has no key {key!r}; {suggest(key, cls.model_fields)}", (key,), value[key]
+                "unknown_key",
+                f"{cls.kind} has no key {key!r}; {suggest(key, cls.model_fields)}",
+                (key,),
+                value[key],
             )
             for key in unknown
         ]
         try:
             result = handler({key: item for key, item in value.items() if key not in unknown})
         except ValidationError as error:
-            errors += [error_details(e["type"], e["msg"], e["loc"], e["input"]) for e in error.errors(include_url=False)]
+            errors += [
+                error_details(e["type"], e["msg"], e["loc"], e["input"])
+                for e in error.errors(include_url=False)
+            ]
         if errors:
             raise ValidationError.from_exception_data(cls.__name__, errors)
         return result
 
     @model_serializer(mode="plain")
     def _to_block(self) -> dict[str, Any]:
-        # Field by field, and not pydantic's default: that drops a subclass's own fields behind a base-typed field.
+        # Field by field, and not pydantic's default: that drops a subclass's own fields behind a
+        # base-typed field.
         kind = {"kind": self.kind} if self.registry is not None else {}
         return kind | {name: getattr(self, name) for name in type(self).model_fields}
 
     @classmethod
-    def __get_pydantic_json_schema__(cls, core_schema: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
+    def __get_pydantic_json_schema__(
+        cls, core_schema: CoreSchema, handler: GetJsonSchemaHandler
+    ) -> dict[str, Any]:
         if cls.registry is not None and inspect.isabstract(cls):
             return {
                 "x-registry": cls.registry
@@ -142,7 +169,8 @@ class Component(BaseModel):
         return schema
 
     def block(self) -> dict[str, Any]:
-        """The block of plain lists, numbers and strings that stands for this object in YAML and JSON."""
+        """The block of plain lists, numbers and strings that stands for this object in YAML and
+        JSON."""
         return self.model_dump(mode="json")
 
     def words(self) -> set[str]:
@@ -157,10 +185,14 @@ class Component(BaseModel):
     def __hash__(self) -> int:
         return hash((type(self), self.content_hash))
 
-    def expand(self, sweep_domain: Mapping[str, Sequence[Any]]) -> list[tuple[dict[str, Any], Self]]:
-        """Every member of the sweep that the `each:` fields of this component (and of its parts) describe.
+    def expand(
+        self, sweep_domain: Mapping[str, Sequence[Any]]
+    ) -> list[tuple[dict[str, Any], Self]]:
+        """Every member of the sweep that the `each:` fields of this component (and of its parts)
+        describe.
 
-        `sweep_domain` says what `each: all` means, by field name. Returns (the swept values, the concrete component).
+        `sweep_domain` says what `each: all` means, by field name. Returns (the swept values, the
+        concrete component).
         """
         choices = []
         for name in type(self).model_fields:
@@ -168,11 +200,15 @@ class Component(BaseModel):
             if isinstance(value, Each):
                 choices.append([({name: v}, (name, v)) for v in value.values(name, sweep_domain)])
             elif isinstance(value, Component):
-                choices.append([(labels, (name, part)) for labels, part in value.expand(sweep_domain)])
+                choices.append(
+                    [(labels, (name, part)) for labels, part in value.expand(sweep_domain)]
+                )
         members = []
         for combination in itertools.product(*choices):
             labels = {key: label for swept, _ in combination for key, label in swept.items()}
-            fields = {name: getattr(self, name) for name in type(self).model_fields} | dict(c[1] for c in combination)
+            fields = {name: getattr(self, name) for name in type(self).model_fields} | dict(
+                c[1] for c in combination
+            )
             members.append((labels, self._swept_member(labels, fields)))
         return members
 
@@ -180,14 +216,21 @@ class Component(BaseModel):
         try:
             return type(self)(**fields)
         except ValidationError as error:
-            found = "; ".join(f"{e['loc'][0] if e['loc'] else self.kind}: {format_error(e)}" for e in error.errors())
-            raise InputError(f"with {', '.join(f'{k} {v!r}' for k, v in labels.items())}: {found}") from error
+            found = "; ".join(
+                f"{e['loc'][0] if e['loc'] else self.kind}: {format_error(e)}"
+                for e in error.errors()
+            )
+            raise InputError(
+                f"with {', '.join(f'{k} {v!r}' for k, v in labels.items())}: {found}"
+            ) from error
 
 
 def _words(block: Any) -> Iterator[str]:
     if isinstance(block, str):
         yield block
-    for part in block.values() if isinstance(block, Mapping) else block if isinstance(block, list) else ():
+    for part in (
+        block.values() if isinstance(block, Mapping) else block if isinstance(block, list) else ()
+    ):
         yield from _words(part)
 
 

@@ -20,18 +20,22 @@ T = TypeVar("T")
 
 
 class Each(BaseModel, Generic[T]):
-    """A swept value: `{each: [1, 2]}`, or `{each: all}` for every value that the model and the task allow."""
+    """A swept value: `{each: [1, 2]}`, or `{each: all}` for every value that the model and the task
+    allow."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
     each: Annotated[
-        Annotated[tuple[T, ...], Field(min_length=1), Tag("values")] | Annotated[Literal["all"], Tag("all")],
+        Annotated[tuple[T, ...], Field(min_length=1), Tag("values")]
+        | Annotated[Literal["all"], Tag("all")],
         Discriminator(lambda value: "all" if isinstance(value, str) else "values"),
     ]
 
     @field_validator("each")
     @classmethod
     def _all_differ(cls, each: Any) -> Any:
-        twice = [value for i, value in enumerate(each) if value in each[:i]] if each != "all" else []
+        twice = (
+            [value for i, value in enumerate(each) if value in each[:i]] if each != "all" else []
+        )
         if twice:
             raise ValueError(f"{twice[0]!r} stands twice")
         return each
@@ -40,7 +44,9 @@ class Each(BaseModel, Generic[T]):
         if self.each != "all":
             return self.each
         if name not in sweep_domain:
-            raise InputError(f"`{name}: {{each: all}}` has no list to stand for; write the values out")
+            raise InputError(
+                f"`{name}: {{each: all}}` has no list to stand for; write the values out"
+            )
         return sweep_domain[name]
 
 
@@ -50,11 +56,16 @@ def each(*values: Any) -> Any:
 
 
 def _swept_tag(value: Any) -> str:
-    return "each" if isinstance(value, Each) or (isinstance(value, Mapping) and "each" in value) else "value"
+    return (
+        "each"
+        if isinstance(value, Each) or (isinstance(value, Mapping) and "each" in value)
+        else "value"
+    )
 
 
 if TYPE_CHECKING:
-    # A swept field is read only after `expand` has replaced every `Each`, so it is typed as what it then holds.
+    # A swept field is read only after `expand` has replaced every `Each`, so it is typed as what it
+    # then holds.
     Swept = Annotated[T, "swept"]
 else:
 

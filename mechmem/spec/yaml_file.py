@@ -1,4 +1,5 @@
-"""Spec files: safe YAML with places, overrides from the command line, and errors that say file:line:column."""
+"""Spec files: safe YAML with places, overrides from the command line, and errors that say
+file:line:column."""
 
 from __future__ import annotations
 
@@ -19,7 +20,8 @@ Place = tuple[int | str, ...]
 
 
 class SpecError(InputError):
-    """A spec is wrong: one line an error, each with its place in the file, its path and what was meant."""
+    """A spec is wrong: one line an error, each with its place in the file, its path and what was
+    meant."""
 
 
 class SpecFile:
@@ -49,7 +51,9 @@ class SpecFile:
             return cls.model_validate(_plain(self.data), context={"folder": self.path.parent})
         except ValidationError as error:
             errors = error.errors(include_url=False)
-            lines = [self.message(e["loc"], format_error(e)) for e in errors if not _follows(e, errors)]
+            lines = [
+                self.message(e["loc"], format_error(e)) for e in errors if not _follows(e, errors)
+            ]
             raise SpecError("\n".join(lines)) from error
 
     def message(self, loc: Place, text: str) -> str:
@@ -109,14 +113,20 @@ def _holds(node: Any, part: int | str) -> bool:
 def _follows(error: Any, errors: Sequence[Any]) -> bool:
     """Pydantic finds a list too short whose items are wrong; that says nothing more."""
     loc = error["loc"]
-    return error["type"] == "too_short" and any(e["loc"][: len(loc)] == loc and e is not error for e in errors)
+    return error["type"] == "too_short" and any(
+        e["loc"][: len(loc)] == loc and e is not error for e in errors
+    )
 
 
 def _at(node: Any, part: int | str) -> tuple[int, int] | None:
     """Line and column of a part, none for one that an override added."""
     if isinstance(node, CommentedSeq):
         return node.lc.item(part)
-    return node.lc.key(part) if isinstance(node, CommentedMap) and part in (node.lc.data or ()) else None
+    return (
+        node.lc.key(part)
+        if isinstance(node, CommentedMap) and part in (node.lc.data or ())
+        else None
+    )
 
 
 def _marked(error: YAMLError) -> str:
@@ -142,4 +152,6 @@ def _nearby(path: Path) -> str:
 
     found = [str(p) for p in sorted(path.parent.glob("*.yaml"))] if path.parent.is_dir() else []
     near = difflib.get_close_matches(str(path), found, n=1) or found[:3]
-    return f"; did you mean {' or '.join(near)}?" if near else f"; {path.parent} holds no .yaml file"
+    return (
+        f"; did you mean {' or '.join(near)}?" if near else f"; {path.parent} holds no .yaml file"
+    )

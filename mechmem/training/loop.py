@@ -28,7 +28,8 @@ Watch = Callable[[int, int, dict[str, float]], None]
 def train(recipe: Recipe, seed: int, folder: Path, watch: Watch = lambda *_: None) -> Trained:
     """Train a model to the end of its recipe, or go on from where an interrupted training stopped.
 
-    The same recipe, seed, machine and number of threads give the same bytes, however often it was interrupted.
+    The same recipe, seed, machine and number of threads give the same bytes, however often it was
+    interrupted.
     Raises FileError if the folder cannot be written or another process is training there.
     """
     if not (folder / "training.json").exists():
@@ -45,9 +46,13 @@ def _locked(folder: Path) -> Generator[None, None, None]:
         folder.mkdir(parents=True, exist_ok=True)
         lock.acquire(timeout=0)
     except Timeout as error:
-        raise FileError(f"another process is training in {folder}; wait for it, then run again") from error
+        raise FileError(
+            f"another process is training in {folder}; wait for it, then run again"
+        ) from error
     except OSError as error:
-        raise FileError(f"cannot write {folder}: {error.strerror}; choose another folder with --runs") from error
+        raise FileError(
+            f"cannot write {folder}: {error.strerror}; choose another folder with --runs"
+        ) from error
     try:
         yield
     finally:
@@ -74,7 +79,10 @@ class _Run:
         self.model = moved(recipe.build(seed), self.device)
         self.parameters = dict(self.model.named_parameters())
         self.optimizer = torch.optim.AdamW(
-            self.parameters.values(), self.spec.learning_rate, self.spec.betas, weight_decay=self.spec.weight_decay
+            self.parameters.values(),
+            self.spec.learning_rate,
+            self.spec.betas,
+            weight_decay=self.spec.weight_decay,
         )
         self.step, self.curves, self.seconds = 0, [], 0.0
         self.evaluated = {name: e.to(self.device) for name, e in evaluation_sets(recipe).items()}
@@ -120,33 +128,49 @@ class _Run:
                 f"training diverged before step {self.step}: a weight is not finite; lower learning_rate"
             )
         self.curves.append(row)
-        write_tensors(self.folder / "checkpoints" / f"step_{self.step:06d}.safetensors", self.parameters)
+        write_tensors(
+            self.folder / "checkpoints" / f"step_{self.step:06d}.safetensors", self.parameters
+        )
         self._save()
         self.watch(self.step, self.spec.n_steps, row)
 
     def _has_met_its_stop(self) -> bool:
         recent = self.curves[-self.spec.patience :]
         stop = self.spec.stop_at
-        return stop is not None and len(recent) == self.spec.patience and all(stop.is_met(row) for row in recent)
+        return (
+            stop is not None
+            and len(recent) == self.spec.patience
+            and all(stop.is_met(row) for row in recent)
+        )
 
     def _save(self) -> None:
         state = {f"model.{name}": p for name, p in self.parameters.items()}
         for name, p in self.parameters.items():
-            state |= {f"optimizer.{key}.{name}": value for key, value in self.optimizer.state.get(p, {}).items()}
+            state |= {
+                f"optimizer.{key}.{name}": value
+                for key, value in self.optimizer.state.get(p, {}).items()
+            }
         note = {"step": self.step, "seconds": self.seconds, "curves": self.curves}
         write_tensors(self.state_path, state, note)
 
     def _restore(self) -> None:
         state, note = read_tensors(self.state_path), read_note(self.state_path)
         fits = {f"model.{name}": p.shape for name, p in self.parameters.items()}
-        if {name: t.shape for name, t in state.items() if name.startswith("model.")} != fits or not note:
-            raise FileError(f"{self.state_path} does not fit {self.recipe.name}; delete it and train again")
+        if {
+            name: t.shape for name, t in state.items() if name.startswith("model.")
+        } != fits or not note:
+            raise FileError(
+                f"{self.state_path} does not fit {self.recipe.name}; delete it and train again"
+            )
         with torch.no_grad():
             for name, parameter in self.parameters.items():
                 parameter.copy_(state[f"model.{name}"])
         if note["step"]:
             moments = {
-                i: {key: state[f"optimizer.{key}.{name}"] for key in ("step", "exp_avg", "exp_avg_sq")}
+                i: {
+                    key: state[f"optimizer.{key}.{name}"]
+                    for key in ("step", "exp_avg", "exp_avg_sq")
+                }
                 for i, name in enumerate(self.parameters)
             }
             self.optimizer.load_state_dict(self.optimizer.state_dict() | {"state": moments})
@@ -167,11 +191,16 @@ class _Run:
 
 
 class _Batches:
-    """The rows of every batch, a function of the seed and the step alone, so that nothing has to be saved."""
+    """The rows of every batch, a function of the seed and the step alone, so that nothing has to be
+    saved."""
 
     def __init__(self, n: int, batch_size: int, seed: int) -> None:
         self.n, self.size, self.seed = n, min(batch_size, n), seed
-        self.n_per_epoch, self.epoch, self.order = n // self.size, -1, torch.empty(0, dtype=torch.long)
+        self.n_per_epoch, self.epoch, self.order = (
+            n // self.size,
+            -1,
+            torch.empty(0, dtype=torch.long),
+        )
 
     def at(self, step: int) -> Tensor:
         epoch, batch = divmod(step, self.n_per_epoch)
@@ -182,7 +211,8 @@ class _Batches:
 
 
 def evaluation_sets(recipe: Recipe) -> dict[str, Examples]:
-    """The instances on which the four curves are measured: the first `n_evaluated` of each group."""
+    """The instances on which the four curves are measured: the first `n_evaluated` of each
+    group."""
     train, held_out = recipe.task.sample("train"), recipe.task.sample("held_out")
     n = recipe.optimisation.n_evaluated
     groups = {"clean": (~train.is_noisy).nonzero()[:, 0], "noisy": train.is_noisy.nonzero()[:, 0]}
@@ -199,12 +229,16 @@ def curves_of(model: Model, sets: dict[str, Examples]) -> dict[str, float]:
         "corrected": ("noisy", "true"),
         "held_out": ("held_out", "true"),
     }
-    return {curve: accuracy(model, sets[group].with_prefix(label)) for curve, (group, label) in measured.items()}
+    return {
+        curve: accuracy(model, sets[group].with_prefix(label))
+        for curve, (group, label) in measured.items()
+    }
 
 
 @torch.no_grad()
 def accuracy(model: Model, examples: Examples, batch_size: int = 2000) -> float:
-    """Share of examples whose whole answer is the label of their prefix, which is greedy decoding (fraction)."""
+    """Share of examples whose whole answer is the label of their prefix, which is greedy decoding
+    (fraction)."""
     right = 0
     for rows in torch.arange(len(examples), device=examples.prompt.device).split(batch_size):
         batch = examples.select(rows)

@@ -26,12 +26,15 @@ class Phase(Component):
     memorised_at_most: float = Field(1.0, ge=0, le=1)
 
     def is_met(self, row: dict[str, float]) -> bool:
-        reached = all(row[curve] >= getattr(self, curve) for curve in ("held_out", "corrected", "memorised"))
+        reached = all(
+            row[curve] >= getattr(self, curve) for curve in ("held_out", "corrected", "memorised")
+        )
         return reached and row["memorised"] <= self.memorised_at_most
 
 
 class Optimisation(Component):
-    """How a model is trained: AdamW on the answer tokens, with warm-up, a schedule and clipped gradients."""
+    """How a model is trained: AdamW on the answer tokens, with warm-up, a schedule and clipped
+    gradients."""
 
     n_steps: int = Field(4000, ge=1)
     batch_size: int = Field(500, ge=1)
@@ -58,7 +61,11 @@ class Optimisation(Component):
         """Learning rate at a step, as a share of `learning_rate`."""
         warm = min(1.0, (step + 1) / max(self.n_warmup_steps, 1))
         done = step / self.n_steps
-        falling = {"constant": 1.0, "linear": 1 - done, "cosine": 0.5 * (1 + math.cos(math.pi * done))}[self.schedule]
+        falling = {
+            "constant": 1.0,
+            "linear": 1 - done,
+            "cosine": 0.5 * (1 + math.cos(math.pi * done)),
+        }[self.schedule]
         return warm * (self.final_factor + (1 - self.final_factor) * falling)
 
     def keeps(self, step: int) -> bool:
@@ -84,7 +91,8 @@ class Recipe(Component):
 
     @property
     def recipe_hash(self) -> str:
-        """The hash of all that decides the weights, apart from the seed; the name and the phases do not."""
+        """The hash of all that decides the weights, apart from the seed; the name and the phases do
+        not."""
         block = self.block()
         del block["name"]
         for key in ("generalised", "memorised", "device"):

@@ -27,7 +27,8 @@ def own_folder(recipe: Recipe, seed: int, runs: Path) -> Path:
 
 
 def folder_of(recipe: Recipe, seed: int, runs: Path) -> Path:
-    """Where this training stands: one made here if it is finished, else the shipped one, else where it will be made."""
+    """Where this training stands: one made here if it is finished, else the shipped one, else where
+    it will be made."""
     own = own_folder(recipe, seed, runs)
     if (own / "training.json").exists():
         return own
@@ -38,7 +39,8 @@ def folder_of(recipe: Recipe, seed: int, runs: Path) -> Path:
 
 
 def find(name: str, seed: int, runs: Path) -> Trained:
-    """The training of this name: shipped, or the latest made here. Raises InputError if there is none."""
+    """The training of this name: shipped, or the latest made here. Raises InputError if there is
+    none."""
     shipped = SHIPPED / name / f"seed_{seed}"
     if (shipped / "training.json").exists():
         return Trained(shipped)
@@ -49,7 +51,9 @@ def find(name: str, seed: int, runs: Path) -> Trained:
 
 def made_here(name: str, seed: int, runs: Path) -> list[Path]:
     """Folders of the trainings of this name that were made here, the latest last."""
-    records = [path for path in runs.glob(f"trainings/*/seed_{seed}/training.json") if _name(path) == name]
+    records = [
+        path for path in runs.glob(f"trainings/*/seed_{seed}/training.json") if _name(path) == name
+    ]
     return [path.parent for path in sorted(records, key=lambda path: path.stat().st_mtime)]
 
 
@@ -60,7 +64,9 @@ def _name(record: Path) -> str:
 def names(runs: Path) -> list[str]:
     """Names of all trainings, shipped or made here."""
     made = {_name(path) for path in runs.glob("trainings/*/seed_*/training.json")}
-    return sorted(made | {path.parent.parent.name for path in SHIPPED.glob("*/seed_*/training.json")})
+    return sorted(
+        made | {path.parent.parent.name for path in SHIPPED.glob("*/seed_*/training.json")}
+    )
 
 
 def ship(trained: Trained, steps: list[int], target: Path) -> None:
@@ -82,7 +88,9 @@ class Trained:
         self.seed: int = self.record["seed"]
 
     def __repr__(self) -> str:
-        phases = ", ".join(f"{name} {'never' if step is None else step}" for name, step in self.phases.items())
+        phases = ", ".join(
+            f"{name} {'never' if step is None else step}" for name, step in self.phases.items()
+        )
         return f"Trained({self.recipe.name}, seed {self.seed}: {phases})"
 
     @property
@@ -104,15 +112,23 @@ class Trained:
     @property
     def steps(self) -> list[int]:
         """Steps of which a checkpoint is kept."""
-        return sorted(int(path.stem.split("_")[1]) for path in (self.folder / "checkpoints").glob("step_*.safetensors"))
+        return sorted(
+            int(path.stem.split("_")[1])
+            for path in (self.folder / "checkpoints").glob("step_*.safetensors")
+        )
 
     def step(self, checkpoint: str | int) -> int:
-        """The step of a checkpoint given as a phase or as a step. Raises InputError if there is none."""
+        """The step of a checkpoint given as a phase or as a step. Raises InputError if there is
+        none."""
         found = self.phases.get(checkpoint) if isinstance(checkpoint, str) else checkpoint
         if isinstance(checkpoint, str) and checkpoint not in self.phases:
-            raise InputError(f"there is no phase {checkpoint!r}; {suggest(checkpoint, self.phases)}")
+            raise InputError(
+                f"there is no phase {checkpoint!r}; {suggest(checkpoint, self.phases)}"
+            )
         if found is None:
-            raise InputError(f"{self.recipe.name} (seed {self.seed}) never came to be {checkpoint!r}; see its curves")
+            raise InputError(
+                f"{self.recipe.name} (seed {self.seed}) never came to be {checkpoint!r}; see its curves"
+            )
         if found not in self.steps:
             raise InputError(
                 f"{self.recipe.name} (seed {self.seed}) keeps no checkpoint of step {found}; "
@@ -121,12 +137,17 @@ class Trained:
         return found
 
     def at(self, checkpoint: str | int) -> Model:
-        """The `HookedTransformer` at a phase (initial, generalised, memorised, final) or at a step."""
+        """The `HookedTransformer` at a phase (initial, generalised, memorised, final) or at a
+        step."""
         path = self.folder / "checkpoints" / f"step_{self.step(checkpoint):06d}.safetensors"
         model, tensors = self.recipe.build(self.seed), read_tensors(path)
         parameters = dict(model.named_parameters())
-        if tensors.keys() != parameters.keys() or any(tensors[n].shape != p.shape for n, p in parameters.items()):
-            raise FileError(f"{path} does not fit the architecture of {self.recipe.name}; train it again")
+        if tensors.keys() != parameters.keys() or any(
+            tensors[n].shape != p.shape for n, p in parameters.items()
+        ):
+            raise FileError(
+                f"{path} does not fit the architecture of {self.recipe.name}; train it again"
+            )
         with torch.no_grad():
             for name, parameter in parameters.items():
                 parameter.copy_(tensors[name])
@@ -138,7 +159,9 @@ class Trained:
         for name, step in self.phases.items():
             names.setdefault(step, []).append(name)
         kept = self.curves[self.curves["step"].isin(self.steps)].copy()
-        kept.insert(0, "name", [", ".join(names.get(step, [])) or f"step {step}" for step in kept["step"]])
+        kept.insert(
+            0, "name", [", ".join(names.get(step, [])) or f"step {step}" for step in kept["step"]]
+        )
         return kept.reset_index(drop=True)
 
     def card(self) -> str:

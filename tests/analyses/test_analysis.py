@@ -25,14 +25,16 @@ def test_a_sweep_is_its_members_one_below_the_other(session):
 
 
 def test_an_analysis_without_a_sweep_is_its_table():
-    session = Session(curves=[{"step": 0, "clean": 0.0, "memorised": 0.0, "corrected": 0.0, "held_out": 0.0}])
+    session = Session(
+        curves=[{"step": 0, "clean": 0.0, "memorised": 0.0, "corrected": 0.0, "held_out": 0.0}]
+    )
     pd.testing.assert_frame_equal(Dynamics().run(session, {}), Dynamics().table(session))
 
 
 def test_a_swept_column_that_the_table_has_is_not_doubled(session):
-    table = PatchGrid(site="embed", source=Source(checkpoint="before"), examples=each(), greedy=False).run(
-        session, {"examples": ("noisy", "clean")}
-    )
+    table = PatchGrid(
+        site="embed", source=Source(checkpoint="before"), examples=each(), greedy=False
+    ).run(session, {"examples": ("noisy", "clean")})
     assert list(table.columns).count("examples") == 1
     assert list(dict.fromkeys(table["examples"])) == ["noisy", "clean"]
 

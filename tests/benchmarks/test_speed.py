@@ -1,7 +1,8 @@
-"""How much faster than TransformerLens, as ratios in one run; nothing is asserted, as machines differ.
+"""How much faster than TransformerLens, as ratios in one run; nothing is asserted, as machines
+differ.
 
-Skipped unless asked for: `OMP_NUM_THREADS=1 pytest tests/benchmarks -o addopts= -s` (which also leaves the shape checks
-of the other tests out, as they cost time).
+Skipped unless asked for: `OMP_NUM_THREADS=1 pytest tests/benchmarks -o addopts= -s` (which also
+leaves the shape checks of the other tests out, as they cost time).
 """
 
 from __future__ import annotations
@@ -37,7 +38,9 @@ def large_model(large_task):
     return ARCHITECTURE.build(len(large_task.vocabulary), large_task.n_context)
 
 
-def report(benchmark, name: str, fast: Callable[[], object], slow: Callable[[], object], rounds: int) -> None:
+def report(
+    benchmark, name: str, fast: Callable[[], object], slow: Callable[[], object], rounds: int
+) -> None:
     """Times both in turns, so that a busy machine slows both; prints the ratio of the medians."""
     fast(), slow()
     seconds = {function: [] for function in (fast, slow)}
@@ -53,7 +56,9 @@ def report(benchmark, name: str, fast: Callable[[], object], slow: Callable[[], 
 
 
 def step(model, batch, optimizer, logits_of) -> None:
-    loss = F.cross_entropy(logits_of(model, batch[:, :-1]).flatten(0, 1), batch[:, -N_ANSWER:].flatten())
+    loss = F.cross_entropy(
+        logits_of(model, batch[:, :-1]).flatten(0, 1), batch[:, -N_ANSWER:].flatten()
+    )
     optimizer.zero_grad()
     loss.backward()
     torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -65,23 +70,35 @@ def test_training_step(benchmark, large_task, large_model):
     train = large_task.training_set()
     batch = torch.cat([train.prompt, train.given], dim=1)[:500]
     optimizer = torch.optim.AdamW(large_model.parameters(), 1e-3)
-    fast = lambda: step(large_model, batch, optimizer, lambda model, tokens: forward(model, tokens, N_ANSWER)[0])  # noqa: E731
-    slow = lambda: step(large_model, batch, optimizer, lambda model, tokens: model(tokens)[:, -N_ANSWER:])  # noqa: E731
+    fast = lambda: step(
+        large_model, batch, optimizer, lambda model, tokens: forward(model, tokens, N_ANSWER)[0]
+    )  # noqa: E731
+    slow = lambda: step(
+        large_model, batch, optimizer, lambda model, tokens: model(tokens)[:, -N_ANSWER:]
+    )  # noqa: E731
     report(benchmark, "training step", fast, slow, rounds=7)
 
 
 @pytest.mark.parametrize("site", ["resid_pre", "attn_out"])
 def test_patch_grid(site, benchmark, large_task, large_model, monkeypatch):
-    """100 examples patched at every layer and position. Ours also gives every place and an interval for each cell."""
+    """100 examples patched at every layer and position. Ours also gives every place and an interval
+    for each cell."""
     monkeypatch.setattr(patching, "tqdm", list)
     examples = large_task.sample("held_out")
     corrupted, clean = (examples.select(torch.arange(100) + 100 * i).as_set() for i in (0, 1))
-    grid = PatchGrid(site=site, layer=each(), position=each(), source=Source(examples="clean"), greedy=False)
+    grid = PatchGrid(
+        site=site, layer=each(), position=each(), source=Source(examples="clean"), greedy=False
+    )
     sweep_domain = {"layer": range(3), "position": tuple(corrupted.positions)}
-    oracle = {"resid_pre": patching.get_act_patch_resid_pre, "attn_out": patching.get_act_patch_attn_out}[site]
+    oracle = {
+        "resid_pre": patching.get_act_patch_resid_pre,
+        "attn_out": patching.get_act_patch_attn_out,
+    }[site]
 
     def ours() -> None:
-        grid.run(Session({"after": large_model}, {"noisy": corrupted, "clean": clean}), sweep_domain)
+        grid.run(
+            Session({"after": large_model}, {"noisy": corrupted, "clean": clean}), sweep_domain
+        )
 
     @torch.no_grad()
     def theirs() -> None:

@@ -81,7 +81,10 @@ def test_list_names_all_there_is(ask, here, made):
     assert found.json["kinds"].keys() == Component.registries.keys()
     assert "patch_grid" in found.json["kinds"]["analysis"]
     text = ask("list").out
-    assert all(name in text for name in (SMALL, "tiny", made.folder.name, "patch_grid", "four_digit_addition"))
+    assert all(
+        name in text
+        for name in (SMALL, "tiny", made.folder.name, "patch_grid", "four_digit_addition")
+    )
 
 
 def test_list_in_an_empty_folder_finds_the_kinds(ask, tmp_path, monkeypatch):
@@ -136,7 +139,10 @@ def test_show_tells_what_a_run_found(ask, here, made):
 def test_show_of_what_is_not_there_names_the_nearest(ask, here):
     found = ask("show", "patchgrid")
     assert (found.code, found.out) == (2, "")
-    assert found.err == "mechmem: there is no kind, training or run 'patchgrid'; did you mean 'patch_grid'?\n"
+    assert (
+        found.err
+        == "mechmem: there is no kind, training or run 'patchgrid'; did you mean 'patch_grid'?\n"
+    )
 
 
 # --- check
@@ -147,8 +153,14 @@ def test_check_says_what_an_experiment_costs(ask, here):
     assert found.keys() == {"valid", "analyses", "trainings"}
     assert found["valid"] is True
     assert found["trainings"] == []
-    assert [row["analysis"] for row in found["analyses"]] == ["dynamics", "patch_grid", "neuron_shift"]
-    assert all(row.keys() == {"analysis", "examples_forwarded", "seconds"} for row in found["analyses"])
+    assert [row["analysis"] for row in found["analyses"]] == [
+        "dynamics",
+        "patch_grid",
+        "neuron_shift",
+    ]
+    assert all(
+        row.keys() == {"analysis", "examples_forwarded", "seconds"} for row in found["analyses"]
+    )
     assert found["analyses"][1]["examples_forwarded"] > 0
     assert "is valid: 3 analyses, 1 seed" in ask("check", SMALL).out
 
@@ -161,13 +173,23 @@ def test_check_says_what_would_have_to_be_trained_first(ask, here):
 
 
 def test_check_counts_the_seeds(ask, here):
-    one, two = (ask("check", SMALL, f"seeds={seeds}", "--json").json["analyses"][1] for seeds in ("[0]", "[0,1]"))
+    one, two = (
+        ask("check", SMALL, f"seeds={seeds}", "--json").json["analyses"][1]
+        for seeds in ("[0]", "[0,1]")
+    )
     assert two["examples_forwarded"] == 2 * one["examples_forwarded"]
 
 
 def test_check_says_what_a_training_costs(ask, here, recipe):
     found = ask("check", TINY, "--json").json
-    assert found.keys() == {"training", "recipe_hash", "parameters", "training_instances", "steps", "minutes"}
+    assert found.keys() == {
+        "training",
+        "recipe_hash",
+        "parameters",
+        "training_instances",
+        "steps",
+        "minutes",
+    }
     parameters = sum(p.numel() for p in recipe.build(0).parameters())
     expected = {"training": "tiny", "recipe_hash": recipe.recipe_hash, "parameters": parameters}
     assert found | expected | {"training_instances": 120, "steps": 20} == found
@@ -236,7 +258,11 @@ def test_an_undefined_effect_is_still_json(ask, here):
     never = "quantities.returned={table: dynamics, where: {curve: held_out, label: generalised}}"
     found = ask("run", SMALL, never, "answer=nothing", "--json")
     (claim,) = found.json["claims"]
-    assert (claim["verdict"], claim["effect"], claim["interval"]) == ("undetermined", None, [None, None])
+    assert (claim["verdict"], claim["effect"], claim["interval"]) == (
+        "undetermined",
+        None,
+        [None, None],
+    )
     assert ask("show", found.json["folder"]).code == 0
 
 
@@ -264,14 +290,23 @@ def test_draw_of_what_is_not_there_names_the_nearest(ask, here):
 def test_train_trains_a_seed_and_tells_how_it_went(ask, here, recipe):
     found = ask("train", TINY, "--seed", "1", "--json")
     assert found.code == 0
-    assert (found.json["name"], found.json["seed"], found.json["recipe_hash"]) == ("tiny", 1, recipe.recipe_hash)
+    assert (found.json["name"], found.json["seed"], found.json["recipe_hash"]) == (
+        "tiny",
+        1,
+        recipe.recipe_hash,
+    )
     assert all(row.keys() == {"name", "step", *CURVES} for row in found.json["checkpoints"])
     assert (checkpoints.own_folder(recipe, 1, Path("runs")) / "training.json").exists()
     assert ask("show", "tiny", "--seed", "1", "--json").json == found.json
 
 
 def test_train_and_check_go_through_every_cell_of_a_sweep(ask, here):
-    sweep = [TINY, "architecture.d_mlp={each: [8, 12]}", "training.n_steps=2", "training.evaluate_every=2"]
+    sweep = [
+        TINY,
+        "architecture.d_mlp={each: [8, 12]}",
+        "training.n_steps=2",
+        "training.evaluate_every=2",
+    ]
     assert [cell["d_mlp"] for cell in ask("check", *sweep, "--json").json["cells"]] == [8, 12]
     assert "2 trainings" in ask("check", *sweep).out
     found = ask("train", *sweep, "--json").json
@@ -310,11 +345,15 @@ def test_shell_has_the_model_at_hand(ask, here, monkeypatch):
     import code
 
     given = {}
-    monkeypatch.setattr(code, "interact", lambda banner, local, exitmsg: given.update(local, banner=banner))
+    monkeypatch.setattr(
+        code, "interact", lambda banner, local, exitmsg: given.update(local, banner=banner)
+    )
     assert ask("shell", "tiny").code == 0
     assert given.keys() >= {"mm", "trained", "model", "task", "examples", "held_out", "sites"}
     assert given["model"].cfg.n_layers == 2
-    logits, _ = given["model"].run_with_cache(given["examples"].tokens[:8])  # what the banner proposes
+    logits, _ = given["model"].run_with_cache(
+        given["examples"].tokens[:8]
+    )  # what the banner proposes
     assert logits.shape == (8, 14, 12)
 
 
@@ -324,7 +363,9 @@ def test_help_is_shown_without_a_command(ask):
 
 
 @pytest.mark.parametrize(
-    "arguments", [["nonsense"], ["run"], ["run", SMALL, "--nonsense"], ["train", TINY, "--seed", "-1"]], ids=" ".join
+    "arguments",
+    [["nonsense"], ["run"], ["run", SMALL, "--nonsense"], ["train", TINY, "--seed", "-1"]],
+    ids=" ".join,
 )
 def test_a_wrong_command_line_is_one_clear_line(arguments, ask, here):
     found = ask(*arguments)

@@ -1,4 +1,5 @@
-"""Every mistake a user can make ends in a line that says where it is and what instead, before anything is trained."""
+"""Every mistake a user can make ends in a line that says where it is and what instead, before
+anything is trained."""
 
 from __future__ import annotations
 
@@ -37,7 +38,8 @@ Ask = Callable[..., tuple[int, str]]
 
 @pytest.fixture
 def ask(tmp_path, monkeypatch, capsys) -> Ask:
-    """Runs a command line in a folder with tiny.yaml and small.yaml; gives the exit code and what stderr says."""
+    """Runs a command line in a folder with tiny.yaml and small.yaml; gives the exit code and what
+    stderr says."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(experiment, "SHIPPED", tmp_path / "shipped")
     Path("tiny.yaml").write_text(SPEC)
@@ -66,20 +68,48 @@ def test_without_a_mistake_there_is_no_error(ask):
 # What the file says
 
 WRITTEN = [
-    ("question:", "qestion:", "tiny.yaml:2:1: qestion: experiment has no key 'qestion'; did you mean 'question'?"),
+    (
+        "question:",
+        "qestion:",
+        "tiny.yaml:2:1: qestion: experiment has no key 'qestion'; did you mean 'question'?",
+    ),
     ("question: Does it?\n", "", "tiny.yaml:1:1: 'question' is missing"),
     ("question: Does it?", "name: b", 'tiny.yaml:2:1: found duplicate key "name" with value "b"'),
-    ("{kind: dynamics}", "{kind: dynamic}", "tiny.yaml:12:6: analyses.1.kind: there is no analysis 'dynamic'; did you"),
-    ("{kind: dynamics}", "{kind: bars}", "tiny.yaml:12:6: analyses.1.kind: there is no analysis 'bars'"),
-    ("{kind: dynamics}", "{name: a}", "tiny.yaml:12:5: analyses.1: a analysis needs `kind:`, one of"),
+    (
+        "{kind: dynamics}",
+        "{kind: dynamic}",
+        "tiny.yaml:12:6: analyses.1.kind: there is no analysis 'dynamic'; did you",
+    ),
+    (
+        "{kind: dynamics}",
+        "{kind: bars}",
+        "tiny.yaml:12:6: analyses.1.kind: there is no analysis 'bars'",
+    ),
+    (
+        "{kind: dynamics}",
+        "{name: a}",
+        "tiny.yaml:12:5: analyses.1: a analysis needs `kind:`, one of",
+    ),
     (
         "uniform_wrong",
         "uniform_worng",
         "tiny.yaml:5:74: training.task.noise.kind: there is no noise 'uniform_worng'; did",
     ),
-    ("rate: 0.2", "rate: 20", "tiny.yaml:5:95: training.task.noise.rate: Input should be less than or equal to 1"),
-    ("d_model: 8", "d_model: 9", "tiny.yaml:6:3: training.architecture: d_model 9 is not a multiple of n_heads 2; or"),
-    ("n_steps: 2", "n_steps: two", "tiny.yaml:7:14: training.optimisation.n_steps: Input should be a valid integer"),
+    (
+        "rate: 0.2",
+        "rate: 20",
+        "tiny.yaml:5:95: training.task.noise.rate: Input should be less than or equal to 1",
+    ),
+    (
+        "d_model: 8",
+        "d_model: 9",
+        "tiny.yaml:6:3: training.architecture: d_model 9 is not a multiple of n_heads 2; or",
+    ),
+    (
+        "n_steps: 2",
+        "n_steps: two",
+        "tiny.yaml:7:14: training.optimisation.n_steps: Input should be a valid integer",
+    ),
     (
         "table: patch_grid, where: {place",
         "table: grid, where: {place",
@@ -89,7 +119,9 @@ WRITTEN = [
 ]
 
 
-@pytest.mark.parametrize(("old", "new", "line"), WRITTEN, ids=[new or old for old, new, _ in WRITTEN])
+@pytest.mark.parametrize(
+    ("old", "new", "line"), WRITTEN, ids=[new or old for old, new, _ in WRITTEN]
+)
 @pytest.mark.parametrize("command", ["check", "run"])
 def test_a_mistake_in_the_file(command, old, new, line, ask):
     assert SPEC.count(old) == 1
@@ -101,7 +133,11 @@ def test_a_mistake_in_the_file(command, old, new, line, ask):
 
 
 def test_all_mistakes_are_told_at_once(ask):
-    text = SPEC.replace("d_model", "d_modl").replace("batch_size", "batchsize").replace("site:", "sight:")
+    text = (
+        SPEC.replace("d_model", "d_modl")
+        .replace("batch_size", "batchsize")
+        .replace("site:", "sight:")
+    )
     Path("tiny.yaml").write_text(text)
     code, said = ask("run", "tiny.yaml")
     assert code == 2
@@ -121,7 +157,10 @@ TYPED = [
         "training.optimisation.nsteps=3",
         "override 'training.optimisation.nsteps=3': training.optimisation.nsteps: training has no key",
     ),
-    ("training=smal", "override 'training=smal': training: there is no training 'smal'; did you mean 'small'?"),
+    (
+        "training=smal",
+        "override 'training=smal': training: there is no training 'smal'; did you mean 'small'?",
+    ),
     (
         "checkpoints.before=generalized",
         "override 'checkpoints.before=generalized': checkpoints.before: there is no phase",
@@ -140,40 +179,87 @@ TYPED = [
     ),
     ("answer='{'", "override \"answer='{'\": answer: the answer '{' cannot be filled in"),
     ("plugins=[mine.py]", "plugin mine.py does not exist"),
-    ("analyses.0.layer={each: [0, up]}", "override 'analyses.0.layer={each: [0, up]}': analyses.0.layer.each.1: Input"),
+    (
+        "analyses.0.layer={each: [0, up]}",
+        "override 'analyses.0.layer={each: [0, up]}': analyses.0.layer.each.1: Input",
+    ),
 ]
 # Found by going through the whole run with an untrained model
 REHEARSED = [
     ("analyses.0.site=zz", "tiny.yaml:11:5: analyses.0: there is no site 'zz'"),
-    ("analyses.0.layer=2", "tiny.yaml:11:5: analyses.0: layer 2 is out of range: the model has layers 0 to 1"),
-    ("analyses.0.position=a9", "tiny.yaml:11:5: analyses.0: there is no position 'a9'; there is a3, a2"),
-    ("analyses.0.head=2", "tiny.yaml:11:5: analyses.0: head [2] is out of range: the model has 0 to 1"),
-    ("analyses.0.neurons=[0]", "tiny.yaml:11:5: analyses.0: site 'z' has no axis 'd_mlp' to choose from"),
-    ("analyses.0.neurons={each: all}", "tiny.yaml:11:5: analyses.0: `neurons: {each: all}` has no list to stand for"),
-    ("analyses.0.examples=nosy", "tiny.yaml:11:5: analyses.0: there is no example set 'nosy'; did you mean 'noisy'?"),
-    ("analyses.0.model=aftr", "tiny.yaml:11:5: analyses.0: there is no checkpoint 'aftr'; did you mean 'after'?"),
-    ("analyses.0.source.checkpoint=befor", "tiny.yaml:11:5: analyses.0: there is no checkpoint 'befor'; did you mean"),
+    (
+        "analyses.0.layer=2",
+        "tiny.yaml:11:5: analyses.0: layer 2 is out of range: the model has layers 0 to 1",
+    ),
+    (
+        "analyses.0.position=a9",
+        "tiny.yaml:11:5: analyses.0: there is no position 'a9'; there is a3, a2",
+    ),
+    (
+        "analyses.0.head=2",
+        "tiny.yaml:11:5: analyses.0: head [2] is out of range: the model has 0 to 1",
+    ),
+    (
+        "analyses.0.neurons=[0]",
+        "tiny.yaml:11:5: analyses.0: site 'z' has no axis 'd_mlp' to choose from",
+    ),
+    (
+        "analyses.0.neurons={each: all}",
+        "tiny.yaml:11:5: analyses.0: `neurons: {each: all}` has no list to stand for",
+    ),
+    (
+        "analyses.0.examples=nosy",
+        "tiny.yaml:11:5: analyses.0: there is no example set 'nosy'; did you mean 'noisy'?",
+    ),
+    (
+        "analyses.0.model=aftr",
+        "tiny.yaml:11:5: analyses.0: there is no checkpoint 'aftr'; did you mean 'after'?",
+    ),
+    (
+        "analyses.0.source.checkpoint=befor",
+        "tiny.yaml:11:5: analyses.0: there is no checkpoint 'befor'; did you mean",
+    ),
     (
         "analyses.0.source={pair: true}",
         "tiny.yaml:11:5: analyses.0: `pair: true` needs an example set that was made with",
     ),
-    ("analyses.0.control=random_neurons", "tiny.yaml:11:5: analyses.0: control random_neurons stands beside"),
-    ("figures.0.x=lair", "tiny.yaml:14:5: figures.0: table patch_grid has no column 'lair'; did you mean 'layer'?"),
-    ("figures.0.where.place=s9", "tiny.yaml:14:5: figures.0: table patch_grid, where {'place': 's9',"),
+    (
+        "analyses.0.control=random_neurons",
+        "tiny.yaml:11:5: analyses.0: control random_neurons stands beside",
+    ),
+    (
+        "figures.0.x=lair",
+        "tiny.yaml:14:5: figures.0: table patch_grid has no column 'lair'; did you mean 'layer'?",
+    ),
+    (
+        "figures.0.where.place=s9",
+        "tiny.yaml:14:5: figures.0: table patch_grid, where {'place': 's9',",
+    ),
     ("quantities.rest.where={layer: 0}", "tiny.yaml:16:3: quantities.rest: "),
     (
         "quantities.rest.where.laier=0",
         "tiny.yaml:16:3: quantities.rest: the table has no column 'laier'; did you mean 'layer'?",
     ),
     ("answer='{rest.percnt}'", "rest has no 'percnt'; did you mean 'percent'?"),
-    ("examples.noisy.split=trian", "four_digit_addition has no split 'trian'; did you mean 'train'?"),
+    (
+        "examples.noisy.split=trian",
+        "four_digit_addition has no split 'trian'; did you mean 'train'?",
+    ),
     ("examples.noisy.split=held_out", "split 'held_out' holds no noisy example"),
-    ("examples.noisy.pair={flip: cary_1}", "four_digit_addition has no variable 'cary_1'; did you mean 'carry_1'?"),
-    ("training.task.noise={kind: permuted, rate: 0.02}", "permuted noise cannot give 1 instances each other's labels"),
+    (
+        "examples.noisy.pair={flip: cary_1}",
+        "four_digit_addition has no variable 'cary_1'; did you mean 'carry_1'?",
+    ),
+    (
+        "training.task.noise={kind: permuted, rate: 0.02}",
+        "permuted noise cannot give 1 instances each other's labels",
+    ),
 ]
 
 
-@pytest.mark.parametrize(("override", "line"), TYPED + REHEARSED, ids=[override for override, _ in TYPED + REHEARSED])
+@pytest.mark.parametrize(
+    ("override", "line"), TYPED + REHEARSED, ids=[override for override, _ in TYPED + REHEARSED]
+)
 @pytest.mark.parametrize("command", ["check", "run"])
 def test_a_mistake_in_an_override(command, override, line, ask):
     code, said = ask(command, "tiny.yaml", override)
@@ -184,7 +270,10 @@ def test_a_mistake_in_an_override(command, override, line, ask):
 def test_a_member_of_a_sweep_that_cannot_be_is_named(ask):
     code, said = ask("check", "tiny.yaml", "training.architecture.d_model={each: [8, 9]}")
     assert (code, said) == (
-        *(2, "mechmem: with d_model 9: architecture: d_model 9 is not a multiple of n_heads 2; or give d_head\n"),
+        *(
+            2,
+            "mechmem: with d_model 9: architecture: d_model 9 is not a multiple of n_heads 2; or give d_head\n",
+        ),
     )
 
 
@@ -196,8 +285,14 @@ def test_a_member_of_a_sweep_that_cannot_be_is_named(ask):
     [
         (("train", "smal.yaml"), "smal.yaml does not exist; did you mean small.yaml?"),
         (("train", "tiny.yaml"), "tiny.yaml:1:1: 'task' is missing"),
-        (("train", "small.yaml", "task.n_train=0"), "override 'task.n_train=0': task.n_train: Input should be greater"),
-        (("check", "small.yaml", "task.kind=three_hop"), "override 'task.kind=three_hop': task.kind: there is no task"),
+        (
+            ("train", "small.yaml", "task.n_train=0"),
+            "override 'task.n_train=0': task.n_train: Input should be greater",
+        ),
+        (
+            ("check", "small.yaml", "task.kind=three_hop"),
+            "override 'task.kind=three_hop': task.kind: there is no task",
+        ),
         (("run", "small.yaml"), "small.yaml:1:1: 'question' is missing"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
@@ -213,10 +308,13 @@ def test_a_mistake_in_a_training(arguments, line, ask):
 
 
 def test_a_training_that_diverges_fails(ask):
-    code, said = ask("train", "small.yaml", "training.learning_rate=1e30", "training.n_warmup_steps=0")
+    code, said = ask(
+        "train", "small.yaml", "training.learning_rate=1e30", "training.n_warmup_steps=0"
+    )
     assert code == 1
     assert (
-        said.splitlines()[-1] == "mechmem: training diverged before step 2: a weight is not finite; lower learning_rate"
+        said.splitlines()[-1]
+        == "mechmem: training diverged before step 2: a weight is not finite; lower learning_rate"
     )
     assert not trainings()
 
@@ -227,7 +325,10 @@ def test_a_training_that_another_process_is_at_fails(ask):
     (folder / "training.json").unlink()
     with FileLock(folder / ".lock"):
         code, said = ask("train", "small.yaml")
-    assert (code, said) == (1, f"mechmem: another process is training in {folder}; wait for it, then run again\n")
+    assert (code, said) == (
+        1,
+        f"mechmem: another process is training in {folder}; wait for it, then run again\n",
+    )
 
 
 @pytest.mark.parametrize(

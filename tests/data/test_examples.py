@@ -10,7 +10,11 @@ from mechmem.data.examples import Examples, concatenate
 from mechmem.data.minimal_pair import MinimalPair
 from mechmem.spec.errors import InputError
 
-PROMPT, GIVEN, TRUE = [[4, 5], [6, 4], [5, 5]], [[1, 2, 3], [0, 0, 0], [3, 1, 2]], [[1, 3, 3], [0, 0, 0], [2, 1, 2]]
+PROMPT, GIVEN, TRUE = (
+    [[4, 5], [6, 4], [5, 5]],
+    [[1, 2, 3], [0, 0, 0], [3, 1, 2]],
+    [[1, 3, 3], [0, 0, 0], [2, 1, 2]],
+)
 """Three instances of answers with three tokens, the first and the last of them noisy."""
 
 
@@ -36,7 +40,10 @@ def paired(three: Examples) -> Examples:
 
 @pytest.mark.parametrize(
     ("prefix", "tokens"),
-    [("given", [[4, 5, 1, 2], [6, 4, 0, 0], [5, 5, 3, 1]]), ("true", [[4, 5, 1, 3], [6, 4, 0, 0], [5, 5, 2, 1]])],
+    [
+        ("given", [[4, 5, 1, 2], [6, 4, 0, 0], [5, 5, 3, 1]]),
+        ("true", [[4, 5, 1, 3], [6, 4, 0, 0], [5, 5, 2, 1]]),
+    ],
 )
 def test_the_model_reads_the_prompt_and_the_earlier_tokens_of_the_prefix(three, prefix, tokens):
     assert three.with_prefix(prefix).tokens.tolist() == tokens
@@ -52,7 +59,11 @@ def test_a_change_of_prefix_is_a_new_set_and_leaves_the_old_one(three):
 
 
 def test_the_pairs_are_fed_the_same_prefix(paired):
-    assert paired.with_prefix("true").counterfactual.tokens.tolist() == [[6, 4, 0, 0], [5, 5, 2, 1], [4, 5, 1, 3]]
+    assert paired.with_prefix("true").counterfactual.tokens.tolist() == [
+        [6, 4, 0, 0],
+        [5, 5, 2, 1],
+        [4, 5, 1, 3],
+    ]
 
 
 def test_an_answer_of_the_models_own_is_fed_whatever_the_prefix_was(three):
@@ -127,14 +138,23 @@ def test_concatenated_sets_stand_one_after_the_other_with_the_variables_they_sha
     assert both.prompt.tolist() == [*PROMPT, PROMPT[1]]
     assert both.given.tolist() == [*GIVEN, GIVEN[1]]
     assert both.is_noisy.tolist() == [True, False, True, False]
-    assert {name: value.tolist() for name, value in both.variables.items()} == {"sum": [9, 10, 11, 7]}
+    assert {name: value.tolist() for name, value in both.variables.items()} == {
+        "sum": [9, 10, 11, 7]
+    }
     assert both.index.tolist() == [0, 1, 2, 3]
     assert both.counterfactual is None
 
 
 def test_moved_to_another_device_everything_goes(paired):
     moved = paired.to("meta")
-    parts = [moved.prompt, moved.given, moved.true, moved.is_noisy, moved.index, *moved.variables.values()]
+    parts = [
+        moved.prompt,
+        moved.given,
+        moved.true,
+        moved.is_noisy,
+        moved.index,
+        *moved.variables.values(),
+    ]
     assert {part.device.type for part in [*parts, moved.counterfactual.prompt]} == {"meta"}
     assert paired.prompt.device.type == "cpu"
 

@@ -126,8 +126,14 @@ def test_digit_noise_leaves_alone_a_place_with_one_token():
 
 def test_systematic_noise_by_hand():
     true = torch.tensor([[0, 2, 9], [1, 0, 5]])
-    assert Systematic(rate=1).corrupt(true, ((0, 1), DIGITS, DIGITS))[0].tolist() == [[1, 3, 0], [0, 1, 6]]
-    assert Systematic(rate=1, shift=3).corrupt(true, ((0, 1), DIGITS, DIGITS))[0].tolist() == [[1, 5, 2], [0, 3, 8]]
+    assert Systematic(rate=1).corrupt(true, ((0, 1), DIGITS, DIGITS))[0].tolist() == [
+        [1, 3, 0],
+        [0, 1, 6],
+    ]
+    assert Systematic(rate=1, shift=3).corrupt(true, ((0, 1), DIGITS, DIGITS))[0].tolist() == [
+        [1, 5, 2],
+        [0, 3, 8],
+    ]
 
 
 def test_systematic_noise_is_a_function_of_the_true_label_that_no_seed_changes():
@@ -144,7 +150,9 @@ def test_uniform_wrong_draws_from_the_labels_that_there_are_in_their_shares():
     given, _ = UniformWrong(rate=1).corrupt(true, (DIGITS,))
     drawn_for_0 = torch.bincount(given[:600, 0], minlength=10).tolist()
     assert sum(drawn_for_0[1:3]) == 600
-    assert abs(drawn_for_0[1] - 450) < 45  # 3 to 1, as 1 and 2 stand in the labels; four standard deviations
+    assert (
+        abs(drawn_for_0[1] - 450) < 45
+    )  # 3 to 1, as 1 and 2 stand in the labels; four standard deviations
 
 
 def test_uniform_wrong_labels_may_share_some_tokens_with_the_true_one():
@@ -157,10 +165,20 @@ def test_uniform_wrong_labels_may_share_some_tokens_with_the_true_one():
     ("noise", "true", "alphabets", "message"),
     [
         (UniformWrong(rate=0.5), [[3]] * 4, (DIGITS,), "every training instance has the same one"),
-        (Permuted(rate=0.25), [[1], [2], [3], [4]], (DIGITS,), "cannot give 1 instances each other's labels"),
+        (
+            Permuted(rate=0.25),
+            [[1], [2], [3], [4]],
+            (DIGITS,),
+            "cannot give 1 instances each other's labels",
+        ),
         (Permuted(rate=1), [[1], [1], [1], [4]], (DIGITS,), "raise the rate"),
         (Digit(rate=1), [[3]] * 4, ((3,),), "an answer place with at least two tokens"),
-        (Systematic(rate=1, shift=10), [[3]] * 4, (DIGITS,), "systematic noise found no wrong label"),
+        (
+            Systematic(rate=1, shift=10),
+            [[3]] * 4,
+            (DIGITS,),
+            "systematic noise found no wrong label",
+        ),
         (Shifty(rate=1), [[3]] * 4, (DIGITS,), "shifty noise found no wrong label"),
     ],
 )

@@ -18,22 +18,38 @@ TRUE = {"at_least": 0.5}
 def effect(layers: dict[Any, dict[str, list[list[float]]]]) -> pd.DataFrame:
     """{layer: {condition: values by seed and example}} as a table of an effect."""
     rows = [
-        {"layer": layer, "condition": condition, "seed": seed, "value": float(np.mean(values)), "per_example": values}
+        {
+            "layer": layer,
+            "condition": condition,
+            "seed": seed,
+            "value": float(np.mean(values)),
+            "per_example": values,
+        }
         for layer, conditions in layers.items()
         for condition, seeds in conditions.items()
         for seed, values in enumerate(seeds)
     ]
-    return pd.DataFrame(rows).assign(n=4, low=0.0, high=1.0, recovery=pd.array([None] * len(rows), dtype="Float64"))
+    return pd.DataFrame(rows).assign(
+        n=4, low=0.0, high=1.0, recovery=pd.array([None] * len(rows), dtype="Float64")
+    )
 
 
 TABLES = {
     "grid": effect(
         {
-            0: {"intervened": [[1, 1, 0, 1], [0, 0, 0, 1]], "baseline": [[0, 1, 0, 0], [0, 0, 0, 0]]},
-            1: {"intervened": [[1, 1, 1, 1], [1, 1, 0, 1]], "baseline": [[0, 1, 0, 0], [0, 0, 0, 0]]},
+            0: {
+                "intervened": [[1, 1, 0, 1], [0, 0, 0, 1]],
+                "baseline": [[0, 1, 0, 0], [0, 0, 0, 0]],
+            },
+            1: {
+                "intervened": [[1, 1, 1, 1], [1, 1, 0, 1]],
+                "baseline": [[0, 1, 0, 0], [0, 0, 0, 0]],
+            },
         }
     ),
-    "shift": pd.DataFrame({"seed": [0, 0, 1, 1], "layer": [0, 1, 0, 1], "shift": [1.0, 3.0, 2.0, 6.0]}),
+    "shift": pd.DataFrame(
+        {"seed": [0, 0, 1, 1], "layer": [0, 1, 0, 1], "shift": [1.0, 3.0, 2.0, 6.0]}
+    ),
 }
 
 
@@ -57,17 +73,28 @@ def test_a_difference_by_hand():
 def test_a_difference_is_paired_example_by_example():
     base = [[0.0, 10, 20, 30], [5, 15, 25, 35]]
     tables = {"grid": effect({0: {"intervened": (np.array(base) + 2).tolist(), "baseline": base}})}
-    found = Quantity(table="grid", where={"condition": "intervened"}, minus={"condition": "baseline"}).measure(tables)
-    assert (found.value, found.low, found.high) == (2, 2, 2)  # the examples differ, the effect does not
+    found = Quantity(
+        table="grid", where={"condition": "intervened"}, minus={"condition": "baseline"}
+    ).measure(tables)
+    assert (found.value, found.low, found.high) == (
+        2,
+        2,
+        2,
+    )  # the examples differ, the effect does not
 
 
 def test_other_examples_are_subtracted_by_their_mean():
     table = effect({0: {"intervened": [[4.0, 6.0]]}}).assign(examples="noisy")
     other = effect({0: {"intervened": [[1.0, 3.0]]}}).assign(examples="clean")
     both = {"grid": pd.concat([table, other], ignore_index=True)}
-    found = Quantity(table="grid", where={"examples": "noisy"}, minus={"examples": "clean"}).measure(both)
+    found = Quantity(
+        table="grid", where={"examples": "noisy"}, minus={"examples": "clean"}
+    ).measure(both)
     assert found.value == 3
-    assert (found.low, found.high) == (1, 5)  # both sets are drawn apart; paired it would be 3 exactly
+    assert (found.low, found.high) == (
+        1,
+        5,
+    )  # both sets are drawn apart; paired it would be 3 exactly
 
 
 def test_rows_of_single_neurons_are_averaged_within_a_seed():
@@ -79,7 +106,9 @@ def test_rows_of_single_neurons_are_averaged_within_a_seed():
 
 
 def test_a_single_number_is_said_without_an_interval():
-    found = Quantity(table="dynamics").measure({"dynamics": pd.DataFrame({"seed": [0], "value": [0.538]})})
+    found = Quantity(table="dynamics").measure(
+        {"dynamics": pd.DataFrame({"seed": [0], "value": [0.538]})}
+    )
     assert (found.percent, found.points, found.number) == ("54 %", "+54 points", "0.538")
     assert [Condition(quantity="q", at_least=x).outcome(found) for x in (0.1, 0.6)] == [True, False]
     claim = Claim(id="C", says="", holds_when=[{"quantity": "q", "at_least": 0.1}])
@@ -96,15 +125,26 @@ def test_of_several_rows_the_extreme_mean_over_seeds_is_picked(pick, layer, valu
 @pytest.mark.parametrize("pick", ["largest", "smallest"])
 def test_a_row_that_is_undefined_is_not_picked(pick):
     tables = {
-        "grid": effect({0: {"intervened": [[NAN, 1]]}, 1: {"intervened": [[0, 1]]}, 2: {"intervened": [[NAN, 1]]}})
+        "grid": effect(
+            {
+                0: {"intervened": [[NAN, 1]]},
+                1: {"intervened": [[0, 1]]},
+                2: {"intervened": [[NAN, 1]]},
+            }
+        )
     }
     assert Quantity(table="grid", pick=pick).measure(tables).labels["layer"] == 1
 
 
 def test_a_phase_that_never_came_is_undefined():
-    tables = {"dynamics": pd.DataFrame({"seed": [0, 0], "label": ["", "generalised"], "value": [0.1, 400.0]})}
+    tables = {
+        "dynamics": pd.DataFrame(
+            {"seed": [0, 0], "label": ["", "generalised"], "value": [0.1, 400.0]}
+        )
+    }
     came, never = (
-        Quantity(table="dynamics", where={"label": label}).measure(tables) for label in ("generalised", "memorised")
+        Quantity(table="dynamics", where={"label": label}).measure(tables)
+        for label in ("generalised", "memorised")
     )
     assert (came.value, came.n_seeds) == (400, 1)
     assert np.isnan([never.value, never.low, never.high]).all()
@@ -127,17 +167,44 @@ def test_a_recovery_that_is_undefined_makes_no_number():
     [
         ({"table": "gird"}, "there is no table 'gird'; did you mean 'grid'?"),
         ({"where": {"laier": 0}}, "the table has no column 'laier'; did you mean 'layer'?"),
-        ({"where": {"layer": 0}}, "2 rows a seed fit {'layer': 0}; add a key (condition) or `pick:`"),
+        (
+            {"where": {"layer": 0}},
+            "2 rows a seed fit {'layer': 0}; add a key (condition) or `pick:`",
+        ),
         ({}, "4 rows a seed fit {}; add a key (layer, condition) or `pick:`"),
-        ({"value": "recoverie"}, "table 'grid' has no column 'recoverie'; did you mean 'recovery'?"),
-        ({"table": "shift", "value": "shfit"}, "table 'shift' has no column 'shfit'; did you mean 'shift'?"),
-        ({"table": "shift", "value": "shift", "pick": "largest"}, "`pick` needs values of single examples"),
+        (
+            {"value": "recoverie"},
+            "table 'grid' has no column 'recoverie'; did you mean 'recovery'?",
+        ),
+        (
+            {"table": "shift", "value": "shfit"},
+            "table 'shift' has no column 'shfit'; did you mean 'shift'?",
+        ),
+        (
+            {"table": "shift", "value": "shift", "pick": "largest"},
+            "`pick` needs values of single examples",
+        ),
         ({"where": {"layer": 7}}, "no row has layer 7; there is 0, 1"),
-        ({"where": {"condition": "pathced"}}, "no row has condition 'pathced'; did you mean 'patched'?"),
-        ({"where": {"layer": 1, "condition": "source"}}, "no row has condition 'source'; there is patched, baseline"),
-        ({"table": "shift", "value": "shift", "minus": {"layer": 9}}, "no row has layer 9; there is 0, 1"),
-        ({"where": {"layer": 0, "condition": "intervened"}, "minus": {"condition": "no"}}, "no row has condition 'no'"),
-        ({"where": {"layer": 0, "condition": "intervened"}, "minus": {"cond": "no"}}, "no column 'cond'; did you mean"),
+        (
+            {"where": {"condition": "pathced"}},
+            "no row has condition 'pathced'; did you mean 'patched'?",
+        ),
+        (
+            {"where": {"layer": 1, "condition": "source"}},
+            "no row has condition 'source'; there is patched, baseline",
+        ),
+        (
+            {"table": "shift", "value": "shift", "minus": {"layer": 9}},
+            "no row has layer 9; there is 0, 1",
+        ),
+        (
+            {"where": {"layer": 0, "condition": "intervened"}, "minus": {"condition": "no"}},
+            "no row has condition 'no'",
+        ),
+        (
+            {"where": {"layer": 0, "condition": "intervened"}, "minus": {"cond": "no"}},
+            "no column 'cond'; did you mean",
+        ),
     ],
 )
 def test_what_cannot_be_read_off_is_refused(fields, message):
@@ -165,7 +232,10 @@ def test_what_cannot_be_read_off_is_refused(fields, message):
     ],
 )
 def test_a_condition_asks_the_whole_interval(threshold, low, high, outcome):
-    assert Condition(quantity="q", **threshold).outcome(Measured((low + high) / 2, low, high, 3)) is outcome
+    assert (
+        Condition(quantity="q", **threshold).outcome(Measured((low + high) / 2, low, high, 3))
+        is outcome
+    )
 
 
 @pytest.mark.parametrize("threshold", [{"at_least": 0.5}, {"at_most": 0.5}])
@@ -196,7 +266,13 @@ HOLDS, FAILS, UNCLEAR = (0.7, 0.6, 0.8), (0.2, 0.1, 0.3), (0.5, 0.4, 0.6)
         (HOLDS, UNCLEAR, 3, "undetermined", "over 3 seeds: unclear: b >= 0.5"),
         (UNCLEAR, UNCLEAR, 3, "undetermined", "over 3 seeds: unclear: a >= 0.5; b >= 0.5"),
         (HOLDS, (NAN, NAN, NAN), 3, "undetermined", "over 3 seeds: unclear: b >= 0.5"),
-        (HOLDS, HOLDS, 2, "undetermined", "2 seeds of the 3 that a verdict needs; here the conditions are all hold"),
+        (
+            HOLDS,
+            HOLDS,
+            2,
+            "undetermined",
+            "2 seeds of the 3 that a verdict needs; here the conditions are all hold",
+        ),
         (
             *(FAILS, FAILS, 1, "undetermined"),
             "one seed of the 3 that a verdict needs; here the conditions are contradicted: a >= 0.5; b >= 0.5",
@@ -204,7 +280,9 @@ HOLDS, FAILS, UNCLEAR = (0.7, 0.6, 0.8), (0.2, 0.1, 0.3), (0.5, 0.4, 0.6)
     ],
 )
 def test_verdicts(first, second, n_seeds, verdict, reason):
-    found = claim("a", "b").verdict({"a": Measured(*first, n_seeds), "b": Measured(*second, n_seeds)})
+    found = claim("a", "b").verdict(
+        {"a": Measured(*first, n_seeds), "b": Measured(*second, n_seeds)}
+    )
     assert (found["verdict"], found["reason"]) == (verdict, reason)
 
 
@@ -217,7 +295,13 @@ def test_the_fewest_seeds_count():
 def test_a_verdict_says_what_was_asked_and_found():
     conditions = (Condition(quantity="a", at_least=0.5), Condition(quantity="b", at_most=0.25))
     asked = Claim(id="C7", says="it is so", holds_when=conditions)
-    found = asked.verdict({"a": Measured(0.7, 0.6, 0.8, 3), "b": Measured(0.3, 0.2, 0.4, 3), "c": Measured(1, 1, 1, 9)})
+    found = asked.verdict(
+        {
+            "a": Measured(0.7, 0.6, 0.8, 3),
+            "b": Measured(0.3, 0.2, 0.4, 3),
+            "c": Measured(1, 1, 1, 9),
+        }
+    )
     assert found == {
         "id": "C7",
         "says": "it is so",
@@ -236,7 +320,9 @@ def test_a_verdict_says_what_was_asked_and_found():
 @pytest.mark.parametrize("fields", [{"min_seeds": 1}, {"holds_when": ()}])
 def test_a_claim_can_fail_and_never_rests_on_one_seed(fields):
     with pytest.raises(ValidationError):
-        Claim(**({"id": "C1", "says": "", "holds_when": [{"quantity": "q", "at_least": 0}]} | fields))
+        Claim(
+            **({"id": "C1", "says": "", "holds_when": [{"quantity": "q", "at_least": 0}]} | fields)
+        )
 
 
 MEASURED = {
@@ -270,7 +356,10 @@ def test_the_answer_in_a_sentence(template, text):
 
 
 def test_an_answer_may_say_the_verdict_of_a_claim():
-    assert render_answer("C7-few is {C7-few.verdict}", MEASURED, {"C7-few": "refuted"}) == "C7-few is refuted"
+    assert (
+        render_answer("C7-few is {C7-few.verdict}", MEASURED, {"C7-few": "refuted"})
+        == "C7-few is refuted"
+    )
     with pytest.raises(InputError, match="the answer speaks of 'C7-few'"):
         render_answer("{C7-few.reason}", MEASURED, {"C7-few": "refuted"})
 

@@ -99,9 +99,14 @@ FIELDS: dict[str, Any] = {
         ),
         NeuronShift(name="shift"),
     ),
-    "figures": (Curves(table="dynamics"), Heatmap(table="patch_grid", x="layer", y="site", where={"layer": (0, 1)})),
+    "figures": (
+        Curves(table="dynamics"),
+        Heatmap(table="patch_grid", x="layer", y="site", where={"layer": (0, 1)}),
+    ),
     "quantities": {"late": Quantity(table="dynamics", where={"curve": "held_out", "step": 4})},
-    "claims": (Claim(id="C1", says="it is", holds_when=(Condition(quantity="late", at_least=0.5),)),),
+    "claims": (
+        Claim(id="C1", says="it is", holds_when=(Condition(quantity="late", at_least=0.5),)),
+    ),
     "answer": "{late.percent}",
 }
 
@@ -132,10 +137,15 @@ def test_the_file_and_the_call_are_one_object():
 
 def test_overrides_reach_the_experiment():
     written("trainings/small.yaml", RECIPE)
-    made = Experiment.from_yaml(written("all.yaml", SPEC), ["seeds=[7]", "examples.noisy.n=3", "analyses.2.name=moved"])
+    made = Experiment.from_yaml(
+        written("all.yaml", SPEC), ["seeds=[7]", "examples.noisy.n=3", "analyses.2.name=moved"]
+    )
     assert made == Experiment(
         **FIELDS
-        | {"seeds": (7,), "examples": FIELDS["examples"] | {"noisy": ExampleSet(noisy=True, n=3, prefix="true")}}
+        | {
+            "seeds": (7,),
+            "examples": FIELDS["examples"] | {"noisy": ExampleSet(noisy=True, n=3, prefix="true")},
+        }
         | {"analyses": (*FIELDS["analyses"][:2], NeuronShift(name="moved"))}
     )
 
@@ -146,9 +156,13 @@ def test_overrides_reach_the_experiment():
 def test_a_training_by_name_or_inline_is_the_same():
     written("trainings/small.yaml", RECIPE)
     inline = SPEC.replace(
-        "training: small\n", "training:\n" + "".join(f"  {line}\n" for line in RECIPE.splitlines()), 1
+        "training: small\n",
+        "training:\n" + "".join(f"  {line}\n" for line in RECIPE.splitlines()),
+        1,
     )
-    assert Experiment.from_yaml(written("all.yaml", SPEC)) == Experiment.from_yaml(written("inline.yaml", inline))
+    assert Experiment.from_yaml(written("all.yaml", SPEC)) == Experiment.from_yaml(
+        written("inline.yaml", inline)
+    )
 
 
 def test_other_trainings_by_name_too():
@@ -191,16 +205,22 @@ def test_an_unknown_training_is_named_with_the_nearest_of_all_places():
 
 def test_an_unknown_training_of_a_checkpoint_has_its_place():
     written("trainings/small.yaml", RECIPE)
-    path = written("all.yaml", SPEC.replace("phase: final, training: small", "phase: final, training: smal"))
+    path = written(
+        "all.yaml", SPEC.replace("phase: final, training: small", "phase: final, training: smal")
+    )
     with pytest.raises(
-        SpecError, match=re.escape("all.yaml:5:75: checkpoints.twin.training: there is no training 'smal'")
+        SpecError,
+        match=re.escape("all.yaml:5:75: checkpoints.twin.training: there is no training 'smal'"),
     ):
         Experiment.from_yaml(path)
 
 
 def test_an_error_in_a_training_names_the_file_it_is_in():
     written("trainings/small.yaml", RECIPE.replace("n_steps", "n_stps"))
-    with pytest.raises(SpecError, match=re.escape("trainings/small.yaml:4:12: training.n_stps: training has no key")):
+    with pytest.raises(
+        SpecError,
+        match=re.escape("trainings/small.yaml:4:12: training.n_stps: training has no key"),
+    ):
         Experiment.from_yaml(written("all.yaml", SPEC))
 
 
@@ -214,17 +234,30 @@ def test_an_error_in_a_training_names_the_file_it_is_in():
             {"figures": (Curves(table="dynamic"),)},
             "figures.0 reads the table 'dynamic'; did you mean 'dynamics'?",
         ),
-        ({"figures": (Curves(table="neuron_shift"),)}, "figures.0 reads the table 'neuron_shift'; there is dynamics,"),
+        (
+            {"figures": (Curves(table="neuron_shift"),)},
+            "figures.0 reads the table 'neuron_shift'; there is dynamics,",
+        ),
         (
             {"quantities": {"late": Quantity(table="patch_gird")}},
             "quantities.late reads the table 'patch_gird'; did you mean 'patch_grid'?",
         ),
         (
-            {"claims": (Claim(id="C2", says="", holds_when=(Condition(quantity="lat", at_most=0),)),)},
+            {
+                "claims": (
+                    Claim(id="C2", says="", holds_when=(Condition(quantity="lat", at_most=0),)),
+                )
+            },
             "claim C2 asks for 'lat'; did you mean 'late'?",
         ),
-        ({"analyses": (Dynamics(), Dynamics())}, "two analyses make the table 'dynamics'; give one a `name:`"),
-        ({"analyses": (Dynamics(), NeuronShift(name="dynamics"))}, "two analyses make the table 'dynamics'"),
+        (
+            {"analyses": (Dynamics(), Dynamics())},
+            "two analyses make the table 'dynamics'; give one a `name:`",
+        ),
+        (
+            {"analyses": (Dynamics(), NeuronShift(name="dynamics"))},
+            "two analyses make the table 'dynamics'",
+        ),
         ({"seeds": (0, 1, 1)}, "seed 1 stands twice; a replication needs its own"),
         ({"seeds": ()}, "at least 1 item"),
         ({"analyses": ()}, "at least 1 item"),
@@ -234,8 +267,14 @@ def test_an_error_in_a_training_names_the_file_it_is_in():
             "checkpoints.a: small keeps no checkpoint of step 3, only every 2 up to 4",
         ),
         ({"checkpoints": {"a": {"step": 6}}}, "checkpoints.a: small keeps no checkpoint of step 6"),
-        ({"checkpoints": {"a": "generalized"}}, "there is no phase 'generalized'; did you mean 'generalised'?"),
-        ({"checkpoints": {"a": {"phase": "final", "step": 4}}}, "a checkpoint is a phase (initial, generalised,"),
+        (
+            {"checkpoints": {"a": "generalized"}},
+            "there is no phase 'generalized'; did you mean 'generalised'?",
+        ),
+        (
+            {"checkpoints": {"a": {"phase": "final", "step": 4}}},
+            "a checkpoint is a phase (initial, generalised,",
+        ),
         ({"checkpoints": {"a": {}}}, "a checkpoint is a phase (initial, generalised,"),
         ({"checkpoints": {"a": {"step": -2}}}, "greater than or equal to 0"),
         ({"examples": {"a": {"n": 0}}}, "greater than or equal to 1"),
@@ -248,7 +287,10 @@ def test_names_are_checked_before_anything_is_trained(changes, message):
 
 
 def test_a_second_analysis_of_a_kind_makes_a_table_of_its_own():
-    fields = {"analyses": (*FIELDS["analyses"], Dynamics(name="again")), "figures": (Curves(table="again"),)}
+    fields = {
+        "analyses": (*FIELDS["analyses"], Dynamics(name="again")),
+        "figures": (Curves(table="again"),),
+    }
     assert Experiment(**FIELDS | fields).figures[0].table == "again"
 
 
@@ -265,7 +307,22 @@ def test_all_is_what_the_model_and_the_experiment_have():
     assert {name: list(values) for name, values in sweep_domain.items()} == {
         "layer": [0, 1],
         "head": [0, 1],
-        "position": ["a3", "a2", "a1", "a0", "+", "b3", "b2", "b1", "b0", "=", "s4", "s3", "s2", "s1"],
+        "position": [
+            "a3",
+            "a2",
+            "a1",
+            "a0",
+            "+",
+            "b3",
+            "b2",
+            "b1",
+            "b0",
+            "=",
+            "s4",
+            "s3",
+            "s2",
+            "s1",
+        ],
         "model": ["before", "after", "twin"],
         "examples": ["noisy", "clean"],
     }
@@ -311,7 +368,9 @@ def test_only_examples_with_the_asked_values_are_chosen(noisy):
 
 
 def test_which_are_drawn_follows_the_seed_and_their_order_that_of_the_task():
-    first, again, others = (rows_in(ExampleSet(n=10, seed=seed).of(TASK), TRAIN) for seed in (0, 0, 1))
+    first, again, others = (
+        rows_in(ExampleSet(n=10, seed=seed).of(TASK), TRAIN) for seed in (0, 0, 1)
+    )
     assert first == again == sorted(first)
     assert first != others
     assert first != list(range(10))
@@ -329,14 +388,18 @@ def test_the_split_and_the_prefix():
 
 
 def test_pairs_are_drawn_from_the_examples_that_have_one():
-    pair = MinimalPair(flip="carry_4", hold=("digit_sum_3",))  # few have one: the carry into the thousands decides
+    pair = MinimalPair(
+        flip="carry_4", hold=("digit_sum_3",)
+    )  # few have one: the carry into the thousands decides
     everything = ExampleSet(n=None, pair=pair).of(TASK)
     assert 0 < len(everything) < 30
     chosen = ExampleSet(n=3, pair=pair, prefix="true").of(TASK)
     assert len(chosen) == len(chosen.counterfactual) == 3
     assert set(rows_in(chosen, TRAIN)) < set(rows_in(everything, TRAIN))
     assert (chosen.variables["carry_4"] != chosen.counterfactual.variables["carry_4"]).all()
-    assert torch.equal(chosen.variables["digit_sum_3"], chosen.counterfactual.variables["digit_sum_3"])
+    assert torch.equal(
+        chosen.variables["digit_sum_3"], chosen.counterfactual.variables["digit_sum_3"]
+    )
     assert chosen.prefix == chosen.counterfactual.prefix == "true"
     assert torch.equal(chosen.index, torch.arange(3))
     assert torch.equal(chosen.counterfactual.index, torch.arange(3))
@@ -352,10 +415,16 @@ def test_pairs_of_noisy_instances_keep_their_wrong_labels():
     ("chosen", "message"),
     [
         (ExampleSet(split="heldout"), "has no split 'heldout'; did you mean 'held_out'?"),
-        (ExampleSet(noisy=False, where={"carry_1": 2}), "split 'train' holds no clean example with carry_1 2"),
+        (
+            ExampleSet(noisy=False, where={"carry_1": 2}),
+            "split 'train' holds no clean example with carry_1 2",
+        ),
         (ExampleSet(where={"cary_1": 1}), "there is no variable 'cary_1'; did you mean 'carry_1'?"),
         (ExampleSet(split="held_out", noisy=True), "split 'held_out' holds no noisy example"),
-        (ExampleSet(pair=MinimalPair(flip="cary_1")), "has no variable 'cary_1'; did you mean 'carry_1'?"),
+        (
+            ExampleSet(pair=MinimalPair(flip="cary_1")),
+            "has no variable 'cary_1'; did you mean 'carry_1'?",
+        ),
         (ExampleSet(pair=MinimalPair(flip="out_4", hold=("carry_4",))), "no example has a pair"),
     ],
 )
@@ -382,7 +451,9 @@ class AllZero(LabelNoise):
 def registries(monkeypatch):
     """Whatever a plugin puts on a registry is gone after the test."""
     monkeypatch.setattr(
-        Component, "registries", {registry: dict(members) for registry, members in Component.registries.items()}
+        Component,
+        "registries",
+        {registry: dict(members) for registry, members in Component.registries.items()},
     )
 
 
@@ -396,7 +467,12 @@ def test_a_plugin_adds_a_kind_that_the_spec_can_use():
     written("specs/my/noise.py", PLUGIN)
     made = Experiment.from_yaml(with_plugins("my/noise.py"))
     assert made.plugins == ("my/noise.py",)
-    assert made.training.block()["task"]["noise"] == {"kind": "all_zero", "rate": 0.2, "seed": 0, "digit": 1}
+    assert made.training.block()["task"]["noise"] == {
+        "kind": "all_zero",
+        "rate": 0.2,
+        "seed": 0,
+        "digit": 1,
+    }
     given = made.training.task.sample("train")
     assert (given.given[given.is_noisy] == 1).all()
     assert "all_zero" in LabelNoise.kinds()
@@ -444,7 +520,10 @@ def test_plugins_that_are_no_list_of_names_are_refused_with_their_place(plugins)
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"answer": "{retuned.percent}"}, "the answer speaks of 'retuned'; did you mean 'returned'"),
+        (
+            {"answer": "{retuned.percent}"},
+            "the answer speaks of 'retuned'; did you mean 'returned'",
+        ),
         ({"answer": "50 % {"}, "cannot be filled in"),
         ({"analyses": [{"kind": "dynamics", "name": "a/b"}]}, "String should match pattern"),
     ],
@@ -456,8 +535,13 @@ def test_what_can_be_seen_to_be_wrong_is_refused_before_anything_runs(fields, me
 
 @pytest.mark.parametrize("pair", [None, MinimalPair(flip="carry_1")])
 def test_a_set_that_skips_anothers_examples_shares_none_with_it(pair):
-    first, rest = (ExampleSet(noisy=False, pair=pair, **fields).of(TASK) for fields in ({"n": 9}, {"n": 20, "skip": 9}))
+    first, rest = (
+        ExampleSet(noisy=False, pair=pair, **fields).of(TASK)
+        for fields in ({"n": 9}, {"n": 20, "skip": 9})
+    )
     assert (len(first), len(rest)) == (9, 20)
     assert {*map(tuple, first.prompt.tolist())}.isdisjoint(map(tuple, rest.prompt.tolist()))
     together = ExampleSet(noisy=False, pair=pair, n=29).of(TASK)
-    assert {*map(tuple, together.prompt.tolist())} == {*map(tuple, torch.cat([first.prompt, rest.prompt]).tolist())}
+    assert {*map(tuple, together.prompt.tolist())} == {
+        *map(tuple, torch.cat([first.prompt, rest.prompt]).tolist())
+    }

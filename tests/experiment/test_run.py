@@ -39,14 +39,18 @@ def computed(monkeypatch) -> list[str]:
 def no_models(monkeypatch) -> None:
     """No model is trained, loaded or analysed."""
     for owner, name in ((training, "_Run"), (home.Trained, "at"), (Analysis, "run")):
-        monkeypatch.setattr(owner, name, lambda *a, name=name, **k: pytest.fail(f"{name} was called"))
+        monkeypatch.setattr(
+            owner, name, lambda *a, name=name, **k: pytest.fail(f"{name} was called")
+        )
 
 
 # --- what a run leaves
 
 
 def test_a_run_folder_keeps_the_spec_tables_figures_record_and_report(made, experiment):
-    files = {str(path.relative_to(made.folder)) for path in made.folder.rglob("*") if path.is_file()}
+    files = {
+        str(path.relative_to(made.folder)) for path in made.folder.rglob("*") if path.is_file()
+    }
     assert files - {".lock"} == {
         "experiment.yaml",
         "run.json",
@@ -81,7 +85,9 @@ def test_tables_hold_the_seed_and_all_that_was_swept(made):
     cells = table[["site", "layer"]].drop_duplicates().to_numpy().tolist()
     assert cells == [["neurons", 0], ["neurons", 1], ["attn_out", 0], ["attn_out", 1]]
     assert set(table["condition"]) == {"baseline", "intervened", "control", "source"}
-    with pytest.raises(InputError, match="has no table 'patchgrid'; it has dynamics, neuron_shift, patch_grid"):
+    with pytest.raises(
+        InputError, match="has no table 'patchgrid'; it has dynamics, neuron_shift, patch_grid"
+    ):
         made.table("patchgrid")
 
 
@@ -96,7 +102,12 @@ def test_the_report_holds_the_question_the_answer_and_the_figures(made):
 def test_a_summary_names_every_file(made):
     summary = made.summary()
     assert summary["name"] == "small"
-    paths = [*summary["tables"].values(), *summary["figures"].values(), summary["report"], summary["folder"]]
+    paths = [
+        *summary["tables"].values(),
+        *summary["figures"].values(),
+        summary["report"],
+        summary["folder"],
+    ]
     assert len(paths) == 6
     assert all(Path(path).exists() for path in paths)
 
@@ -113,7 +124,17 @@ def test_a_second_run_computes_nothing(experiment, runs, no_models):
 @pytest.mark.parametrize(
     "change",
     [
-        {"figures": [{"kind": "heatmap", "table": "neuron_shift", "x": "neuron", "y": "layer", "value": "auc"}]},
+        {
+            "figures": [
+                {
+                    "kind": "heatmap",
+                    "table": "neuron_shift",
+                    "x": "neuron",
+                    "y": "layer",
+                    "value": "auc",
+                }
+            ]
+        },
         {"answer": "Other words."},
         {"question": "Why?"},
         {"claims": []},
@@ -160,7 +181,9 @@ def test_a_changed_checkpoint_computes_what_names_it(spec, runs, computed):
 
 def test_an_analysis_of_all_sets_is_computed_again_when_one_comes(spec, runs, computed):
     block = spec()
-    block["analyses"] = [block["analyses"][1] | {"examples": {"each": "all"}, "site": "attn_out", "layer": 0}]
+    block["analyses"] = [
+        block["analyses"][1] | {"examples": {"each": "all"}, "site": "attn_out", "layer": 0}
+    ]
     first = run(Experiment.model_validate(block | BARE), runs)
     assert set(first.table("patch_grid")["examples"]) == {"noisy", "clean"}
     block["examples"]["held_out"] = {"split": "held_out", "n": 4}
@@ -216,13 +239,22 @@ def test_drawing_reads_the_saved_tables_only(runs, no_models):
 
 
 def test_a_swept_recipe_is_a_column_of_every_table(spec, recipe, tmp_path):
-    block = recipe.model_copy(update={"optimisation": recipe.optimisation.model_copy(update={"n_steps": 2})}).block()
+    block = recipe.model_copy(
+        update={"optimisation": recipe.optimisation.model_copy(update={"n_steps": 2})}
+    ).block()
     block["architecture"]["d_mlp"] = {"each": [8, 12]}
     ends = {"before": "initial", "after": "final"}
-    swept = spec(training=block, analyses=[{"kind": "dynamics"}, {"kind": "neuron_shift"}], checkpoints=ends, **BARE)
+    swept = spec(
+        training=block,
+        analyses=[{"kind": "dynamics"}, {"kind": "neuron_shift"}],
+        checkpoints=ends,
+        **BARE,
+    )
     said = []
     finished = run(
-        Experiment.model_validate(swept), tmp_path, ProgressCallback(train=lambda name, *_: said.append(name))
+        Experiment.model_validate(swept),
+        tmp_path,
+        ProgressCallback(train=lambda name, *_: said.append(name)),
     )
     table = finished.table("neuron_shift")
     assert list(dict.fromkeys(said)) == ["tiny d_mlp 8 seed 0", "tiny d_mlp 12 seed 0"]
@@ -231,23 +263,40 @@ def test_a_swept_recipe_is_a_column_of_every_table(spec, recipe, tmp_path):
 
 
 def test_a_checkpoint_may_be_of_another_training(spec, recipe, tmp_path):
-    short = recipe.model_copy(update={"optimisation": recipe.optimisation.model_copy(update={"n_steps": 2})})
+    short = recipe.model_copy(
+        update={"optimisation": recipe.optimisation.model_copy(update={"n_steps": 2})}
+    )
     other = short.model_copy(
-        update={"name": "twin", "optimisation": short.optimisation.model_copy(update={"n_steps": 1})}
+        update={
+            "name": "twin",
+            "optimisation": short.optimisation.model_copy(update={"n_steps": 1}),
+        }
     )
     refs = {"before": {"phase": "final", "training": other.block()}, "after": "final"}
-    block = spec(training=short.block(), checkpoints=refs, analyses=[{"kind": "neuron_shift"}], **BARE)
+    block = spec(
+        training=short.block(), checkpoints=refs, analyses=[{"kind": "neuron_shift"}], **BARE
+    )
     finished = run(Experiment.model_validate(block), tmp_path)
     assert finished.table("neuron_shift")["shift_noisy"].max() > 0
-    assert {path.name.rsplit("-", 1)[0] for path in (tmp_path / "trainings").iterdir()} == {"tiny", "twin"}
+    assert {path.name.rsplit("-", 1)[0] for path in (tmp_path / "trainings").iterdir()} == {
+        "tiny",
+        "twin",
+    }
 
 
 def test_several_trainings_stand_in_one_table_by_name(spec, recipe, tmp_path):
-    short = recipe.model_copy(update={"optimisation": recipe.optimisation.model_copy(update={"n_steps": 1})})
-    other = short.model_copy(
-        update={"name": "narrow", "architecture": short.architecture.model_copy(update={"d_mlp": 8})}
+    short = recipe.model_copy(
+        update={"optimisation": recipe.optimisation.model_copy(update={"n_steps": 1})}
     )
-    block = spec(training=short.block(), also=[other.block()], analyses=[{"kind": "neuron_shift"}], **BARE)
+    other = short.model_copy(
+        update={
+            "name": "narrow",
+            "architecture": short.architecture.model_copy(update={"d_mlp": 8}),
+        }
+    )
+    block = spec(
+        training=short.block(), also=[other.block()], analyses=[{"kind": "neuron_shift"}], **BARE
+    )
     block["checkpoints"] = {"before": "initial", "after": "final"}
     table = run(Experiment.model_validate(block), tmp_path).table("neuron_shift")
     assert table.groupby("training")["neuron"].max().to_dict() == {"tiny": 23, "narrow": 7}
@@ -271,14 +320,18 @@ class CountedExamples(Analysis):
 
 @pytest.fixture
 def plugged(spec, tmp_path):
-    """A spec with a plugin beside it, and a function that writes the plugin; the registry is as before afterwards."""
+    """A spec with a plugin beside it, and a function that writes the plugin; the registry is as
+    before afterwards."""
     folder = tmp_path / "specs"
     folder.mkdir()
     (folder / "mine.py").write_text(PLUGIN.replace("FACTOR", "1"))
     load_plugins(["mine.py"], folder)
     block = spec(analyses=[{"kind": "counted_examples"}], plugins=["mine.py"], **BARE)
     (folder / "spec.yaml").write_text(write_spec(Experiment.model_validate(block)))
-    yield folder / "spec.yaml", lambda factor: (folder / "mine.py").write_text(PLUGIN.replace("FACTOR", str(factor)))
+    yield (
+        folder / "spec.yaml",
+        lambda factor: (folder / "mine.py").write_text(PLUGIN.replace("FACTOR", str(factor))),
+    )
     Analysis.registries["analysis"].pop("counted_examples")
     PLUGINS.pop("mine.py")
 
@@ -335,8 +388,14 @@ def test_nothing_is_trained_for_a_spec_that_cannot_run(spec, change, message, tm
     ("change", "message"),
     [
         ({"answer": "{retuned.percent}"}, "did you mean 'returned'"),
-        ({"figures": [{"kind": "curves", "table": "dynamics", "where": {"curve": "heldout"}}]}, "heldout"),
-        ({"quantities": {"returned": {"table": "patch_grid", "where": {"plaice": "all"}}}}, "did you mean 'place'"),
+        (
+            {"figures": [{"kind": "curves", "table": "dynamics", "where": {"curve": "heldout"}}]},
+            "heldout",
+        ),
+        (
+            {"quantities": {"returned": {"table": "patch_grid", "where": {"plaice": "all"}}}},
+            "did you mean 'place'",
+        ),
     ],
     ids=["answer", "figure", "quantity"],
 )
@@ -361,7 +420,12 @@ def test_a_figure_of_a_later_training_or_seed_is_no_mistake(spec, recipe):
     block = recipe.block()
     block["architecture"]["d_mlp"] = {"each": [8, 12]}
     figures = [{"kind": "curves", "table": "dynamics", "where": {"d_mlp": 12, "seed": 3}}]
-    swept = {"training": block, "seeds": [0, 3], "analyses": [{"kind": "dynamics"}], "figures": figures}
+    swept = {
+        "training": block,
+        "seeds": [0, 3],
+        "analyses": [{"kind": "dynamics"}],
+        "figures": figures,
+    }
     experiment = Experiment.model_validate(spec(**BARE) | swept)
     assert rehearse(experiment) == {"dynamics": 0}
 
@@ -382,7 +446,9 @@ def test_a_rehearsal_foretells_the_cost(spec, recipe, made, monkeypatch):
 
 def test_a_runs_folder_that_cannot_be_written_is_a_clear_error(experiment, tmp_path):
     (tmp_path / "runs").write_text("")
-    with pytest.raises(FileError, match=r"cannot write .*runs/small-.*; choose another folder with --runs"):
+    with pytest.raises(
+        FileError, match=r"cannot write .*runs/small-.*; choose another folder with --runs"
+    ):
         run(experiment, tmp_path / "runs")
 
 

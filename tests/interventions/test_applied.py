@@ -22,7 +22,9 @@ def edit(hook: str, function=torch.zeros_like) -> SimpleNamespace:
 
 
 def n_hooks(model) -> int:
-    on_model = len(model._forward_pre_hooks) + len(model._forward_hooks) + ("forward" in vars(model))
+    on_model = (
+        len(model._forward_pre_hooks) + len(model._forward_hooks) + ("forward" in vars(model))
+    )
     return on_model + sum(len(point._forward_hooks) for point in model.hook_dict.values())
 
 
@@ -61,7 +63,9 @@ def test_run_with_cache_sees_the_edited_activation(model, other_model, part, exa
     with applied(model, [part], examples):
         _, cache = model.run_with_cache(examples.tokens)
     _, source = other_model.run_with_cache(examples.tokens)
-    torch.testing.assert_close(cache["blocks.1.hook_attn_out"], source["blocks.1.hook_attn_out"], atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(
+        cache["blocks.1.hook_attn_out"], source["blocks.1.hook_attn_out"], atol=1e-5, rtol=1e-5
+    )
 
 
 def test_a_forward_that_stops_before_the_edit_is_an_error(model, part, examples):
@@ -70,7 +74,9 @@ def test_a_forward_that_stops_before_the_edit_is_an_error(model, part, examples)
             model(examples.tokens)
             model(examples.tokens, stop_at_layer=1)
 
-    with pytest.raises(InterventionError, match=r"the edit at blocks\.1\.hook_attn_out fired 1 times in 2 forwards"):
+    with pytest.raises(
+        InterventionError, match=r"the edit at blocks\.1\.hook_attn_out fired 1 times in 2 forwards"
+    ):
         run_twice()
 
 
@@ -92,7 +98,10 @@ def test_a_hook_that_fires_three_times_is_an_error(model, examples):
 
 def test_an_unknown_hook_is_refused_before_the_body(model, examples):
     part = edit("blocks.7.hook_attn_out")
-    with pytest.raises(InputError, match=r"no hook 'blocks\.7\.hook_attn_out'"), applied(model, [part], examples):
+    with (
+        pytest.raises(InputError, match=r"no hook 'blocks\.7\.hook_attn_out'"),
+        applied(model, [part], examples),
+    ):
         pytest.fail("the body ran")
 
 
@@ -140,7 +149,9 @@ def test_the_error_of_the_body_comes_through_and_the_hooks_go(model, part, examp
 @pytest.mark.parametrize("fails", [False, True])
 def test_hooks_of_the_user_survive(is_permanent, fails, model, part, examples):
     fired = []
-    model.add_hook("blocks.1.hook_attn_out", lambda x, hook: fired.append(hook.name), is_permanent=is_permanent)
+    model.add_hook(
+        "blocks.1.hook_attn_out", lambda x, hook: fired.append(hook.name), is_permanent=is_permanent
+    )
     try:
         with applied(model, [part], examples):
             model(examples.tokens)

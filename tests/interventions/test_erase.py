@@ -28,11 +28,16 @@ def clean():
 
 @pytest.fixture
 def session(model, other_model, examples, clean):
-    return Session(models={"after": model, "before": other_model}, example_sets={"noisy": examples, "clean": clean})
+    return Session(
+        models={"after": model, "before": other_model},
+        example_sets={"noisy": examples, "clean": clean},
+    )
 
 
 def erase(**fields) -> Erase:
-    return Erase(**({"site": "resid_post", "layer": 1, "variable": "carry_4", "position": "="} | fields))
+    return Erase(
+        **({"site": "resid_post", "layer": 1, "variable": "carry_4", "position": "="} | fields)
+    )
 
 
 def accuracy(x, labels) -> float:
@@ -51,7 +56,9 @@ def test_by_hand_it_is_leace_of_this_position(session, model, examples, clean):
     fit = session.activation(model, clean, HOOK)
     for i in (9, 10):
         one_hot = torch.nn.functional.one_hot(clean.variables["carry_4"]).double()
-        torch.testing.assert_close(after[:, i], leace(fit[:, i].double(), one_hot)(before[:, i]), atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(
+            after[:, i], leace(fit[:, i].double(), one_hot)(before[:, i]), atol=1e-5, rtol=1e-5
+        )
     assert torch.equal(after[:, :9], before[:, :9])
     assert not torch.allclose(after[:, 9:11], before[:, 9:11], atol=1e-3)
 
@@ -70,7 +77,9 @@ def test_the_controls_match_the_erasure_and_leave_the_variable(control, session,
     found = erase().erasers(model, examples, session)[HOOK, "="]
     matched = erase(method=control, seed=1).erasers(model, examples, session)[HOOK, "="]
     assert matched.rank == found.rank == 1
-    assert (abs(matched.variance_left - found.variance_left) < 1e-9) == (control == "variance_matched")
+    assert (abs(matched.variance_left - found.variance_left) < 1e-9) == (
+        control == "variance_matched"
+    )
     assert erase(method="random", rank=3).erasers(model, examples, session)[HOOK, "="].rank == 3
 
 
@@ -83,7 +92,9 @@ def test_a_control_can_be_matched_to_inlp(control, session, model, examples):
         control_of = erase(method=control, matched_to="inlp", seed=seed)
         matched = control_of.erasers(model, examples, session)[HOOK, "="]
         assert matched.rank == found.rank
-        assert (abs(matched.variance_left - found.variance_left) < 1e-9) == (control == "variance_matched")
+        assert (abs(matched.variance_left - found.variance_left) < 1e-9) == (
+            control == "variance_matched"
+        )
 
 
 def test_what_a_control_is_matched_to_is_fitted_once(session, model, examples, monkeypatch):
@@ -129,7 +140,9 @@ def test_where_an_activation_is_constant_nothing_is_erased(session, model, examp
 @pytest.mark.parametrize("method", ["leace", "inlp"])
 def test_more_values_than_dimensions_are_refused(method, session, model, examples):
     message = r"erasing digit_sum_3 by .* at blocks.1.hook_resid_post, position 9 removes rank \d+ of 16 and leaves "
-    with pytest.raises(InputError, match=message + r"\d.*% of the variance: 17 values do not go into 16 .*n_codes"):
+    with pytest.raises(
+        InputError, match=message + r"\d.*% of the variance: 17 values do not go into 16 .*n_codes"
+    ):
         erase(variable="digit_sum_3", method=method).edits(model, examples, session)
 
 
@@ -138,13 +151,17 @@ def test_a_low_rank_code_of_it_can_be_erased(session, model, examples):
     assert found.rank == 3
     control = erase(variable="digit_sum_3", n_codes=3, method="variance_matched")
     matched = control.erasers(model, examples, session)[HOOK, "="]
-    assert (matched.rank, matched.variance_left) == (3, pytest.approx(found.variance_left, abs=1e-9))
+    assert (matched.rank, matched.variance_left) == (
+        3,
+        pytest.approx(found.variance_left, abs=1e-9),
+    )
 
 
 def test_more_codes_than_values_differ_in_are_refused(session, model, examples):
     assert erase(n_codes=1).erasers(model, examples, session)[HOOK, "="].rank == 1
     with pytest.raises(
-        InputError, match=r"n_codes 2 is more than the 1 directions in which the 2 values of carry_4 in"
+        InputError,
+        match=r"n_codes 2 is more than the 1 directions in which the 2 values of carry_4 in",
     ):
         erase(n_codes=2).edits(model, examples, session)
 
@@ -154,17 +171,24 @@ def test_two_hundred_values_in_128_dimensions_are_refused_with_rank_and_variance
     task = FourDigitAddition(n_train=10, n_held_out=2000)
     many = task.sample("held_out")
     many = replace(many, variables={"many": torch.arange(len(many)) % 200})
-    wide = Architecture(n_layers=1, d_model=128, n_heads=4, d_mlp=64).build(len(task.vocabulary), task.n_context, 0)
+    wide = Architecture(n_layers=1, d_model=128, n_heads=4, d_mlp=64).build(
+        len(task.vocabulary), task.n_context, 0
+    )
     session = Session({"after": wide}, {"clean": many})
     message = r"erasing many by leace at blocks.0.hook_resid_post, position 9 removes rank 1\d\d of 128 and leaves 0.0% of the"
-    with pytest.raises(InputError, match=message + r" variance: 200 values do not go into 128 dimensions; .*n_codes"):
+    with pytest.raises(
+        InputError,
+        match=message + r" variance: 200 values do not go into 128 dimensions; .*n_codes",
+    ):
         erase(variable="many", layer=0, method=method).edits(wide, many, session)
     assert erase(variable="many", layer=0, method=method, n_codes=4).erasers(wide, many, session)
 
 
 def test_hardly_any_variance_left_is_refused(session, model, examples):
     with pytest.raises(InputError, match=r"removes rank 9 of 16 and leaves 0.0% of the variance"):
-        erase(site="embed", layer=None, variable="out_0", position="a0").edits(model, examples, session)
+        erase(site="embed", layer=None, variable="out_0", position="a0").edits(
+            model, examples, session
+        )
     with pytest.raises(InputError, match="removes rank 16 of 16"):
         erase(method="random", rank=16).edits(model, examples, session)
 
@@ -240,7 +264,9 @@ def test_upstream_sites_are_unchanged(session, model, examples):
 def test_a_random_direction_can_stand_beside_it(session, model, examples):
     for draw in RandomDirection(n=2).draws(erase(), model):
         edits = [edit for part in draw for edit in part.edits(model, examples, session)]
-        assert not torch.allclose(session.logits(model, examples, edits), session.logits(model, examples), atol=1e-4)
+        assert not torch.allclose(
+            session.logits(model, examples, edits), session.logits(model, examples), atol=1e-4
+        )
 
 
 def test_it_is_a_block_of_a_spec_and_is_swept():

@@ -21,7 +21,11 @@ def test_alone_it_changes_nothing(session, model, examples):
 @torch.no_grad()
 def test_the_patterns_stay_while_the_values_change(session, model, examples):
     ablation = Ablate(site="resid_pre", layer=1, method="resample", position="a0")
-    edits = [e for p in (ablation, FreezePattern(layer=1, head=0)) for e in p.edits(model, examples, session)]
+    edits = [
+        e
+        for p in (ablation, FreezePattern(layer=1, head=0))
+        for e in p.edits(model, examples, session)
+    ]
     hooks = ["blocks.1.attn.hook_pattern", "blocks.1.attn.hook_v"]
     _, found = forward(model, examples.tokens, 5, edits, hooks)
     before = session.activations(model, examples, hooks)
@@ -43,7 +47,9 @@ def test_the_patterns_of_another_run_are_those_of_a_patch(session, model, other_
     hook = "blocks.0.attn.hook_pattern"
     for source in (Source(checkpoint="before"), Source(examples="clean"), other_model):
         edits = FreezePattern(layer=0, position="=", source=source).edits(model, examples, session)
-        patch = Patch(site="pattern", layer=0, position="=", source=source).edits(model, examples, session)
+        patch = Patch(site="pattern", layer=0, position="=", source=source).edits(
+            model, examples, session
+        )
         before = session.activation(model, examples, hook)
         assert [e.hook for e in edits] == [hook]
         assert torch.equal(edits[0].function(before), patch[0].function(before))
@@ -53,7 +59,9 @@ def test_the_patterns_of_another_run_are_those_of_a_patch(session, model, other_
 @torch.no_grad()
 def test_the_fast_path_is_the_hook_path(session, model, examples):
     parts = [Ablate(site="attn_out", layer=0), FreezePattern(source=Source(checkpoint="before"))]
-    fast = session.logits(model, examples, [e for p in parts for e in p.edits(model, examples, session)])
+    fast = session.logits(
+        model, examples, [e for p in parts for e in p.edits(model, examples, session)]
+    )
     with applied(model, parts, examples, session):
         slow = model(examples.tokens)[:, -examples.n_answer :]
     torch.testing.assert_close(fast, slow, atol=1e-5, rtol=1e-5)

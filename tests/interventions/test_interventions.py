@@ -1,4 +1,5 @@
-"""Laws of every intervention at every site, and of the choice of layers, positions, heads and neurons."""
+"""Laws of every intervention at every site, and of the choice of layers, positions, heads and
+neurons."""
 
 from __future__ import annotations
 
@@ -50,13 +51,17 @@ def test_fast_path_and_hook_path_agree_at_every_site(site, source, layer, sessio
     part = patch(site, layer, source)
     expected = slow(session, model, examples, [part])
     close(fast(session, model, examples, [part]), expected)
-    is_the_same = site == "pos_embed" and source.checkpoint is None  # positions are embedded alike in all examples
+    is_the_same = (
+        site == "pos_embed" and source.checkpoint is None
+    )  # positions are embedded alike in all examples
     assert torch.allclose(expected, session.logits(model, examples), atol=1e-3) == is_the_same
 
 
 @pytest.mark.parametrize("site", EDITABLE)
 def test_both_paths_agree_on_a_scrambled_patch_at_every_site(site, session, model, examples):
-    part = RandomDisplacement(of=patch(site, position="readout") if SITES[site].axis("pos") == 1 else patch(site))
+    part = RandomDisplacement(
+        of=patch(site, position="readout") if SITES[site].axis("pos") == 1 else patch(site)
+    )
     close(fast(session, model, examples, [part]), slow(session, model, examples, [part]))
 
 
@@ -69,7 +74,9 @@ def test_both_paths_agree_on_a_choice_at_every_site(site, session, model, exampl
     close(fast(session, model, examples, [part]), slow(session, model, examples, [part]))
 
 
-@pytest.mark.parametrize("fields", [{"norm": "rms_norm", "d_head": 5}, {"norm": None, "attn_only": True}], ids=str)
+@pytest.mark.parametrize(
+    "fields", [{"norm": "rms_norm", "d_head": 5}, {"norm": None, "attn_only": True}], ids=str
+)
 def test_both_paths_agree_in_other_architectures(fields, random_models, examples):
     model, source = random_models(5, **fields), random_models(6, **fields)
     for site in set(sites.table(model.cfg)["site"]) & set(EDITABLE):
@@ -78,17 +85,27 @@ def test_both_paths_agree_in_other_architectures(fields, random_models, examples
 
 
 def test_both_paths_agree_on_several_interventions_together(session, model, examples):
-    parts = [patch("attn_out", 0), patch("neurons", 0, neurons=(1, 2)), patch("z", 1, SOURCES["mean"], head=(0, 1))]
+    parts = [
+        patch("attn_out", 0),
+        patch("neurons", 0, neurons=(1, 2)),
+        patch("z", 1, SOURCES["mean"], head=(0, 1)),
+    ]
     close(fast(session, model, examples, parts), slow(session, model, examples, parts))
 
 
 def test_several_layers_in_one_intervention_are_one_at_each(session, model, examples):
-    together = fast(session, model, examples, [Patch(site="mlp_out", layer=(0, 1), source=SOURCES["checkpoint"])])
+    together = fast(
+        session,
+        model,
+        examples,
+        [Patch(site="mlp_out", layer=(0, 1), source=SOURCES["checkpoint"])],
+    )
     close(together, fast(session, model, examples, [patch("mlp_out", 0), patch("mlp_out", 1)]))
 
 
 def upstream(site: str) -> list[str]:
-    """The hooks that come before a site of layer 1: those of layer 0, and of layer 1 what the table names earlier."""
+    """The hooks that come before a site of layer 1: those of layer 0, and of layer 1 what the table
+    names earlier."""
     earlier = [SITES[name] for name in list(SITES)[: list(SITES).index(site)]]
     layer_0 = [found.hook(0) for found in SITES.values() if found.has_layer and "embed" not in site]
     return [*layer_0, *(found.hook(1) for found in earlier)]
@@ -148,7 +165,10 @@ def test_edits_leave_the_activations_they_are_given_alone(session, model, exampl
     ("fields", "message"),
     [
         ({"site": "neuron"}, "there is no site 'neuron'; did you mean 'neurons'?"),
-        ({"site": "norm_attn"}, "site 'norm_attn' can only be read: its hook fires three times a layer"),
+        (
+            {"site": "norm_attn"},
+            "site 'norm_attn' can only be read: its hook fires three times a layer",
+        ),
         ({"site": "neurons", "layer": None}, "site 'neurons' needs a layer, 0 to 1"),
         ({"site": "embed"}, "site 'embed' has no layers"),
         ({"site": "z", "layer": 2}, "layer 2 is out of range: the model has layers 0 to 1"),
@@ -156,14 +176,22 @@ def test_edits_leave_the_activations_they_are_given_alone(session, model, exampl
         ({"site": "z", "head": 2}, "head [2] is out of range: the model has 0 to 1"),
         ({"site": "z", "head": -1}, "head [-1] is out of range"),
         ({"site": "z", "position": "s9"}, "there is no position 's9'"),
-        ({"site": "z", "position": ("a3", "readouts")}, "there is no position 'readouts'; did you mean 'readout'?"),
-        ({"site": "neurons", "neurons": (0, 24, 30)}, "d_mlp [24, 30] is out of range: the model has 0 to 23"),
+        (
+            {"site": "z", "position": ("a3", "readouts")},
+            "there is no position 'readouts'; did you mean 'readout'?",
+        ),
+        (
+            {"site": "neurons", "neurons": (0, 24, 30)},
+            "d_mlp [24, 30] is out of range: the model has 0 to 23",
+        ),
         ({"site": "neurons", "neurons": ()}, "d_mlp [] is out of range"),
         ({"site": "attn_out", "head": 0}, "site 'attn_out' has no axis 'head' to choose from"),
         ({"site": "z", "neurons": (1,)}, "site 'z' has no axis 'd_mlp' to choose from"),
     ],
 )
-def test_what_is_not_there_is_refused_with_what_was_meant(fields, message, session, model, examples):
+def test_what_is_not_there_is_refused_with_what_was_meant(
+    fields, message, session, model, examples
+):
     part = Patch(**({"layer": 1, "source": {"checkpoint": "before"}} | fields))
     with pytest.raises(InputError, match=re.escape(message)):
         part.edits(model, examples, session)

@@ -17,7 +17,9 @@ from mechmem.spec.errors import InputError
 HOOK = "blocks.1.hook_attn_out"
 
 
-def patched(session: Session, model, examples: Examples, source: Source | object, hook: str = HOOK) -> torch.Tensor:
+def patched(
+    session: Session, model, examples: Examples, source: Source | object, hook: str = HOOK
+) -> torch.Tensor:
     """The activation at the hook under a patch of attn_out at layer 1."""
     edits = edits_of([Patch(site="attn_out", layer=1, source=source)], model, examples, session)
     return forward(model, examples.tokens, 5, edits, [hook])[1][hook].detach()
@@ -32,13 +34,19 @@ def logits(session, model, examples, **fields) -> torch.Tensor:
 
 
 @pytest.mark.parametrize(("site", "layer"), [("resid_pre", 0), ("resid_post", 1), ("logits", None)])
-def test_patching_everything_from_other_examples_gives_their_logits(site, layer, session, model, examples, others):
-    found = logits(session, model, examples, site=site, layer=layer, source=Source(examples="clean"))
+def test_patching_everything_from_other_examples_gives_their_logits(
+    site, layer, session, model, examples, others
+):
+    found = logits(
+        session, model, examples, site=site, layer=layer, source=Source(examples="clean")
+    )
     torch.testing.assert_close(found, session.logits(model, others), atol=1e-6, rtol=1e-6)
     assert not torch.allclose(found, session.logits(model, examples), atol=0.1)
 
 
-def test_patching_everything_from_a_checkpoint_gives_its_logits(session, model, other_model, examples):
+def test_patching_everything_from_a_checkpoint_gives_its_logits(
+    session, model, other_model, examples
+):
     found = logits(session, model, examples, site="logits", source=Source(checkpoint="before"))
     torch.testing.assert_close(found, session.logits(other_model, examples), atol=1e-6, rtol=1e-6)
 
@@ -52,24 +60,33 @@ def test_patching_from_itself_changes_nothing(site, source, session, model, exam
     torch.testing.assert_close(found, session.logits(model, examples), atol=1e-6, rtol=1e-6)
 
 
-def test_a_checkpoint_gives_its_activation_on_the_same_examples(session, model, other_model, examples):
-    assert torch.equal(patched(session, model, examples, Source(checkpoint="before")), plain(other_model, examples))
+def test_a_checkpoint_gives_its_activation_on_the_same_examples(
+    session, model, other_model, examples
+):
+    assert torch.equal(
+        patched(session, model, examples, Source(checkpoint="before")), plain(other_model, examples)
+    )
 
 
 def test_other_examples_give_theirs_row_by_row(session, model, examples, others):
-    assert torch.equal(patched(session, model, examples, Source(examples="clean")), plain(model, others))
+    assert torch.equal(
+        patched(session, model, examples, Source(examples="clean")), plain(model, others)
+    )
 
 
 def test_rows_stay_aligned_after_a_selection(session, model, examples, others):
     rows = torch.tensor([7, 2, 2, 11])
     found = patched(session, model, examples.select(rows), Source(examples="clean"))
     torch.testing.assert_close(found, plain(model, others)[rows], atol=1e-6, rtol=1e-6)
-    twice = patched(session, model, examples.select(rows).select(torch.tensor([3, 0])), Source(examples="clean"))
+    twice = patched(
+        session, model, examples.select(rows).select(torch.tensor([3, 0])), Source(examples="clean")
+    )
     torch.testing.assert_close(twice, plain(model, others)[[11, 7]], atol=1e-6, rtol=1e-6)
 
 
 def test_the_source_is_fed_the_same_prefix(session, model, examples):
-    """The set was made with given labels; the patched run is fed true ones, so the source must be too."""
+    """The set was made with given labels; the patched run is fed true ones, so the source must be
+    too."""
     fed, source = examples.with_prefix("true"), Source(examples="noisy")
     assert torch.equal(patched(session, model, fed, source), plain(model, fed))
     assert not torch.equal(plain(model, fed), plain(model, examples))
@@ -81,12 +98,16 @@ def test_a_checkpoint_goes_with_other_examples(session, model, other_model, exam
 
 
 def test_the_mean_is_over_the_set_at_each_position(session, model, other_model, examples, others):
-    expected = sum(plain(model, others.select(torch.tensor([i]))) for i in range(len(others))) / len(others)
+    expected = sum(
+        plain(model, others.select(torch.tensor([i]))) for i in range(len(others))
+    ) / len(others)
     found = patched(session, model, examples, Source(mean_over="clean"))
     torch.testing.assert_close(found, expected.expand(len(examples), -1, -1), atol=1e-6, rtol=1e-5)
     assert found[0].std(dim=0).min() > 1e-3  # positions have their own means
     of_other = patched(session, model, examples, Source(mean_over="clean", checkpoint="before"))
-    torch.testing.assert_close(of_other[0], plain(other_model, others).mean(dim=0), atol=1e-6, rtol=1e-5)
+    torch.testing.assert_close(
+        of_other[0], plain(other_model, others).mean(dim=0), atol=1e-6, rtol=1e-5
+    )
 
 
 def test_the_mean_is_over_the_prefix_that_is_fed(session, model, examples):
@@ -108,11 +129,15 @@ def test_a_pair_gives_the_activation_of_the_minimal_pair(task, session, model, e
     torch.testing.assert_close(found, plain(model, pairs.counterfactual), atol=1e-6, rtol=1e-6)
     few = pairs.select(torch.tensor([4, 1]))
     expected = plain(model, pairs.counterfactual)[[4, 1]]
-    torch.testing.assert_close(patched(session, model, few, Source(pair=True)), expected, atol=1e-6, rtol=1e-6)
+    torch.testing.assert_close(
+        patched(session, model, few, Source(pair=True)), expected, atol=1e-6, rtol=1e-6
+    )
 
 
 def test_a_live_model_or_example_set_may_be_given_as_it_is(model, other_model, examples, others):
-    assert torch.equal(patched(Session(), model, examples, other_model), plain(other_model, examples))
+    assert torch.equal(
+        patched(Session(), model, examples, other_model), plain(other_model, examples)
+    )
     assert torch.equal(patched(Session(), model, examples, others), plain(model, others))
 
 
@@ -175,7 +200,9 @@ def test_what_the_bench_does_not_hold_is_refused(source, message, session, model
 
 def test_a_source_with_too_few_examples_is_refused(session, model, examples, others):
     session.example_sets = {"few": others.select(torch.arange(3))}
-    with pytest.raises(InputError, match="the source has 3 examples, fewer than the 12 that are patched"):
+    with pytest.raises(
+        InputError, match="the source has 3 examples, fewer than the 12 that are patched"
+    ):
         patched(session, model, examples, Source(examples="few"))
 
 
@@ -190,4 +217,6 @@ def test_a_source_of_another_architecture_is_refused(site, random_models, model,
 @pytest.mark.parametrize("fields", [{"n_layers": 1}, {"attn_only": True}], ids=str)
 def test_a_source_that_lacks_the_site_is_refused(fields, random_models, model, examples):
     with pytest.raises(InputError, match=r"no .*'blocks\.1\.hook_mlp_out'"):
-        Patch(site="mlp_out", layer=1, source=random_models(1, **fields)).edits(model, examples, Session())
+        Patch(site="mlp_out", layer=1, source=random_models(1, **fields)).edits(
+            model, examples, Session()
+        )

@@ -41,7 +41,10 @@ def deep(random_models):
 
 @pytest.fixture
 def deep_bench(deep, random_models, others):
-    return Session(models={"after": deep, "before": random_models(4, n_layers=3)}, example_sets={"clean": others})
+    return Session(
+        models={"after": deep, "before": random_models(4, n_layers=3)},
+        example_sets={"clean": others},
+    )
 
 
 def path(sender: dict, *receivers) -> PatchPath:
@@ -66,7 +69,9 @@ def test_through_every_receiver_it_is_the_senders_own_patch(sender, deep_bench, 
 def test_through_every_receiver_of_a_model_without_mlp_or_norm(random_models, examples):
     model, other = (random_models(i, attn_only=True, norm=None, n_layers=3) for i in (5, 6))
     sender = Patch(site="z", layer=0, head=0, source=other)
-    found, _ = logits(Session(), model, examples, PatchPath(sender=sender, receivers=("q", "k", "v", "logits")))
+    found, _ = logits(
+        Session(), model, examples, PatchPath(sender=sender, receivers=("q", "k", "v", "logits"))
+    )
     close(found, logits(Session(), model, examples, sender)[0])
 
 
@@ -86,14 +91,21 @@ def test_any_intervention_can_be_what_the_sender_is_patched_by(deep_bench, deep,
     ],
 )
 @torch.no_grad()
-def test_one_receiver_is_the_three_runs_of_path_patching(receiver, hook, deep_bench, deep, examples):
+def test_one_receiver_is_the_three_runs_of_path_patching(
+    receiver, hook, deep_bench, deep, examples
+):
     sender = Patch(site="z", layer=0, head=1, source=BEFORE)
     frozen = [f"blocks.{i}.hook_{part}_out" for i in range(3) for part in ("attn", "mlp")][1:]
     kept = deep_bench.activations(deep, examples, frozen)  # run 1: baseline
     freeze = [Edit(name, lambda _, name=name: kept[name]) for name in frozen]
-    edits = [*sender.edits(deep, examples, deep_bench), *freeze]  # run 2: sender patched, all others frozen
+    edits = [
+        *sender.edits(deep, examples, deep_bench),
+        *freeze,
+    ]  # run 2: sender patched, all others frozen
     _, direct = forward(deep, examples.tokens, 5, edits, [hook])
-    like = Ablate(site=receiver.site, layer=receiver.layer, head=receiver.head, position=receiver.position)
+    like = Ablate(
+        site=receiver.site, layer=receiver.layer, head=receiver.head, position=receiver.position
+    )
     mask = like.mask(deep, examples)
     last = Edit(hook, lambda x: torch.where(mask, direct[hook], x))  # run 3: the receiver patched
     expected, _ = forward(deep, examples.tokens, 5, [last])
@@ -112,8 +124,14 @@ def test_the_direct_path_to_the_logits_by_hand(random_models, examples):
 
 
 def test_only_the_receiver_changes(deep_bench, deep, examples):
-    part = path({"site": "z", "layer": 0}, Receiver(site="k", layer=1, head=0, position=("a0", "b0")))
-    hooks = ["blocks.0.attn.hook_z", "blocks.0.hook_mlp_out", *(f"blocks.1.attn.hook_{x}" for x in "qkv")]
+    part = path(
+        {"site": "z", "layer": 0}, Receiver(site="k", layer=1, head=0, position=("a0", "b0"))
+    )
+    hooks = [
+        "blocks.0.attn.hook_z",
+        "blocks.0.hook_mlp_out",
+        *(f"blocks.1.attn.hook_{x}" for x in "qkv"),
+    ]
     _, edited = logits(deep_bench, deep, examples, part, capture=hooks)
     plain = deep_bench.activations(deep, examples, hooks)
     for hook in [h for h in hooks if not h.endswith("hook_k")]:
@@ -134,7 +152,12 @@ def test_from_itself_it_changes_nothing(deep_bench, deep, examples):
 
 
 @pytest.mark.parametrize(
-    "receivers", [EVERY, ("logits",), (Receiver(site="q", layer=(1, 2), head=0), Receiver(site="mlp_pre", layer=0))]
+    "receivers",
+    [
+        EVERY,
+        ("logits",),
+        (Receiver(site="q", layer=(1, 2), head=0), Receiver(site="mlp_pre", layer=0)),
+    ],
 )
 @torch.no_grad()
 def test_the_fast_path_is_the_hook_path(receivers, deep_bench, deep, examples):
@@ -151,12 +174,28 @@ def test_the_fast_path_is_the_hook_path(receivers, deep_bench, deep, examples):
 @pytest.mark.parametrize(
     ("sender", "receiver", "message"),
     [
-        ({"site": "resid_pre", "layer": 1}, "logits", "a path starts at one of embed, pos_embed, z,"),
-        ({"site": "z", "layer": 1}, Receiver(site="q", layer=1), "receiver 'q' at blocks.1.attn.hook_q comes before"),
-        ({"site": "mlp_out", "layer": 1}, Receiver(site="mlp_pre", layer=1), "comes before the sender"),
+        (
+            {"site": "resid_pre", "layer": 1},
+            "logits",
+            "a path starts at one of embed, pos_embed, z,",
+        ),
+        (
+            {"site": "z", "layer": 1},
+            Receiver(site="q", layer=1),
+            "receiver 'q' at blocks.1.attn.hook_q comes before",
+        ),
+        (
+            {"site": "mlp_out", "layer": 1},
+            Receiver(site="mlp_pre", layer=1),
+            "comes before the sender",
+        ),
         ({"site": "z", "layer": 2}, "q", "no receiver 'q' comes behind the sender"),
         ({"site": "z", "layer": 0}, Receiver(site="mlp_pre", head=1), "no axis 'head'"),
-        ({"site": "z", "layer": 0}, Receiver(site="logits", layer=1), "site 'logits' has no layers"),
+        (
+            {"site": "z", "layer": 0},
+            Receiver(site="logits", layer=1),
+            "site 'logits' has no layers",
+        ),
         ({"site": "z", "layer": 0}, Receiver(site="q", layer=3), "layer 3 is out of range"),
     ],
 )
@@ -184,7 +223,10 @@ def test_senders_and_receivers_are_swept():
 
 @pytest.mark.parametrize(
     ("fields", "text"),
-    [({"site": "logits"}, "logits"), ({"site": "q", "layer": 0, "position": "a0"}, "q layer 0 position a0")],
+    [
+        ({"site": "logits"}, "logits"),
+        ({"site": "q", "layer": 0, "position": "a0"}, "q layer 0 position a0"),
+    ],
 )
 def test_a_receiver_is_named_in_tables_by_what_it_says(fields, text):
     assert str(Receiver(**fields)) == text

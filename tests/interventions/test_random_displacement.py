@@ -19,7 +19,9 @@ PATCHES = [
 by_site = pytest.mark.parametrize("part", PATCHES, ids=[part.site for part in PATCHES])
 
 
-def displacements(part: Patch, session: Session, model, examples, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
+def displacements(
+    part: Patch, session: Session, model, examples, seed: int = 0
+) -> tuple[torch.Tensor, torch.Tensor]:
     """What the patch and its scramble add to the unedited activation."""
     activation = session.activation(model, examples, part.hooks(model)[0])
     edits = [
@@ -33,7 +35,9 @@ def displacements(part: Patch, session: Session, model, examples, seed: int = 0)
 
 @by_site
 def test_the_displacement_is_as_long_at_every_example_and_position(part, session, model, examples):
-    patched, scrambled = (d.flatten(2).norm(dim=-1) for d in displacements(part, session, model, examples))
+    patched, scrambled = (
+        d.flatten(2).norm(dim=-1) for d in displacements(part, session, model, examples)
+    )
     torch.testing.assert_close(scrambled, patched, atol=1e-5, rtol=1e-4)
     assert patched.max() > 0.1
 
@@ -54,12 +58,16 @@ def test_it_points_elsewhere_than_the_patch(part, session, model, examples):
 def test_all_examples_share_the_direction_of_a_position(session, model, examples):
     _, scrambled = displacements(PATCHES[0], session, model, examples)
     directions = torch.nn.functional.normalize(scrambled, dim=-1)
-    torch.testing.assert_close(directions, directions[:1].expand_as(directions), atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(
+        directions, directions[:1].expand_as(directions), atol=1e-5, rtol=1e-4
+    )
     assert torch.cosine_similarity(directions[0, 0], directions[0, 1], dim=0).abs() < 0.9
 
 
 def test_a_seed_gives_one_direction_and_another_seed_another(session, model, examples):
-    first, again, other = (displacements(PATCHES[0], session, model, examples, seed)[1] for seed in (1, 1, 2))
+    first, again, other = (
+        displacements(PATCHES[0], session, model, examples, seed)[1] for seed in (1, 1, 2)
+    )
     assert torch.equal(first, again)
     assert torch.cosine_similarity(first[0], other[0], dim=-1).abs().max() < 0.9
 
@@ -74,9 +82,13 @@ def test_an_example_is_moved_alike_in_every_batch(part, session, model, examples
 
 
 def test_a_patch_from_itself_is_scrambled_into_nothing(session, model, examples):
-    part = RandomDisplacement(of=Patch(site="resid_post", layer=0, source=Source(checkpoint="after")))
+    part = RandomDisplacement(
+        of=Patch(site="resid_post", layer=0, source=Source(checkpoint="after"))
+    )
     edited, _ = forward(model, examples.tokens, 5, part.edits(model, examples, session))
-    torch.testing.assert_close(edited.detach(), session.logits(model, examples), atol=1e-6, rtol=1e-6)
+    torch.testing.assert_close(
+        edited.detach(), session.logits(model, examples), atol=1e-6, rtol=1e-6
+    )
 
 
 def test_hooks_of_one_intervention_have_their_own_directions(session, model, examples):
@@ -86,7 +98,9 @@ def test_hooks_of_one_intervention_have_their_own_directions(session, model, exa
     assert torch.cosine_similarity(first[0], second[0], dim=-1).abs().max() < 0.9
 
 
-def test_a_scramble_of_a_pattern_keeps_the_other_head_and_hides_the_future(session, model, examples):
+def test_a_scramble_of_a_pattern_keeps_the_other_head_and_hides_the_future(
+    session, model, examples
+):
     part = Patch(site="pattern", layer=0, head=0, source=BEFORE)
     patched, scrambled = displacements(part, session, model, examples)
     assert not scrambled[:, 1].any()

@@ -37,7 +37,9 @@ def test_by_hand(model, examples, session):
 def test_factor_1_carries_one_mean_to_the_other(session, model, others):
     after, before = steered(steer(), session, model, others)
     carry = others.variables["carry_1"]
-    torch.testing.assert_close(after[carry == 0].mean(0), before[carry == 1].mean(0), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(
+        after[carry == 0].mean(0), before[carry == 1].mean(0), atol=1e-5, rtol=1e-5
+    )
 
 
 @torch.no_grad()

@@ -10,15 +10,25 @@ from hypothesis import strategies as st
 from sklearn.linear_model import LogisticRegression
 
 from mechmem.interventions.inlp import SLACK, _split, inlp, logistic_regression
-from mechmem.interventions.subspace import TOLERANCE, Eraser, class_code, leace, random_subspace, variance_matched
+from mechmem.interventions.subspace import (
+    TOLERANCE,
+    Eraser,
+    class_code,
+    leace,
+    random_subspace,
+    variance_matched,
+)
 
-with warnings.catch_warnings():  # concept-erasure scripts a function of its own, which torch deprecates
+with (
+    warnings.catch_warnings()
+):  # concept-erasure scripts a function of its own, which torch deprecates
     warnings.filterwarnings("ignore", "`torch.jit.script` is deprecated", DeprecationWarning)
     from concept_erasure import LeaceFitter
 
 
 def data(n_classes=3, n=600, d=10, seed=0, strength=2.0, dtype=torch.float64):
-    """Correlated rows whose mean depends on a class, and a second class, independent, in another direction."""
+    """Correlated rows whose mean depends on a class, and a second class, independent, in another
+    direction."""
     generator = torch.Generator().manual_seed(seed)
     mix = torch.randn(d, d, generator=generator, dtype=dtype)
     labels, other = (torch.randint(k, (n,), generator=generator) for k in (n_classes, 2))
@@ -44,7 +54,11 @@ def share(labels) -> float:
 
 
 def fitted_share(x, labels) -> float:
-    return LogisticRegression(max_iter=2000).fit(x.numpy(), labels.numpy()).score(x.numpy(), labels.numpy())
+    return (
+        LogisticRegression(max_iter=2000)
+        .fit(x.numpy(), labels.numpy())
+        .score(x.numpy(), labels.numpy())
+    )
 
 
 def all_erasers(x, labels) -> dict[str, Eraser]:
@@ -67,7 +81,8 @@ def test_leace_by_hand():
 
 
 def test_leace_by_hand_is_oblique_where_dimensions_correlate():
-    # x0 = class (-1, 1); x1 = x0 + noise (-1, 1): erasing leaves x1's noise and moves the rest to the mean.
+    # x0 = class (-1, 1); x1 = x0 + noise (-1, 1): erasing leaves x1's noise and moves the rest to
+    # the mean.
     x = torch.tensor([[1.0, 2.0], [1.0, 0.0], [-1.0, 0.0], [-1.0, -2.0]], dtype=torch.float64)
     eraser = leace(x, one_hot(torch.tensor([1, 1, 0, 0])))
     noise = torch.tensor([[0.0, 1.0], [0.0, -1.0], [0.0, 1.0], [0.0, -1.0]], dtype=torch.float64)
@@ -98,7 +113,10 @@ def test_leace_is_that_of_concept_erasure(n_classes, d):
 
 def test_leace_is_that_of_concept_erasure_on_a_subspace():
     x, labels, _ = data(4, d=8)
-    x = torch.cat([x, x @ torch.ones(8, 3, dtype=torch.float64), torch.ones(600, 1, dtype=torch.float64)], dim=1)
+    x = torch.cat(
+        [x, x @ torch.ones(8, 3, dtype=torch.float64), torch.ones(600, 1, dtype=torch.float64)],
+        dim=1,
+    )
     oracle = LeaceFitter.fit(x, one_hot(labels), shrinkage=False, svd_tol=TOLERANCE).eraser
     torch.testing.assert_close(leace(x, one_hot(labels))(x), oracle(x), atol=1e-8, rtol=0)
 
@@ -133,19 +151,31 @@ def test_after_inlp_a_fresh_classifier_does_no_better_on_the_rows_held_out(n_cla
     x, labels, _ = data(n_classes, n=4000, d=40)
     found, (fit, held_out) = inlp(x, labels), _split(4000, 0)
     fresh = LogisticRegression(max_iter=2000).fit(found(x[fit]).numpy(), labels[fit].numpy())
-    assert fresh.score(found(x[held_out]).numpy(), labels[held_out].numpy()) <= share(labels[held_out]) + SLACK
+    assert (
+        fresh.score(found(x[held_out]).numpy(), labels[held_out].numpy())
+        <= share(labels[held_out]) + SLACK
+    )
 
 
-FOUND = pytest.mark.xfail(strict=True, reason="3 classes: 0.033 above the majority, 6 classes: 0.041")
+FOUND = pytest.mark.xfail(
+    strict=True, reason="3 classes: 0.033 above the majority, 6 classes: 0.041"
+)
 
 
-@pytest.mark.parametrize("n_classes", [2, pytest.param(3, marks=FOUND), pytest.param(6, marks=FOUND)])
+@pytest.mark.parametrize(
+    "n_classes", [2, pytest.param(3, marks=FOUND), pytest.param(6, marks=FOUND)]
+)
 def test_after_inlp_a_fresh_classifier_does_no_better_on_rows_that_nothing_was_fitted_on(n_classes):
-    """Not met: what INLP's finitely many rows leave, other rows find. LEACE leaves up to 0.027 there in the same way."""
+    """Not met: what INLP's finitely many rows leave, other rows find. LEACE leaves up to 0.027
+    there in the same way."""
     x, labels, _ = data(n_classes, n=12_000, d=40)
     found = inlp(x[:4000], labels[:4000])
-    fresh = LogisticRegression(max_iter=2000).fit(found(x[4000:8000]).numpy(), labels[4000:8000].numpy())
-    assert fresh.score(found(x[8000:]).numpy(), labels[8000:].numpy()) <= share(labels[8000:]) + SLACK
+    fresh = LogisticRegression(max_iter=2000).fit(
+        found(x[4000:8000]).numpy(), labels[4000:8000].numpy()
+    )
+    assert (
+        fresh.score(found(x[8000:]).numpy(), labels[8000:].numpy()) <= share(labels[8000:]) + SLACK
+    )
 
 
 def test_inlp_is_not_centred_and_projects_the_original():
@@ -153,7 +183,9 @@ def test_inlp_is_not_centred_and_projects_the_original():
     found = inlp(x, labels)
     assert not found.centre.any()
     assert torch.allclose(found.write.T @ found.write, torch.eye(found.rank, dtype=torch.float64))
-    assert torch.allclose(found(x), x @ (torch.eye(10, dtype=torch.float64) - found.write @ found.read))
+    assert torch.allclose(
+        found(x), x @ (torch.eye(10, dtype=torch.float64) - found.write @ found.read)
+    )
 
 
 def test_inlp_removes_nothing_where_there_is_nothing():
@@ -173,7 +205,9 @@ def test_inlp_with_more_classes_than_dimensions_removes_everything():
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 def test_a_constant_activation_stays_as_it_is(dtype):
     x, labels = torch.full((300, 5), 0.1, dtype=dtype), torch.randint(3, (300,))
-    x = x * (1 + torch.finfo(dtype).eps * torch.randint(-1, 2, x.shape))  # rounding, which is no variance
+    x = x * (
+        1 + torch.finfo(dtype).eps * torch.randint(-1, 2, x.shape)
+    )  # rounding, which is no variance
     for found in (leace(x, one_hot(labels)), inlp(x, labels), variance_matched(x, 0, 1.0)):
         assert found.rank == 0
         assert found.variance_left == 1
@@ -244,13 +278,17 @@ def test_what_leace_removes_can_always_be_matched(n_classes):
 
 def test_a_seed_gives_the_same_subspace_and_another_seed_another():
     x, _, _ = data()
-    for fit in (lambda seed: random_subspace(x, 2, seed), lambda seed: variance_matched(x, 2, 0.9, seed)):
+    for fit in (
+        lambda seed: random_subspace(x, 2, seed),
+        lambda seed: variance_matched(x, 2, 0.9, seed),
+    ):
         assert torch.equal(fit(3).write, fit(3).write)
         assert not torch.allclose(fit(3).write @ fit(3).read, fit(4).write @ fit(4).read, atol=0.1)
 
 
 def test_a_class_code_by_hand():
-    # Class means 0, 4 and 8 along the first dimension, none along the second: one code, the class mean.
+    # Class means 0, 4 and 8 along the first dimension, none along the second: one code, the class
+    # mean.
     x = torch.tensor([[0.0, 1.0], [0.0, -1.0], [4.0, 1.0], [4.0, -1.0], [8.0, 1.0], [8.0, -1.0]])
     code = class_code(x, torch.tensor([0, 0, 1, 1, 2, 2]), 1)
     spread = torch.tensor([-4.0, -4, 0, 0, 4, 4], dtype=torch.float64)

@@ -35,7 +35,9 @@ def swapped(session, model, examples, *parts, capture=()):
 
 
 @pytest.mark.parametrize("fields", ARCHITECTURES, ids=str)
-def test_with_all_components_of_another_model_it_is_the_other_model(fields, random_models, examples):
+def test_with_all_components_of_another_model_it_is_the_other_model(
+    fields, random_models, examples
+):
     model, other = random_models(1, **fields), random_models(2, **fields)
     parts = tuple(part for part in PARTS if part != "mlp" or not model.cfg.attn_only)
     found, _ = swapped(Session(), model, examples, SwapWeights(component=parts, source=other))
@@ -55,9 +57,15 @@ def test_from_itself_it_changes_nothing(component, session, model, examples):
 def test_it_is_the_model_with_these_weights(component, weights, random_models, examples):
     model, other, hybrid = (random_models(i) for i in (1, 2, 1))
     norm = "ln1" if component == "attn" else "ln2"
-    names = [n for n in dict(model.named_parameters()) if n.startswith((f"blocks.1.{weights}.", f"blocks.1.{norm}."))]
+    names = [
+        n
+        for n in dict(model.named_parameters())
+        if n.startswith((f"blocks.1.{weights}.", f"blocks.1.{norm}."))
+    ]
     hybrid.load_state_dict(hybrid.state_dict() | {n: other.state_dict()[n] for n in names})
-    found, _ = swapped(Session(), model, examples, SwapWeights(component=component, layer=1, source=other))
+    found, _ = swapped(
+        Session(), model, examples, SwapWeights(component=component, layer=1, source=other)
+    )
     close(found, swapped(Session(), hybrid, examples)[0])
     assert not torch.allclose(found, swapped(Session(), model, examples)[0], atol=1e-2)
 
@@ -72,7 +80,9 @@ def test_the_inputs_are_the_edited_runs_own(session, model, other_model, example
     normed = other_model.blocks[1].ln2(found[names[0]])
     close(found[names[1]], other_model.blocks[1].mlp(normed))
     patched = Patch(site="mlp_out", layer=1, source=BEFORE)
-    assert not torch.allclose(swapped(session, model, examples, patched, capture=names)[1][names[1]], found[names[1]])
+    assert not torch.allclose(
+        swapped(session, model, examples, patched, capture=names)[1][names[1]], found[names[1]]
+    )
 
 
 def test_what_lies_before_the_component_stays_as_it_was(session, model, examples):
@@ -108,7 +118,10 @@ def test_a_later_layer_resumes(session, model, examples):
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"source": {"checkpoint": "before", "mean_over": "clean"}}, "weights come from a checkpoint"),
+        (
+            {"source": {"checkpoint": "before", "mean_over": "clean"}},
+            "weights come from a checkpoint",
+        ),
         ({"source": {"pair": True}}, "weights come from a checkpoint"),
         ({"component": ("embed", "unembed"), "layer": 1}, "embed and unembed have no layers"),
         ({"component": "attention"}, "'attn'"),
@@ -123,7 +136,9 @@ def test_what_a_model_does_not_have_is_refused(random_models, session, model, ex
     with pytest.raises(InputError, match="layer 2 is out of range"):
         SwapWeights(component="attn", layer=2, source=BEFORE).edits(model, examples, session)
     with pytest.raises(InputError, match="one architecture only"):
-        SwapWeights(component="attn", source=random_models(d_mlp=32)).edits(model, examples, session)
+        SwapWeights(component="attn", source=random_models(d_mlp=32)).edits(
+            model, examples, session
+        )
     bare = random_models(attn_only=True)
     with pytest.raises(InputError, match="no MLP"):
         SwapWeights(component="mlp", source=bare).edits(bare, examples, session)

@@ -31,7 +31,9 @@ PLAIN = [
     for measure in ([member(label=label) for label in LABELS] if kind in LABELLED else [member()])
 ]
 MEASURES = [pytest.param(m, id=m.name) for m in [*PLAIN, Logit(label="given", against="pair")]]
-RELATIVE = [param for param in MEASURES if param.values[0] not in [Logit(label=label) for label in LABELS]]
+RELATIVE = [
+    param for param in MEASURES if param.values[0] not in [Logit(label=label) for label in LABELS]
+]
 """What does not read a logit as such."""
 SHARES = [param for param in MEASURES if param.values[0].unit in ("fraction", "probability")]
 D_VOCAB = 4
@@ -82,7 +84,11 @@ EVEN = torch.zeros(1, 2, D_VOCAB, dtype=torch.float64)
         (LogitDifference(), [0, math.log(2.5)], math.log(2.5) / 2),
         (OffLabelRate(), [0, 0], 0),
         # sum of q log(q / p), with q = 1/4 for every token without intervention
-        (KL(), [math.log(2) / 4, math.log(4) / 2 - math.log(2.5) / 4], (math.log(32) - math.log(2.5)) / 8),
+        (
+            KL(),
+            [math.log(2) / 4, math.log(4) / 2 - math.log(2.5) / 4],
+            (math.log(32) - math.log(2.5)) / 8,
+        ),
     ],
 )
 def test_values_by_hand(measure, by_place, whole):
@@ -95,13 +101,18 @@ def test_neither_by_hand():
     # the first token 2 is the pair's, the second 0 is nobody's
     logits = torch.tensor([[[0, 0, 9.0, 0], [9.0, 0, 0, 0]]])
     assert OffLabelRate()(logits, EXAMPLE, logits).tolist() == [[0, 1]]
-    assert OffLabelRate()(logits, replace(EXAMPLE, counterfactual=None), logits).tolist() == [[1, 1]]
+    assert OffLabelRate()(logits, replace(EXAMPLE, counterfactual=None), logits).tolist() == [
+        [1, 1]
+    ]
 
 
 def test_kl_is_taken_from_the_unpatched_distribution():
     # p = (1/4, 3/4), q = (1/2, 1/2): KL(q || p) is log 2 - log 3 / 2, KL(p || q) is another number
     far = torch.full((1, 1, 2), -1e9, dtype=torch.float64)
-    p, q = (torch.cat([torch.tensor([[v]]).double().log(), far], dim=-1) for v in ([0.25, 0.75], [0.5, 0.5]))
+    p, q = (
+        torch.cat([torch.tensor([[v]]).double().log(), far], dim=-1)
+        for v in ([0.25, 0.75], [0.5, 0.5])
+    )
     example = made([[0]], [[0]])
     assert KL()(p, example, q).item() == pytest.approx(math.log(2) - math.log(3) / 2)
     assert KL()(q, example, p).item() == pytest.approx(0.75 * math.log(3) - math.log(2))
@@ -129,7 +140,10 @@ def test_a_value_depends_on_its_own_example_only(measure):
 @given(seed=st.integers(0, 1000), shift=st.floats(-50, 50))
 def test_a_constant_added_to_the_logits_of_a_place_changes_nothing(measure, seed, shift):
     logits, examples, baseline = drawn(4, seed)
-    before, after = measure(logits, examples, baseline), measure(logits + shift, examples, baseline - shift)
+    before, after = (
+        measure(logits, examples, baseline),
+        measure(logits + shift, examples, baseline - shift),
+    )
     torch.testing.assert_close(before, after, atol=1e-9, rtol=0)
 
 
@@ -166,7 +180,9 @@ def test_the_label_is_the_one_that_is_named(kind):
 def test_the_label_of_a_pair_needs_pairs(kind):
     logits, examples, baseline = drawn(2, seed=0)
     with pytest.raises(InputError, match="an example set that was made with `pair:`"):
-        Measure.kinds()[kind](label="pair")(logits, replace(examples, counterfactual=None), baseline)
+        Measure.kinds()[kind](label="pair")(
+            logits, replace(examples, counterfactual=None), baseline
+        )
 
 
 @pytest.mark.parametrize("measure", PLAIN, ids=lambda measure: measure.name)
@@ -181,7 +197,11 @@ def test_names_of_all_measures_differ():
 
 @pytest.mark.parametrize(
     ("word", "message"),
-    [("acuracy_true", "did you mean 'accuracy'"), ("kl_true", "there is no measure 'kl_true'"), ("true", "no measure")],
+    [
+        ("acuracy_true", "did you mean 'accuracy'"),
+        ("kl_true", "there is no measure 'kl_true'"),
+        ("true", "no measure"),
+    ],
 )
 def test_a_word_that_is_no_measure_is_refused(word, message):
     with pytest.raises(ValidationError, match=message):
@@ -190,7 +210,9 @@ def test_a_word_that_is_no_measure_is_refused(word, message):
 
 @pytest.mark.parametrize("measure", SHARES)
 @given(seed=st.integers(0, 1000))
-def test_shares_lie_between_0_and_1_and_a_whole_answer_is_no_more_than_any_of_its_tokens(measure, seed):
+def test_shares_lie_between_0_and_1_and_a_whole_answer_is_no_more_than_any_of_its_tokens(
+    measure, seed
+):
     logits, examples, baseline = drawn(4, seed)
     values = measure(logits, examples, baseline)
     assert ((values >= 0) & (values <= 1)).all()
@@ -217,13 +239,17 @@ def test_accuracy_is_rank_zero_and_an_odd_answer_is_neither(seed):
     for label in LABELS:
         right[label] = Accuracy(label=label)(logits, examples, baseline)
         assert torch.equal(right[label] == 1, Rank(label=label)(logits, examples, baseline) == 0)
-    assert torch.equal(OffLabelRate()(logits, examples, baseline), 1 - torch.stack([*right.values()]).amax(dim=0))
+    assert torch.equal(
+        OffLabelRate()(logits, examples, baseline), 1 - torch.stack([*right.values()]).amax(dim=0)
+    )
 
 
 @given(st.integers(0, 1000))
 def test_logit_difference_is_the_log_of_the_ratio_of_probabilities(seed):
     logits, examples, baseline = drawn(4, seed)
-    true, given = (Probability(label=label)(logits, examples, baseline) for label in ("true", "given"))
+    true, given = (
+        Probability(label=label)(logits, examples, baseline) for label in ("true", "given")
+    )
     torch.testing.assert_close(LogitDifference()(logits, examples, baseline), (true / given).log())
 
 

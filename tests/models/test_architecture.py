@@ -34,7 +34,10 @@ def test_building_leaves_the_global_random_states_as_they_were():
 def test_the_same_seed_gives_the_same_weights_whatever_the_global_state():
     first = ARCHITECTURE.build(12, 14, seed=3).state_dict()
     torch.manual_seed(99)
-    second, other = ARCHITECTURE.build(12, 14, seed=3).state_dict(), ARCHITECTURE.build(12, 14, seed=4).state_dict()
+    second, other = (
+        ARCHITECTURE.build(12, 14, seed=3).state_dict(),
+        ARCHITECTURE.build(12, 14, seed=4).state_dict(),
+    )
     assert all(torch.equal(first[name], second[name]) for name in first)
     assert not torch.equal(first["embed.W_E"], other["embed.W_E"])
     assert not torch.equal(first["blocks.0.attn.W_Q"], other["blocks.0.attn.W_Q"])
@@ -74,8 +77,18 @@ def test_sizes_that_are_not_given_follow_from_d_model():
 
 
 def test_given_sizes_are_taken():
-    config = Architecture(n_layers=3, d_model=12, n_heads=5, d_head=7, d_mlp=9, activation="gelu").build(6, 4).cfg
-    assert (config.n_layers, config.n_heads, config.d_head, config.d_mlp, config.act_fn) == (3, 5, 7, 9, "gelu")
+    config = (
+        Architecture(n_layers=3, d_model=12, n_heads=5, d_head=7, d_mlp=9, activation="gelu")
+        .build(6, 4)
+        .cfg
+    )
+    assert (config.n_layers, config.n_heads, config.d_head, config.d_mlp, config.act_fn) == (
+        3,
+        5,
+        7,
+        9,
+        "gelu",
+    )
 
 
 def test_an_attention_only_model_has_no_mlp():
@@ -84,7 +97,9 @@ def test_an_attention_only_model_has_no_mlp():
 
 
 def test_heads_that_do_not_fit_are_refused():
-    with pytest.raises(ValidationError, match="d_model 10 is not a multiple of n_heads 4; or give d_head"):
+    with pytest.raises(
+        ValidationError, match="d_model 10 is not a multiple of n_heads 4; or give d_head"
+    ):
         Architecture(d_model=10, n_heads=4)
     assert Architecture(d_model=10, n_heads=4, d_head=3).d_head == 3
 

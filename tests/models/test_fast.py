@@ -14,7 +14,9 @@ from mechmem.spec.errors import InputError
 
 MLPS = [
     {"n_layers": n, "activation": activation, "norm": norm}
-    for n, activation, norm in itertools.product((1, 2, 3), ("relu", "gelu", "silu"), ("layer_norm", "rms_norm", None))
+    for n, activation, norm in itertools.product(
+        (1, 2, 3), ("relu", "gelu", "silu"), ("layer_norm", "rms_norm", None)
+    )
 ]
 ATTENTIONS = [
     {"n_layers": n, "attn_only": True, "norm": norm, "d_head": 5}
@@ -22,7 +24,11 @@ ATTENTIONS = [
 ]
 ODD_HEADS = [{"n_heads": 3, "d_head": 7}, {"n_heads": 1, "d_head": 1}]
 ARCHITECTURES = [*MLPS, *ATTENTIONS, *ODD_HEADS]
-FEW = [{"n_layers": 3}, {"n_layers": 2, "norm": "rms_norm", "activation": "silu", "d_head": 3}, ATTENTIONS[-1]]
+FEW = [
+    {"n_layers": 3},
+    {"n_layers": 2, "norm": "rms_norm", "activation": "silu", "d_head": 3},
+    ATTENTIONS[-1],
+]
 
 
 def named(fields: dict) -> str:
@@ -37,7 +43,11 @@ def hooks_of(model) -> list[str]:
     """Every hook that the sites name in this model."""
     table = sites.table(model.cfg)
     layers = [range(model.cfg.n_layers) if has_layers else [None] for has_layers in table["layers"]]
-    return [SITES[name].hook(layer) for name, at in zip(table["site"], layers, strict=True) for layer in at]
+    return [
+        SITES[name].hook(layer)
+        for name, at in zip(table["site"], layers, strict=True)
+        for layer in at
+    ]
 
 
 @pytest.mark.parametrize("fields", ARCHITECTURES, ids=named)
@@ -91,13 +101,19 @@ def test_a_forward_resumed_at_any_layer_is_the_whole_one(fields, random_models, 
     residuals = [f"blocks.{layer}.hook_resid_pre" for layer in range(model.cfg.n_layers)]
     expected, cache = forward(model, examples.tokens, examples.n_answer, capture=residuals)
     for layer, hook in enumerate(residuals):
-        close(forward(model, examples.tokens, examples.n_answer, start=(layer, cache[hook]))[0], expected)
+        close(
+            forward(model, examples.tokens, examples.n_answer, start=(layer, cache[hook]))[0],
+            expected,
+        )
 
 
 @torch.no_grad()
 def test_a_resumed_forward_edits_what_lies_behind_its_start(random_models, examples):
     model, tokens = random_models(3, n_layers=3), examples.tokens
-    edits = [Edit("blocks.1.hook_attn_out", torch.tanh), Edit("blocks.2.mlp.hook_post", lambda x: x * 2)]
+    edits = [
+        Edit("blocks.1.hook_attn_out", torch.tanh),
+        Edit("blocks.2.mlp.hook_post", lambda x: x * 2),
+    ]
     _, cache = forward(model, tokens, 1, capture=["blocks.1.hook_resid_pre"])
     whole, _ = forward(model, tokens, 5, edits)
     resumed, _ = forward(model, tokens, 5, edits, start=(1, cache["blocks.1.hook_resid_pre"]))
@@ -105,7 +121,9 @@ def test_a_resumed_forward_edits_what_lies_behind_its_start(random_models, examp
     assert not torch.allclose(resumed, forward(model, tokens, 5)[0], atol=1e-2)
 
 
-@pytest.mark.parametrize("hook", ["hook_embed", "hook_pos_embed", "blocks.0.hook_resid_pre", "blocks.0.attn.hook_z"])
+@pytest.mark.parametrize(
+    "hook", ["hook_embed", "hook_pos_embed", "blocks.0.hook_resid_pre", "blocks.0.attn.hook_z"]
+)
 @pytest.mark.parametrize("use", ["edit", "capture"])
 def test_edits_and_captures_before_the_start_are_refused(hook, use, model, examples):
     edits, capture = ([Edit(hook, torch.zeros_like)], []) if use == "edit" else ([], [hook])
@@ -118,7 +136,9 @@ def test_edits_and_captures_before_the_start_are_refused(hook, use, model, examp
     "hook", ["blocks.0.attn.hook_result", "blocks.0.ln1.hook_scale", "blocks.2.hook_attn_out", "x"]
 )
 @pytest.mark.parametrize("use", ["edit", "capture"])
-def test_an_edit_or_capture_that_the_forward_does_not_come_by_is_refused(hook, use, model, examples):
+def test_an_edit_or_capture_that_the_forward_does_not_come_by_is_refused(
+    hook, use, model, examples
+):
     edits, capture = ([Edit(hook, torch.zeros_like)], []) if use == "edit" else ([], [hook])
     with pytest.raises(InputError, match=f"this model has no activation '{hook}'"):
         forward(model, examples.tokens, 5, edits, capture)
@@ -153,13 +173,22 @@ def test_gradients_are_those_of_the_hooked_transformer(fields, random_models, ex
     slow = F.cross_entropy(model(examples.tokens)[:, -n:].flatten(0, 1), targets)
     found, expected = (torch.autograd.grad(loss, parameters.values()) for loss in (fast, slow))
     for name, f, e in zip(parameters, found, expected, strict=True):
-        torch.testing.assert_close(f, e, atol=1e-5, rtol=1e-4, msg=lambda text, name=name: f"{name}: {text}")
-    assert all(e.abs().sum() > 0 for name, e in zip(parameters, expected, strict=True) if "b_K" not in name)
+        torch.testing.assert_close(
+            f, e, atol=1e-5, rtol=1e-4, msg=lambda text, name=name: f"{name}: {text}"
+        )
+    assert all(
+        e.abs().sum() > 0 for name, e in zip(parameters, expected, strict=True) if "b_K" not in name
+    )
 
 
 @pytest.mark.parametrize(
     ("hook", "layer"),
-    [("hook_embed", -1), ("hook_pos_embed", -1), ("blocks.0.hook_resid_pre", 0), ("blocks.12.attn.hook_z", 12)],
+    [
+        ("hook_embed", -1),
+        ("hook_pos_embed", -1),
+        ("blocks.0.hook_resid_pre", 0),
+        ("blocks.12.attn.hook_z", 12),
+    ],
 )
 def test_an_edit_knows_its_layer(hook, layer):
     assert Edit(hook, torch.tanh).layer == layer

@@ -15,7 +15,11 @@ def test_every_site_is_a_hook_of_the_model_with_the_stated_axes(name, model, exa
     site = SITES[name]
     _, cache = model.run_with_cache(examples.tokens)
     activation = cache[sites.checked_hook(model.cfg, name, 1 if site.has_layer else None)]
-    named = {"batch": len(examples), "pos": examples.tokens.shape[1], "key_pos": examples.tokens.shape[1]}
+    named = {
+        "batch": len(examples),
+        "pos": examples.tokens.shape[1],
+        "key_pos": examples.tokens.shape[1],
+    }
     assert activation.shape == tuple(named.get(size, size) for size in site.shape(model.cfg))
 
 

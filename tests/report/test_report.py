@@ -14,18 +14,33 @@ import pytest
 from mechmem.report.report import Report, number, render, yaml
 
 EVIL = "</script><script>alert('x')</script><b onclick=\"y\">"
-CLAIM = {"id": "C1", "says": "rule first", "effect": 0.5, "low": 0.25, "high": 0.75, "rule": "r", "reason": "because"}
+CLAIM = {
+    "id": "C1",
+    "says": "rule first",
+    "effect": 0.5,
+    "low": 0.25,
+    "high": 0.75,
+    "rule": "r",
+    "reason": "because",
+}
 
 
 def report(**changes) -> Report:
-    table = pd.DataFrame({"site": ["neurons", None], "value": [0.123456, float("nan")], "per_example": [[1], [2]]})
+    table = pd.DataFrame(
+        {"site": ["neurons", None], "value": [0.123456, float("nan")], "per_example": [[1], [2]]}
+    )
     fields = {
         "title": "fda",
         "question": "Which layer?",
         "answer": "Layer 1.",
-        "figures": [("One", "caption", go.Figure(go.Bar(x=["a"], y=[1]))), ("Two", "", go.Figure())],
+        "figures": [
+            ("One", "caption", go.Figure(go.Bar(x=["a"], y=[1]))),
+            ("Two", "", go.Figure()),
+        ],
         "tables": [("patch_grid", "one row a cell", table)],
-        "claims": [CLAIM | {"verdict": verdict} for verdict in ("supported", "refuted", "undetermined")],
+        "claims": [
+            CLAIM | {"verdict": verdict} for verdict in ("supported", "refuted", "undetermined")
+        ],
         "setup": {"seeds": (0, 1), "task": {"kind": "four_digit_addition", "rate": 0.05}},
         "provenance": {"commit": "abc", "versions": {"torch": "2"}},
         "warnings": ["one seed only"],
@@ -90,7 +105,8 @@ def test_plotly_is_inlined_once_and_nothing_is_loaded():
 def test_verdicts_are_said_in_words():
     text = Page(render(report())).text
     assert all(
-        f"{sign} {verdict}" in text for sign, verdict in (("✓", "supported"), ("✗", "refuted"), ("?", "undetermined"))
+        f"{sign} {verdict}" in text
+        for sign, verdict in (("✓", "supported"), ("✗", "refuted"), ("?", "undetermined"))
     )
     assert "Effect 0.5, 95 % interval 0.25 to 0.75" in text
 
@@ -103,7 +119,9 @@ def test_a_claim_without_a_number_says_only_why():
 
 
 def test_an_unknown_verdict_is_refused():
-    with pytest.raises(ValueError, match="claim C1 has the verdict 'suported'; did you mean 'supported'"):
+    with pytest.raises(
+        ValueError, match="claim C1 has the verdict 'suported'; did you mean 'supported'"
+    ):
         report(claims=[CLAIM | {"verdict": "suported"}])
 
 
@@ -132,7 +150,10 @@ def test_table_cells_are_short_and_values_per_example_left_out():
     ],
 )
 def test_no_text_becomes_markup(changes):
-    plain, evil = Page(render(report(figures=[]))), Page(render(report(**({"figures": []} | changes))))
+    plain, evil = (
+        Page(render(report(figures=[]))),
+        Page(render(report(**({"figures": []} | changes)))),
+    )
     n_scripts = 3 if "figures" in changes else 0
     assert len(evil["script"]) == n_scripts
     assert not [attributes for _, attributes in evil.tags if "onclick" in attributes]
@@ -160,7 +181,9 @@ def test_no_torch_is_needed():
 
 
 def test_a_claim_of_a_number_without_an_interval_speaks_of_none():
-    claims = [CLAIM | {"verdict": "undetermined", "low": end, "high": end} for end in (None, float("nan"))]
+    claims = [
+        CLAIM | {"verdict": "undetermined", "low": end, "high": end} for end in (None, float("nan"))
+    ]
     text = Page(render(report(claims=claims))).text
     assert text.count("Effect 0.5") == 2
     assert "95 % interval" not in text

@@ -9,7 +9,15 @@ import pytest
 import torch
 
 from mechmem.spec import files
-from mechmem.spec.files import FileError, read_json, read_note, read_tensors, write, write_json, write_tensors
+from mechmem.spec.files import (
+    FileError,
+    read_json,
+    read_note,
+    read_tensors,
+    write,
+    write_json,
+    write_tensors,
+)
 
 TENSORS = {
     "a.weight": torch.arange(6, dtype=torch.float32).reshape(2, 3),
@@ -50,7 +58,9 @@ def test_a_full_disk_leaves_the_old_file_and_no_temporary(tmp_path, monkeypatch,
     path = tmp_path / "file"
     write(path, "old")
     monkeypatch.setattr(files.os, step, full)
-    with pytest.raises(FileError, match=re.escape(f"cannot write {path}: No space left on device; free some space")):
+    with pytest.raises(
+        FileError, match=re.escape(f"cannot write {path}: No space left on device; free some space")
+    ):
         write(path, "new")
     assert path.read_text() == "old"
     assert names(tmp_path) == ["file"]
@@ -127,7 +137,9 @@ def test_parameters_and_views_are_saved_by_value(tmp_path):
 
 def test_the_same_tensors_and_note_give_the_same_bytes(tmp_path):
     for name in ("first", "second"):
-        write_tensors(tmp_path / name, {key: value.clone() for key, value in TENSORS.items()}, dict(NOTE))
+        write_tensors(
+            tmp_path / name, {key: value.clone() for key, value in TENSORS.items()}, dict(NOTE)
+        )
     write_tensors(tmp_path / "other", TENSORS, NOTE | {"step": 4})
     first, second, other = ((tmp_path / name).read_bytes() for name in ("first", "second", "other"))
     assert first == second != other

@@ -49,17 +49,27 @@ REGISTRIES = {cls.registry: cls for cls in OURS if cls.__bases__ == (Component,)
 def _blocks() -> list[tuple[str | None, str, Any]]:
     file = YAML(typ="safe", pure=True).load(Path(__file__).with_name("kinds.yaml"))
     registered = [
-        (registry, block["kind"], block) for registry, blocks in file["registries"].items() for block in blocks
+        (registry, block["kind"], block)
+        for registry, blocks in file["registries"].items()
+        for block in blocks
     ]
-    return registered + [(None, kind, block) for kind, blocks in file["parts"].items() for block in blocks]
+    return registered + [
+        (None, kind, block) for kind, blocks in file["parts"].items() for block in blocks
+    ]
 
 
 BLOCKS = _blocks()
 KEYS = list(dict.fromkeys((registry, kind) for registry, kind, _ in BLOCKS))
 REGISTERED = [key for key in KEYS if key[0]]
-REFUSED = {"ablation": {"control": "random_direction"}, "neuron_top_k": {"control": "random_direction"}}
+REFUSED = {
+    "ablation": {"control": "random_direction"},
+    "neuron_top_k": {"control": "random_direction"},
+}
 """Fields that a kind inherits and must leave as they are, with a value that it refuses."""
-CASES = [pytest.param((registry, kind), block, id=f"{registry or 'part'}-{kind}") for registry, kind, block in BLOCKS]
+CASES = [
+    pytest.param((registry, kind), block, id=f"{registry or 'part'}-{kind}")
+    for registry, kind, block in BLOCKS
+]
 
 
 def built(key: tuple[str | None, str], block: Any) -> Component:
@@ -79,11 +89,15 @@ def test_the_blocks_of_a_kind_leave_no_field_at_its_default(key):
     made = [built(key, block) for *of, block in BLOCKS if tuple(of) == key]
     for name, field in CONCRETE[key].model_fields.items():
         default = field.get_default(call_default_factory=True)
-        is_free = not field.is_required() and not field.exclude and name not in REFUSED.get(key[1], {})
+        is_free = (
+            not field.is_required() and not field.exclude and name not in REFUSED.get(key[1], {})
+        )
         assert not is_free or any(getattr(m, name) != default for m in made), name
 
 
-@pytest.mark.parametrize(("kind", "name"), [(kind, name) for kind, names in REFUSED.items() for name in names])
+@pytest.mark.parametrize(
+    ("kind", "name"), [(kind, name) for kind, names in REFUSED.items() for name in names]
+)
 def test_a_field_that_a_kind_has_no_use_for_is_refused(kind, name):
     registry, _, block = next(of for of in BLOCKS if of[1] == kind)
     with pytest.raises(ValidationError, match="out"):
@@ -132,7 +146,9 @@ def test_equal_content_has_equal_hashes(key, block):
 
 
 def test_other_content_has_another_hash():
-    assert len({built((registry, kind), block).content_hash for registry, kind, block in BLOCKS}) == len(BLOCKS)
+    assert len(
+        {built((registry, kind), block).content_hash for registry, kind, block in BLOCKS}
+    ) == len(BLOCKS)
 
 
 @pytest.mark.parametrize(("key", "block"), [case for case in CASES if case.values[0][0]])
@@ -171,7 +187,10 @@ def test_content_hash_is_pinned():
 def test_content_hash_does_not_depend_on_the_order_of_keys():
     first, second = ({"a": 1, "b": "x"}, {"b": "x", "a": 1})
     assert Quantity(table="t", where=first) == Quantity(table="t", where=second)
-    assert Quantity(table="t", where=first).content_hash == Quantity(table="t", where=second).content_hash
+    assert (
+        Quantity(table="t", where=first).content_hash
+        == Quantity(table="t", where=second).content_hash
+    )
 
 
 def test_two_kinds_of_the_same_fields_differ():
@@ -188,7 +207,10 @@ def test_a_base_typed_field_keeps_what_its_subclass_adds():
 
 
 def test_a_block_and_a_call_are_one_object():
-    block = {"task": {"kind": "four_digit_addition", "noise": "digit"}, "architecture": {"n_layers": 3}}
+    block = {
+        "task": {"kind": "four_digit_addition", "noise": "digit"},
+        "architecture": {"n_layers": 3},
+    }
     assert Recipe.model_validate(block) == Recipe(
         task=FourDigitAddition(noise=Digit()), architecture=Architecture(n_layers=3)
     )
@@ -205,7 +227,12 @@ def errors(cls: type[Component], block: Any) -> dict[tuple[Any, ...], str]:
 
 def test_all_errors_come_at_once_each_with_its_place():
     block = {
-        "task": {"kind": "four_digit_addition", "n_trian": 5, "noise": {"kind": "digt"}, "seed": "x"},
+        "task": {
+            "kind": "four_digit_addition",
+            "n_trian": 5,
+            "noise": {"kind": "digt"},
+            "seed": "x",
+        },
         "architecture": {"d_modl": 8, "n_layers": 0},
         "trainng": {},
     }
@@ -224,7 +251,9 @@ def test_an_unknown_key_is_refused_by_every_kind_with_its_own_keys(key):
     block = next(block for *of, block in BLOCKS if tuple(of) == key)
     found = errors(CONCRETE[key], block | {"zzzzz": 1})
     assert found == {
-        ("zzzzz",): f"{key[1]} has no key 'zzzzz'; there is {', '.join(CONCRETE[key].model_fields) or 'none'}"
+        (
+            "zzzzz",
+        ): f"{key[1]} has no key 'zzzzz'; there is {', '.join(CONCRETE[key].model_fields) or 'none'}"
     }
 
 
@@ -239,7 +268,9 @@ def test_an_unknown_kind_is_refused_with_those_that_there_are(registry):
 
 @pytest.mark.parametrize("kind", [["a"], {"a": 1}, 3, True])
 def test_a_kind_that_is_no_word_is_refused(kind):
-    assert errors(Task, {"kind": kind})[("kind",)].startswith(f"there is no task {kind!r}; there is ")
+    assert errors(Task, {"kind": kind})[("kind",)].startswith(
+        f"there is no task {kind!r}; there is "
+    )
 
 
 @pytest.mark.parametrize("value", [5, None, [], UniformWrong()])
@@ -252,7 +283,9 @@ def test_another_kind_cannot_stand_where_one_is_wanted():
 
 
 def test_text_in_a_message_is_no_template():
-    assert errors(Recipe, {"task": {"kind": "{kind}"}})[("task", "kind")].startswith("there is no task '{kind}'")
+    assert errors(Recipe, {"task": {"kind": "{kind}"}})[("task", "kind")].startswith(
+        "there is no task '{kind}'"
+    )
 
 
 # Shelves
@@ -284,7 +317,9 @@ def test_a_class_stands_on_its_shelf_if_and_only_if_it_is_concrete(cls):
 def registries(monkeypatch):
     """Whatever a test puts on a registry is gone after it."""
     monkeypatch.setattr(
-        Component, "registries", {registry: dict(members) for registry, members in Component.registries.items()}
+        Component,
+        "registries",
+        {registry: dict(members) for registry, members in Component.registries.items()},
     )
 
 
@@ -297,7 +332,9 @@ def test_two_classes_cannot_be_the_same_kind():
 
 @pytest.mark.usefixtures("registries")
 def test_a_class_that_is_defined_again_takes_its_own_place():
-    first, second = (type("Mine", (Digit,), {"__module__": "a_plugin", "__qualname__": "Mine"}) for _ in range(2))
+    first, second = (
+        type("Mine", (Digit,), {"__module__": "a_plugin", "__qualname__": "Mine"}) for _ in range(2)
+    )
     assert first is not second
     assert LabelNoise.kinds()["mine"] is second
 
@@ -325,7 +362,8 @@ def test_a_sweep_reaches_into_the_parts():
     labels, member = members[-1]
     assert labels == {"model": "b", "layer": 1, "head": 2}
     assert member == Intervene(
-        model="b", intervention=RandomDisplacement(of=Patch(site="z", layer=1, head=2, source=BEFORE))
+        model="b",
+        intervention=RandomDisplacement(of=Patch(site="z", layer=1, head=2, source=BEFORE)),
     )
 
 
@@ -341,7 +379,9 @@ def test_a_member_of_a_sweep_sweeps_nothing_and_differs_from_the_others_in_its_l
 
 
 def test_each_all_needs_to_know_all_of_what():
-    with pytest.raises(InputError, match=r"`layer: \{each: all\}` has no list to stand for; write the values out"):
+    with pytest.raises(
+        InputError, match=r"`layer: \{each: all\}` has no list to stand for; write the values out"
+    ):
         PatchGrid(site="z", layer=each(), source=BEFORE).expand({"head": (0, 1)})
 
 
@@ -354,14 +394,18 @@ def test_each_all_needs_to_know_all_of_what():
     ],
 )
 def test_a_swept_block_and_a_swept_call_are_one_object(block, swept):
-    from_block, from_call = (PatchGrid(site="z", layer=layer, source=BEFORE) for layer in (block, swept))
+    from_block, from_call = (
+        PatchGrid(site="z", layer=layer, source=BEFORE) for layer in (block, swept)
+    )
     assert from_block == from_call
     assert from_block.content_hash == from_call.content_hash
 
 
 def test_swept_parts_are_the_same_from_a_block_and_from_a_call():
     sender = Patch(site="z", layer=0, source=BEFORE)
-    swept = PatchPath(sender=sender, receivers=each((Receiver(site="logits"),), (Receiver(site="q", layer=1),)))
+    swept = PatchPath(
+        sender=sender, receivers=each((Receiver(site="logits"),), (Receiver(site="q", layer=1),))
+    )
     block = {"each": [[{"site": "logits"}], [{"site": "q", "layer": 1}]]}
     assert PatchPath(sender=sender, receivers=block) == swept
     assert [member.receivers for _, member in swept.expand({})] == [*swept.receivers.each]
@@ -384,8 +428,12 @@ def test_a_sweep_of_what_cannot_be_is_refused_at_once(layer, place, message):
 
 
 def test_a_member_that_cannot_be_is_named():
-    recipe = Recipe(task=FourDigitAddition(), architecture=Architecture(d_model=each(8, 12, 10), n_heads=4))
-    with pytest.raises(InputError, match=r"with d_model 10: .*d_model 10 is not a multiple of n_heads 4"):
+    recipe = Recipe(
+        task=FourDigitAddition(), architecture=Architecture(d_model=each(8, 12, 10), n_heads=4)
+    )
+    with pytest.raises(
+        InputError, match=r"with d_model 10: .*d_model 10 is not a multiple of n_heads 4"
+    ):
         recipe.expand({})
 
 
@@ -406,7 +454,13 @@ def test_every_shelf_in_the_schema_is_one_of_its_real_kinds():
 
 def test_every_reference_in_the_schema_leads_somewhere():
     def references(node: Any) -> Iterator[str]:
-        for key, part in node.items() if isinstance(node, dict) else enumerate(node) if isinstance(node, list) else ():
+        for key, part in (
+            node.items()
+            if isinstance(node, dict)
+            else enumerate(node)
+            if isinstance(node, list)
+            else ()
+        ):
             yield from [part] if key == "$ref" else references(part)
 
     found = set(references(SCHEMA))
@@ -420,7 +474,9 @@ def test_the_schema_takes_every_kind_as_written_and_as_read(key, block):
     for written in (block, built(key, block).block()):
         assert schemas.is_valid(written, {"$ref": f"#/$defs/{key[0]}"}, SCHEMA)
         assert not schemas.is_valid(written | {"zzzzz": 1}, {"$ref": f"#/$defs/{key[0]}"}, SCHEMA)
-        assert not schemas.is_valid(written | {"kind": "zzzzz"}, {"$ref": f"#/$defs/{key[0]}"}, SCHEMA)
+        assert not schemas.is_valid(
+            written | {"kind": "zzzzz"}, {"$ref": f"#/$defs/{key[0]}"}, SCHEMA
+        )
         kindless = {name: value for name, value in written.items() if name != "kind"}
         assert not schemas.is_valid(kindless, {"$ref": f"#/$defs/{key[0]}"}, SCHEMA)
 
@@ -430,7 +486,11 @@ EXPERIMENT = next(block for _, kind, block in BLOCKS if kind == "experiment")
 
 @pytest.mark.parametrize(
     "changes",
-    [{}, {"training": "fda_small", "also": ["thr_small"]}, {"checkpoints": {"a": {"phase": "final", "training": "b"}}}],
+    [
+        {},
+        {"training": "fda_small", "also": ["thr_small"]},
+        {"checkpoints": {"a": {"phase": "final", "training": "b"}}},
+    ],
 )
 def test_the_schema_takes_an_experiment(changes):
     assert schemas.is_valid(EXPERIMENT | changes, SCHEMA, SCHEMA)
@@ -454,7 +514,9 @@ def test_the_schema_refuses_what_an_experiment_refuses(changes):
         Experiment.model_validate(EXPERIMENT | changes)
 
 
-@pytest.mark.parametrize("path", sorted(Path("experiments").glob("*.yaml")), ids=lambda path: path.name)
+@pytest.mark.parametrize(
+    "path", sorted(Path("experiments").glob("*.yaml")), ids=lambda path: path.name
+)
 def test_the_schema_takes_every_experiment_of_ours(path):
     assert schemas.is_valid(YAML(typ="safe", pure=True).load(path), SCHEMA, SCHEMA)
 

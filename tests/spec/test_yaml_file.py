@@ -45,7 +45,11 @@ def test_a_file_is_the_object_that_it_describes(spec):
     assert recipe == Recipe.model_validate(
         {
             "name": "small",
-            "task": {"kind": "four_digit_addition", "n_train": 50, "noise": {"kind": "digit", "rate": 0.1}},
+            "task": {
+                "kind": "four_digit_addition",
+                "n_train": 50,
+                "noise": {"kind": "digit", "rate": 0.1},
+            },
             "optimisation": {"learning_rate": 0.001, "betas": (0.9, 0.98)},
         }
     )
@@ -82,8 +86,18 @@ def test_scalars_are_those_of_yaml_1_2(spec, text, value):
             "5:3: task.n_trian",
             "four_digit_addition has no key 'n_trian'; did you mean 'n_train'?",
         ),
-        ("rate:", "rote:", "6:24: task.noise.rote", "digit has no key 'rote'; did you mean 'rate'?"),
-        ("kind: digit", "kind: digits", "6:11: task.noise.kind", "there is no noise 'digits'; did you mean 'digit'?"),
+        (
+            "rate:",
+            "rote:",
+            "6:24: task.noise.rote",
+            "digit has no key 'rote'; did you mean 'rate'?",
+        ),
+        (
+            "kind: digit",
+            "kind: digits",
+            "6:11: task.noise.kind",
+            "there is no noise 'digits'; did you mean 'digit'?",
+        ),
         (
             "four_digit_addition",
             "zzz",
@@ -91,14 +105,34 @@ def test_scalars_are_those_of_yaml_1_2(spec, text, value):
             "there is no task 'zzz'; there is four_digit_addition, two_hop",
         ),
         ("four_digit_addition", "[a]", "4:3: task.kind", "there is no task ['a']; there is"),
-        ("  kind: four_digit_addition\n", "", "3:1: task", "a task needs `kind:`, one of four_digit_addition, two_hop"),
-        ("rate: 0.1", "rate: 2", "6:24: task.noise.rate", "Input should be less than or equal to 1"),
+        (
+            "  kind: four_digit_addition\n",
+            "",
+            "3:1: task",
+            "a task needs `kind:`, one of four_digit_addition, two_hop",
+        ),
+        (
+            "rate: 0.1",
+            "rate: 2",
+            "6:24: task.noise.rate",
+            "Input should be less than or equal to 1",
+        ),
         ("[0.9, 0.98]", "[0.9, b]", "9:16: training.betas.1", "Input should be a valid number"),
         ("name: small", "nam: small", "2:1: nam", "recipe has no key 'nam'; did you mean 'name'?"),
         ("task:", "tusk:", "1:1", "'task' is missing"),
-        ("training:", "3:", "7:1: 3", "recipe has no key 3; there is name, task, architecture, training"),
+        (
+            "training:",
+            "3:",
+            "7:1: 3",
+            "recipe has no key 3; there is name, task, architecture, training",
+        ),
         ("training:", "~:", "1:1", "recipe has no key None"),
-        ("training:", "training: 5\nx:", "7:1: training", "Input should be a valid dictionary or instance of Training"),
+        (
+            "training:",
+            "training: 5\nx:",
+            "7:1: training",
+            "Input should be a valid dictionary or instance of Training",
+        ),
     ],
 )
 def test_what_is_wrong_has_its_place_and_the_nearest_name(spec, old, new, at, says):
@@ -106,15 +140,25 @@ def test_what_is_wrong_has_its_place_and_the_nearest_name(spec, old, new, at, sa
     file = spec(RECIPE.replace(old, new, 1))
     with pytest.raises(SpecError) as caught:
         file.build(Recipe)
-    line = next(line for line in str(caught.value).splitlines() if line.startswith(f"{file.path}:{at}: "))
+    line = next(
+        line for line in str(caught.value).splitlines() if line.startswith(f"{file.path}:{at}: ")
+    )
     assert line.removeprefix(f"{file.path}:{at}: ").startswith(says)
 
 
 def test_all_errors_are_told_at_once(spec):
-    text = RECIPE.replace("n_train", "n_trian").replace("rate:", "rote:").replace("learning_rate", "lerning_rate")
+    text = (
+        RECIPE.replace("n_train", "n_trian")
+        .replace("rate:", "rote:")
+        .replace("learning_rate", "lerning_rate")
+    )
     with pytest.raises(SpecError) as caught:
         spec(text).build(Recipe)
-    assert [re.search(r":(\d+):\d+: ", line)[1] for line in str(caught.value).splitlines()] == ["5", "6", "8"]
+    assert [re.search(r":(\d+):\d+: ", line)[1] for line in str(caught.value).splitlines()] == [
+        "5",
+        "6",
+        "8",
+    ]
 
 
 def test_a_list_is_not_called_too_short_when_its_items_are_wrong(spec):
@@ -123,7 +167,9 @@ def test_a_list_is_not_called_too_short_when_its_items_are_wrong(spec):
         spec(text).build(Claim)
     assert "too_short" not in str(caught.value)
     assert "Tuple should have" not in str(caught.value)
-    assert "holds_when.0.at_last: condition has no key 'at_last'; did you mean 'at_least'?" in str(caught.value)
+    assert "holds_when.0.at_last: condition has no key 'at_last'; did you mean 'at_least'?" in str(
+        caught.value
+    )
 
 
 def test_a_list_that_is_too_short_is_called_so(spec):
@@ -159,19 +205,25 @@ def test_a_file_that_is_no_text_is_refused(tmp_path):
 def test_a_missing_file_is_named_with_the_nearest(tmp_path):
     (tmp_path / "fda_patching.yaml").write_text(RECIPE)
     (tmp_path / "other.yaml").write_text(RECIPE)
-    with pytest.raises(SpecError, match=re.escape(f"did you mean {tmp_path / 'fda_patching.yaml'}?")):
+    with pytest.raises(
+        SpecError, match=re.escape(f"did you mean {tmp_path / 'fda_patching.yaml'}?")
+    ):
         SpecFile(tmp_path / "fda_patchng.yaml")
 
 
 @pytest.mark.parametrize("folder", [".", "gone"])
 def test_a_missing_file_in_a_folder_without_specs(tmp_path, folder):
     path = tmp_path / folder / "a.yaml"
-    with pytest.raises(SpecError, match=re.escape(f"{path} does not exist; {path.parent} holds no .yaml file")):
+    with pytest.raises(
+        SpecError, match=re.escape(f"{path} does not exist; {path.parent} holds no .yaml file")
+    ):
         SpecFile(path)
 
 
 def test_a_folder_is_no_spec(tmp_path):
-    with pytest.raises(SpecError, match=re.escape(f"{tmp_path} is a folder; name a .yaml file in it")):
+    with pytest.raises(
+        SpecError, match=re.escape(f"{tmp_path} is a folder; name a .yaml file in it")
+    ):
         SpecFile(tmp_path)
 
 
@@ -205,7 +257,9 @@ def test_an_override_ends_at_its_first_equals_sign(spec):
 
 
 def test_later_overrides_win_and_can_go_into_earlier_ones(spec):
-    file = spec(RECIPE, "training={n_steps: 5, batch_size: 6}", "training.n_steps=7", "name=a", "name=b")
+    file = spec(
+        RECIPE, "training={n_steps: 5, batch_size: 6}", "training.n_steps=7", "name=a", "name=b"
+    )
     recipe = file.build(Recipe)
     assert (recipe.name, recipe.optimisation.n_steps, recipe.optimisation.batch_size) == ("b", 7, 6)
 
@@ -233,9 +287,21 @@ def test_overrides_that_cannot_be_are_refused(spec, override, says):
     ("override", "at", "says"),
     [
         ("nam=x", "override 'nam=x': nam", "recipe has no key 'nam'; did you mean 'name'?"),
-        ("training.n_step=5", "override 'training.n_step=5': training.n_step", "training has no key 'n_step'"),
-        ("task.n_train=0", "override 'task.n_train=0': task.n_train", "Input should be greater than or equal to 1"),
-        ("task.noise={kind: digt}", "override 'task.noise={kind: digt}': task.noise.kind", "there is no noise 'digt'"),
+        (
+            "training.n_step=5",
+            "override 'training.n_step=5': training.n_step",
+            "training has no key 'n_step'",
+        ),
+        (
+            "task.n_train=0",
+            "override 'task.n_train=0': task.n_train",
+            "Input should be greater than or equal to 1",
+        ),
+        (
+            "task.noise={kind: digt}",
+            "override 'task.noise={kind: digt}': task.noise.kind",
+            "there is no noise 'digt'",
+        ),
     ],
 )
 def test_an_error_that_an_override_made_says_so(spec, override, at, says):
@@ -243,7 +309,9 @@ def test_an_error_that_an_override_made_says_so(spec, override, at, says):
         spec(RECIPE, override).build(Recipe)
 
 
-@pytest.mark.parametrize("overrides", [(), ("name=!!python/object/apply:os.system ['touch pwned']",)])
+@pytest.mark.parametrize(
+    "overrides", [(), ("name=!!python/object/apply:os.system ['touch pwned']",)]
+)
 @pytest.mark.parametrize(
     "value",
     [
@@ -277,7 +345,9 @@ TEXT = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\x85
 @settings(max_examples=25)
 @given(text=TEXT, key=TEXT, number=st.floats(allow_nan=False, allow_infinity=False))
 def test_what_is_written_is_read_as_the_same_object(tmp_path_factory, text, key, number):
-    quantity = Quantity(table=text, where={key: number, "word": text, "flag": True, "count": 3}, value=key)
+    quantity = Quantity(
+        table=text, where={key: number, "word": text, "flag": True, "count": 3}, value=key
+    )
     path = tmp_path_factory.mktemp("written", numbered=True) / "q.yaml"
     path.write_bytes(write_spec(quantity).encode())
     found = SpecFile(path).build(Quantity)

@@ -6,8 +6,8 @@ from scipy import stats
 
 from mechmem.statistics.intervals import hierarchical_interval, interval, ratio
 
-# An end of a percentile interval from 2,000 resamples is off by a sixtieth of the interval's width (one standard
-# deviation, of a normal mean): six of them are allowed.
+# An end of a percentile interval from 2,000 resamples is off by a sixtieth of the interval's width
+# (one standard deviation, of a normal mean): six of them are allowed.
 NEAR = 0.1
 
 
@@ -17,7 +17,9 @@ def near(found, wanted) -> bool:
 
 
 def by_scipy(values: np.ndarray) -> tuple[float, float]:
-    found = stats.bootstrap((values,), np.mean, method="percentile", n_resamples=20_000, rng=np.random.default_rng(5))
+    found = stats.bootstrap(
+        (values,), np.mean, method="percentile", n_resamples=20_000, rng=np.random.default_rng(5)
+    )
     return found.confidence_interval
 
 
@@ -95,13 +97,15 @@ def test_every_seed_counts_the_same_however_many_examples_it_has():
 def test_without_spread_inside_a_seed_the_seeds_alone_are_drawn():
     # the mean of two draws from {0, 1} is 0, 1/2 or 1 with probability 1/4, 1/2, 1/4
     assert hierarchical_interval([np.zeros(10), np.ones(10)]) == (0.5, 0.0, 1.0)
-    # of six draws from six, with three ones, it is binomial(6, 1/2) / 6, whose 2.5 % and 97.5 % points are 1/6 and 5/6
+    # of six draws from six, with three ones, it is binomial(6, 1/2) / 6, whose 2.5 % and 97.5 %
+    # points are 1/6 and 5/6
     seeds = [np.full(4, float(i < 3)) for i in range(6)]
     assert hierarchical_interval(seeds) == (0.5, pytest.approx(1 / 6), pytest.approx(5 / 6))
 
 
 def test_examples_of_a_seed_are_drawn_again_too():
-    # seeds with equal means: what is left is the spread of the examples, over sqrt(4 seeds x 100 examples)
+    # seeds with equal means: what is left is the spread of the examples, over sqrt(4 seeds x 100
+    # examples)
     values = drawn(100)
     _, low, high = hierarchical_interval([values, values, values, values])
     assert (high - low) / (2 * 1.96) == pytest.approx(values.std() / 20, rel=0.1)

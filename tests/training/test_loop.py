@@ -27,7 +27,9 @@ def changed(recipe: Recipe, **fields) -> Recipe:
 
 def content(folder: Path) -> dict[str, bytes]:
     """The bytes of all checkpoints and of the curves."""
-    checkpoints = {path.name: path.read_bytes() for path in sorted((folder / "checkpoints").glob("step_*"))}
+    checkpoints = {
+        path.name: path.read_bytes() for path in sorted((folder / "checkpoints").glob("step_*"))
+    }
     record = json.loads((folder / "training.json").read_text())
     return checkpoints | {"curves": json.dumps([record["curves"], record["phases"]]).encode()}
 
@@ -55,7 +57,8 @@ def test_an_interrupted_training_goes_on_to_the_same_bytes(step, recipe, trained
 
 @pytest.mark.parametrize("name", ["_save", "_close"])
 def test_a_crash_between_two_files_changes_nothing(name, recipe, trained, tmp_path, monkeypatch):
-    """After a checkpoint and before the state that goes with it; after the last state and before the record."""
+    """After a checkpoint and before the state that goes with it; after the last state and before
+    the record."""
     with monkeypatch.context() as patched:
         original, calls = getattr(home._Run, name), []
 
@@ -77,13 +80,18 @@ def long_recipe(recipe) -> Recipe:
     return changed(recipe, n_steps=300, evaluate_every=25)
 
 
-def test_a_training_that_is_killed_five_times_ends_at_the_same_bytes(long_recipe, processes, tmp_path):
+def test_a_training_that_is_killed_five_times_ends_at_the_same_bytes(
+    long_recipe, processes, tmp_path
+):
     started = time.monotonic()
     whole = processes.Process(target=train, args=(long_recipe, 0, tmp_path / "whole"))
     whole.start()
     whole.join()
     seconds, moments = time.monotonic() - started, random.Random(4)
-    codes = [killed(processes, long_recipe, tmp_path / "broken", moments.uniform(0, seconds / 16)) for _ in range(5)]
+    codes = [
+        killed(processes, long_recipe, tmp_path / "broken", moments.uniform(0, seconds / 16))
+        for _ in range(5)
+    ]
     assert codes == [-signal.SIGKILL] * 5
     last = processes.Process(target=train, args=(long_recipe, 0, tmp_path / "broken"))
     last.start()
@@ -94,7 +102,8 @@ def test_a_training_that_is_killed_five_times_ends_at_the_same_bytes(long_recipe
 
 
 def killed(processes, recipe: Recipe, folder: Path, delay: float) -> int:
-    """Train until there is a new checkpoint and for `delay` seconds more, then kill -9; the exit code."""
+    """Train until there is a new checkpoint and for `delay` seconds more, then kill -9; the exit
+    code."""
     before = n_checkpoints(folder)
     process = processes.Process(target=train, args=(recipe, 0, folder))
     process.start()
@@ -116,7 +125,10 @@ def test_two_processes_cannot_train_in_one_folder(long_recipe, processes, tmp_pa
     try:
         while not (tmp_path / "state.safetensors").exists():
             time.sleep(0.002)
-        with pytest.raises(FileError, match=f"another process is training in {tmp_path}; wait for it, then run again"):
+        with pytest.raises(
+            FileError,
+            match=f"another process is training in {tmp_path}; wait for it, then run again",
+        ):
             train(long_recipe, 0, tmp_path)
         assert first.is_alive()
     finally:
@@ -125,12 +137,16 @@ def test_two_processes_cannot_train_in_one_folder(long_recipe, processes, tmp_pa
 
 
 @pytest.mark.parametrize("n_kept", [0, 7, 1000])
-def test_a_state_that_was_cut_off_is_a_clear_error_and_can_be_deleted(n_kept, recipe, trained, tmp_path):
+def test_a_state_that_was_cut_off_is_a_clear_error_and_can_be_deleted(
+    n_kept, recipe, trained, tmp_path
+):
     with pytest.raises(KeyboardInterrupt):
         train(recipe, 0, tmp_path, stopping_at(12))
     state = tmp_path / "state.safetensors"
     state.write_bytes(state.read_bytes()[:n_kept])
-    with pytest.raises(FileError, match=r"state\.safetensors is damaged .*; delete it and train again"):
+    with pytest.raises(
+        FileError, match=r"state\.safetensors is damaged .*; delete it and train again"
+    ):
         train(recipe, 0, tmp_path)
     state.unlink()
     train(recipe, 0, tmp_path)
@@ -139,15 +155,21 @@ def test_a_state_that_was_cut_off_is_a_clear_error_and_can_be_deleted(n_kept, re
 
 def test_a_state_of_another_model_is_a_clear_error(recipe, tmp_path):
     write_tensors(
-        tmp_path / "state.safetensors", {"model.x": torch.zeros(1)}, {"step": 5, "seconds": 0.0, "curves": []}
+        tmp_path / "state.safetensors",
+        {"model.x": torch.zeros(1)},
+        {"step": 5, "seconds": 0.0, "curves": []},
     )
-    with pytest.raises(FileError, match=r"state\.safetensors does not fit .*; delete it and train again"):
+    with pytest.raises(
+        FileError, match=r"state\.safetensors does not fit .*; delete it and train again"
+    ):
         train(recipe, 0, tmp_path)
 
 
 def test_a_folder_that_cannot_be_made_is_a_clear_error(recipe, tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(FileError, match=r"cannot write .*file/run: .*; choose another folder with --runs"):
+    with pytest.raises(
+        FileError, match=r"cannot write .*file/run: .*; choose another folder with --runs"
+    ):
         train(recipe, 0, tmp_path / "file" / "run")
 
 
@@ -156,8 +178,11 @@ def test_a_finished_training_is_taken_as_it_is(recipe, trained, tmp_path, monkey
     assert train(recipe, 0, trained.folder).record == trained.record
 
 
-def test_a_training_that_another_process_finished_meanwhile_is_taken_as_it_is(recipe, trained, tmp_path, monkeypatch):
-    """It was not there at the first look, and was finished by the time that the folder was locked."""
+def test_a_training_that_another_process_finished_meanwhile_is_taken_as_it_is(
+    recipe, trained, tmp_path, monkeypatch
+):
+    """It was not there at the first look, and was finished by the time that the folder was
+    locked."""
     folder, locked = tmp_path / "seed_0", home._locked
 
     def finished_by_another(path):
@@ -174,7 +199,10 @@ def test_a_training_that_another_process_finished_meanwhile_is_taken_as_it_is(re
 
 
 def test_nothing_is_left_beside_the_record_and_the_checkpoints(trained):
-    assert {path.name for path in trained.folder.iterdir()} - {".lock"} == {"training.json", "checkpoints"}
+    assert {path.name for path in trained.folder.iterdir()} - {".lock"} == {
+        "training.json",
+        "checkpoints",
+    }
     names = sorted(path.name for path in (trained.folder / "checkpoints").iterdir())
     assert names == [f"step_{step:06d}.safetensors" for step in (0, 5, 10, 15, 20)]
 
@@ -186,8 +214,11 @@ def test_the_first_checkpoint_is_the_untrained_model(recipe, trained):
 
 
 def test_steps_are_those_of_a_plain_loop_on_the_hooked_transformer(recipe, tmp_path):
-    """AdamW on the answer tokens' cross-entropy, warm-up, clipping: written out on the model's own forward."""
-    recipe = changed(recipe, n_steps=4, evaluate_every=4, schedule="linear", weight_decay=0.1, n_warmup_steps=3)
+    """AdamW on the answer tokens' cross-entropy, warm-up, clipping: written out on the model's own
+    forward."""
+    recipe = changed(
+        recipe, n_steps=4, evaluate_every=4, schedule="linear", weight_decay=0.1, n_warmup_steps=3
+    )
     spec, examples, model = recipe.optimisation, recipe.task.training_set(), recipe.build(0)
     sequences, batches = torch.cat([examples.prompt, examples.given], dim=1), _Batches(120, 40, 0)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1.0, betas=spec.betas, weight_decay=0.1)
@@ -216,7 +247,12 @@ def test_the_same_seed_gives_the_same_bytes_and_another_others(recipe, trained, 
 
 def test_training_is_watched_step_by_step(recipe, tmp_path):
     seen = []
-    trained = train(changed(recipe, n_steps=6), 0, tmp_path, lambda done, n, row: seen.append((done, n, row["step"])))
+    trained = train(
+        changed(recipe, n_steps=6),
+        0,
+        tmp_path,
+        lambda done, n, row: seen.append((done, n, row["step"])),
+    )
     assert [done for done, _, _ in seen] == [0, 1, 2, 3, 4, 5, 5, 6, 6]
     assert [latest for _, _, latest in seen] == [0, 0, 0, 0, 0, 0, 5, 5, 6]
     assert {n for _, n, _ in seen} == {6}
@@ -242,11 +278,14 @@ def test_an_interruption_does_not_delay_the_stop(recipe, tmp_path):
 def test_a_training_that_diverges_says_so(recipe, tmp_path):
     wild = changed(recipe, learning_rate=1e30, max_grad_norm=1e30)
     with pytest.raises(
-        ArithmeticError, match="training diverged before step 5: a weight is not finite; lower learning_"
+        ArithmeticError,
+        match="training diverged before step 5: a weight is not finite; lower learning_",
     ):
         train(wild, 0, tmp_path)
     assert not (tmp_path / "training.json").exists()
-    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step_000000.safetensors"]
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == [
+        "step_000000.safetensors"
+    ]
 
 
 # --- batches
@@ -303,7 +342,9 @@ def test_accuracy_is_the_share_of_whole_greedy_answers(model, examples):
 
 def test_each_curve_has_its_group_and_label(monkeypatch):
     asked = []
-    monkeypatch.setattr(home, "accuracy", lambda model, fed: asked.append((fed.name, fed.prefix)) or len(asked))
+    monkeypatch.setattr(
+        home, "accuracy", lambda model, fed: asked.append((fed.name, fed.prefix)) or len(asked)
+    )
 
     class Named:
         def __init__(self, name):
@@ -315,7 +356,12 @@ def test_each_curve_has_its_group_and_label(monkeypatch):
 
     found = curves_of(None, {name: Named(name) for name in ("clean", "noisy", "held_out")})
     assert found == {"clean": 1, "memorised": 2, "corrected": 3, "held_out": 4}
-    assert asked == [("clean", "given"), ("noisy", "given"), ("noisy", "true"), ("held_out", "true")]
+    assert asked == [
+        ("clean", "given"),
+        ("noisy", "given"),
+        ("noisy", "true"),
+        ("held_out", "true"),
+    ]
 
 
 def test_a_training_without_noise_has_curves_without_gaps(recipe, tmp_path):

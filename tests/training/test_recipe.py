@@ -77,7 +77,10 @@ def test_the_recipe_hash_changes_with_what_decides_the_weights_and_with_nothing_
 
 def test_the_recipe_hash_is_the_same_however_the_recipe_was_written():
     again = Recipe.model_validate(
-        {"task": {"n_train": 50, "kind": "four_digit_addition"}, "optimisation": {"betas": [0.9, 0.98]}}
+        {
+            "task": {"n_train": 50, "kind": "four_digit_addition"},
+            "optimisation": {"betas": [0.9, 0.98]},
+        }
     )
     assert again.recipe_hash == BASE.recipe_hash
 
@@ -87,9 +90,18 @@ def test_the_recipe_hash_is_the_same_however_the_recipe_was_written():
     [
         ({"n_warmup_steps": 4}, {0: 0.25, 1: 0.5, 3: 1, 4: 1, 99: 1}),
         ({"n_warmup_steps": 0}, {0: 1, 99: 1}),
-        ({"schedule": "linear", "n_warmup_steps": 0, "final_factor": 0.1}, {0: 1, 50: 0.55, 75: 0.325, 100: 0.1}),
-        ({"schedule": "cosine", "n_warmup_steps": 0, "final_factor": 0.2}, {0: 1, 25: 0.8828427, 50: 0.6, 100: 0.2}),
-        ({"schedule": "linear", "n_warmup_steps": 50, "final_factor": 0.0}, {0: 0.02, 24: 0.38, 49: 0.51, 80: 0.2}),
+        (
+            {"schedule": "linear", "n_warmup_steps": 0, "final_factor": 0.1},
+            {0: 1, 50: 0.55, 75: 0.325, 100: 0.1},
+        ),
+        (
+            {"schedule": "cosine", "n_warmup_steps": 0, "final_factor": 0.2},
+            {0: 1, 25: 0.8828427, 50: 0.6, 100: 0.2},
+        ),
+        (
+            {"schedule": "linear", "n_warmup_steps": 50, "final_factor": 0.0},
+            {0: 0.02, 24: 0.38, 49: 0.51, 80: 0.2},
+        ),
         ({"schedule": "constant", "n_warmup_steps": 0, "final_factor": 0.5}, {0: 1, 99: 1}),
     ],
 )
@@ -105,7 +117,9 @@ def test_schedule_by_hand(fields, factors):
     step=st.integers(0, 98),
 )
 def test_the_learning_rate_rises_in_the_warm_up_and_never_after_it(schedule, n_warmup, final, step):
-    training = Optimisation(n_steps=100, schedule=schedule, n_warmup_steps=n_warmup, final_factor=final)
+    training = Optimisation(
+        n_steps=100, schedule=schedule, n_warmup_steps=n_warmup, final_factor=final
+    )
     now, then = training.schedule_factor(step), training.schedule_factor(step + 1)
     assert 0 < now <= 1
     assert (schedule != "constant" or now <= then) if step + 1 < n_warmup else then <= now + 1e-12
@@ -117,7 +131,9 @@ def curve(*rows: tuple[float, float, float], every: int = 100) -> list[dict[str,
     return [{"step": every * i} | dict(zip(names, row, strict=True)) for i, row in enumerate(rows)]
 
 
-PHASED = Optimisation(generalised=Phase(held_out=0.9, corrected=0.8), memorised=Phase(memorised=0.95))
+PHASED = Optimisation(
+    generalised=Phase(held_out=0.9, corrected=0.8), memorised=Phase(memorised=0.95)
+)
 
 
 @pytest.mark.parametrize(
@@ -141,7 +157,12 @@ PHASED = Optimisation(generalised=Phase(held_out=0.9, corrected=0.8), memorised=
 )
 def test_phases_are_read_off_the_curves(rows, generalised, memorised):
     found = PHASED.phases(curve(*rows))
-    assert found == {"initial": 0, "generalised": generalised, "memorised": memorised, "final": 100 * (len(rows) - 1)}
+    assert found == {
+        "initial": 0,
+        "generalised": generalised,
+        "memorised": memorised,
+        "final": 100 * (len(rows) - 1),
+    }
     assert tuple(found) == PHASES
 
 
@@ -159,7 +180,8 @@ def test_every_threshold_of_a_phase_counts(name):
 
 
 @pytest.mark.parametrize(
-    ("step", "is_kept"), [(0, True), (100, True), (150, False), (200, True), (250, True), (300, False), (249, False)]
+    ("step", "is_kept"),
+    [(0, True), (100, True), (150, False), (200, True), (250, True), (300, False), (249, False)],
 )
 def test_checkpoints_are_kept_at_evaluations_and_at_the_end(step, is_kept):
     assert Optimisation(n_steps=250, evaluate_every=100).keeps(step) is is_kept

@@ -49,7 +49,10 @@ def test_a_training_knows_its_recipe_seed_and_steps(trained, recipe):
     assert trained.seed == 0
     assert trained.steps == [0, 5, 10, 15, 20]
     assert trained.phases == {"initial": 0, "generalised": None, "memorised": 0, "final": 20}
-    assert repr(trained) == "Trained(tiny, seed 0: initial 0, generalised never, memorised 0, final 20)"
+    assert (
+        repr(trained)
+        == "Trained(tiny, seed 0: initial 0, generalised never, memorised 0, final 20)"
+    )
 
 
 def test_the_curves_are_a_table(trained):
@@ -58,7 +61,9 @@ def test_the_curves_are_a_table(trained):
     assert trained.curves.drop(columns="step").stack().between(0, 1).all()
 
 
-@pytest.mark.parametrize(("asked", "step"), [("initial", 0), ("memorised", 0), ("final", 20), (10, 10)])
+@pytest.mark.parametrize(
+    ("asked", "step"), [("initial", 0), ("memorised", 0), ("final", 20), (10, 10)]
+)
 def test_a_checkpoint_is_asked_for_by_phase_or_step(asked, step, trained):
     assert trained.step(asked) == step
     tensors = checkpoints.read_tensors(checkpoint(trained, step))
@@ -105,7 +110,9 @@ def test_phases_are_found_again_when_their_thresholds_change(copied):
 def test_a_damaged_checkpoint_is_a_clear_error(n_kept, copied):
     path = checkpoint(copied, 10)
     path.write_bytes(path.read_bytes()[:n_kept])
-    with pytest.raises(FileError, match=r"step_000010\.safetensors is damaged .*; delete it and train again"):
+    with pytest.raises(
+        FileError, match=r"step_000010\.safetensors is damaged .*; delete it and train again"
+    ):
         copied.at(10)
 
 
@@ -140,13 +147,21 @@ def test_a_training_is_found_where_it_was_made(runs, recipe, shipped):
 
 
 def test_another_recipe_or_seed_has_another_place(recipe, tmp_path):
-    other = recipe.model_copy(update={"architecture": recipe.architecture.model_copy(update={"n_layers": 1})})
-    places = {own_folder(recipe, 0, tmp_path), own_folder(recipe, 1, tmp_path), own_folder(other, 0, tmp_path)}
+    other = recipe.model_copy(
+        update={"architecture": recipe.architecture.model_copy(update={"n_layers": 1})}
+    )
+    places = {
+        own_folder(recipe, 0, tmp_path),
+        own_folder(recipe, 1, tmp_path),
+        own_folder(other, 0, tmp_path),
+    }
     assert len(places) == 3
 
 
 def test_an_unknown_training_is_refused_with_the_nearest(runs, shipped):
-    with pytest.raises(InputError, match="there is no training 'tinny' of seed 0; did you mean 'tiny'"):
+    with pytest.raises(
+        InputError, match="there is no training 'tinny' of seed 0; did you mean 'tiny'"
+    ):
         find("tinny", 0, runs)
     with pytest.raises(InputError, match="there is no training 'tiny' of seed 3"):
         find("tiny", 3, runs)
@@ -161,7 +176,9 @@ def test_a_training_is_not_taken_for_one_whose_name_begins_alike(recipe, trained
 
 
 def test_of_two_trainings_of_a_name_the_latest_is_found(recipe, trained, runs, shipped):
-    newer = recipe.model_copy(update={"architecture": recipe.architecture.model_copy(update={"n_layers": 1})})
+    newer = recipe.model_copy(
+        update={"architecture": recipe.architecture.model_copy(update={"n_layers": 1})}
+    )
     shutil.copytree(trained.folder, own_folder(newer, 0, runs))
     os.utime(own_folder(recipe, 0, runs) / "training.json", (1, 1))
     assert find("tiny", 0, runs).folder == own_folder(newer, 0, runs)
@@ -169,13 +186,16 @@ def test_of_two_trainings_of_a_name_the_latest_is_found(recipe, trained, runs, s
     assert find("tiny", 0, runs).folder == own_folder(recipe, 0, runs)
 
 
-def test_a_shipped_training_holds_the_chosen_checkpoints_and_a_card(trained, recipe, shipped, tmp_path):
+def test_a_shipped_training_holds_the_chosen_checkpoints_and_a_card(
+    trained, recipe, shipped, tmp_path
+):
     ship(trained, [0, 20], shipped / "tiny" / "seed_0")
     found = find("tiny", 0, tmp_path / "no_runs")
     assert found.folder == shipped / "tiny" / "seed_0"
     assert found.steps == [0, 20]
     assert all(
-        torch.equal(a, b) for a, b in zip(found.at("final").parameters(), trained.at(20).parameters(), strict=True)
+        torch.equal(a, b)
+        for a, b in zip(found.at("final").parameters(), trained.at(20).parameters(), strict=True)
     )
     assert found.curves.equals(trained.curves)
     assert names(tmp_path / "no_runs") == ["tiny"]
@@ -183,12 +203,16 @@ def test_a_shipped_training_holds_the_chosen_checkpoints_and_a_card(trained, rec
     assert folder_of(recipe, 1, tmp_path / "no_runs") == own_folder(recipe, 1, tmp_path / "no_runs")
 
 
-def test_a_training_made_here_goes_before_the_shipped_one_of_the_same_recipe(trained, recipe, runs, shipped):
+def test_a_training_made_here_goes_before_the_shipped_one_of_the_same_recipe(
+    trained, recipe, runs, shipped
+):
     ship(trained, [20], shipped / "tiny" / "seed_0")
     assert folder_of(recipe, 0, runs) == own_folder(recipe, 0, runs)
 
 
-def test_the_name_and_the_phases_do_not_keep_a_shipped_training_from_being_found(trained, recipe, shipped, tmp_path):
+def test_the_name_and_the_phases_do_not_keep_a_shipped_training_from_being_found(
+    trained, recipe, shipped, tmp_path
+):
     ship(trained, [20], shipped / "tiny" / "seed_0")
     renamed = Recipe.model_validate(recipe.block() | {"name": "other"})
     assert folder_of(renamed, 0, tmp_path / "runs") == shipped / "tiny" / "seed_0"
@@ -203,8 +227,14 @@ def test_the_card_tells_what_it_is_and_how_it_does(trained):
     card = trained.card()
     assert card.startswith("# tiny, seed 0\n")
     assert f"Recipe hash `{trained.recipe.recipe_hash}`" in card
-    assert len(re.findall(r"^\| .* \|$", card, flags=re.MULTILINE)) == 6  # heading and five checkpoints
+    assert (
+        len(re.findall(r"^\| .* \|$", card, flags=re.MULTILINE)) == 6
+    )  # heading and five checkpoints
     row = trained.checkpoints().iloc[4]
-    cells = [row["name"], "20", *(f"{row[c]:.3f}" for c in ("clean", "memorised", "corrected", "held_out"))]
+    cells = [
+        row["name"],
+        "20",
+        *(f"{row[c]:.3f}" for c in ("clean", "memorised", "corrected", "held_out")),
+    ]
     assert f"| {' | '.join(cells)} |" in card
     assert "kind: four_digit_addition" in card

@@ -1,4 +1,5 @@
-"""Circuit: how little of the computational graph gives the answer, against random edges of the same number."""
+"""Circuit: how little of the computational graph gives the answer, against random edges of the same
+number."""
 
 from __future__ import annotations
 
@@ -19,15 +20,19 @@ from mechmem.statistics.rows import over_draws, over_examples, single
 
 
 class CircuitAnalysis(ContrastAnalysis):
-    """An analysis of circuits: the edges of the largest |score|, less those on no path from embedding to logits."""
+    """An analysis of circuits: the edges of the largest |score|, less those on no path from
+    embedding to logits."""
 
     method: Swept[Method] = "eap_ig"
     """How edges are scored: by gradient (eap, eap_ig) or by patching each in turn (exact)."""
     steps: int = Field(5, ge=1)
     """Inputs over which EAP-IG averages gradients."""
     endpoint: Endpoint = "clean"
-    """End of the line from corrupted to clean that is among these inputs; `midpoint` takes neither."""
-    fractions: tuple[float, ...] = Field((0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0), min_length=1)
+    """End of the line from corrupted to clean that is among these inputs; `midpoint` takes
+    neither."""
+    fractions: tuple[float, ...] = Field(
+        (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0), min_length=1
+    )
     """Sizes of the circuits, as shares of all edges, in ascending order."""
     n_random: int = Field(20, ge=1)
     """Draws of random circuits of each size."""
@@ -35,7 +40,10 @@ class CircuitAnalysis(ContrastAnalysis):
 
     @model_validator(mode="after")
     def _ascending(self) -> Self:
-        if list(self.fractions) != sorted(set(self.fractions)) or not 0 <= self.fractions[0] <= self.fractions[-1] <= 1:
+        if (
+            list(self.fractions) != sorted(set(self.fractions))
+            or not 0 <= self.fractions[0] <= self.fractions[-1] <= 1
+        ):
             raise ValueError("fractions must ascend, within 0 to 1")
         return self
 
@@ -45,7 +53,10 @@ class CircuitAnalysis(ContrastAnalysis):
 
     def circuits(self, contrast: Contrast) -> Bool[Tensor, "circuit source target"]:
         """The circuit of each size, pruned to what is connected."""
-        scores, graph = contrast.scores(self.method, self.steps, self.endpoint).cpu(), contrast.graph
+        scores, graph = (
+            contrast.scores(self.method, self.steps, self.endpoint).cpu(),
+            contrast.graph,
+        )
         return torch.stack([graph.connected(graph.top(scores, n)) for n in self.sizes(contrast)])
 
     def random_circuits(
@@ -53,17 +64,22 @@ class CircuitAnalysis(ContrastAnalysis):
     ) -> Bool[Tensor, "draw circuit source target"]:
         """Random edges, as many as these; in one draw the larger circuits hold the smaller ones."""
         seeds = [self.seed + seed + i for i in range(self.n_random)]
-        drawn = [[contrast.graph.drawn(n, torch.Generator().manual_seed(s)) for n in sizes] for s in seeds]
+        drawn = [
+            [contrast.graph.drawn(n, torch.Generator().manual_seed(s)) for n in sizes]
+            for s in seeds
+        ]
         return torch.stack([torch.stack(draw) for draw in drawn])
 
 
 class Circuit(CircuitAnalysis):
-    """Keeps the k highest-ranked edges, corrupts all others, and asks how much of the metric is left.
+    """Keeps the k highest-ranked edges, corrupts all others, and asks how much of the metric is
+    left.
 
-    Faithfulness is (circuit - corrupted) / (full - corrupted), of means over the examples: 1 if the circuit does what
-    the model does, above 1 if what was left out worked against it. CPR is the area under the curve (higher is better),
-    CMD the area between it and 1 (lower is better). Random circuits have as many edges as were ranked in; pruning
-    changes no output, so they are not pruned. Source: arXiv:2504.13151, arXiv:2403.17806.
+    Faithfulness is (circuit - corrupted) / (full - corrupted), of means over the examples: 1 if the
+    circuit does what the model does, above 1 if what was left out worked against it. CPR is the
+    area under the curve (higher is better), CMD the area between it and 1 (lower is better). Random
+    circuits have as many edges as were ranked in; pruning changes no output, so they are not
+    pruned. Source: arXiv:2504.13151, arXiv:2403.17806.
     """
 
     columns: ClassVar[Mapping[str, str]] = {
@@ -90,8 +106,14 @@ class Circuit(CircuitAnalysis):
         rows = runs.rows()
         for i, (k, n) in enumerate(zip(self.fractions, sizes, strict=True)):
             at, kept = {"k": k, "n_edges": n}, float(circuits[i].sum())
-            rows += [over_examples(chosen[i]) | at | {"condition": "circuit", "measure": "faithfulness"}]
-            rows += [over_draws([r[i] for r in random]) | at | {"condition": "random", "measure": "faithfulness"}]
+            rows += [
+                over_examples(chosen[i]) | at | {"condition": "circuit", "measure": "faithfulness"}
+            ]
+            rows += [
+                over_draws([r[i] for r in random])
+                | at
+                | {"condition": "random", "measure": "faithfulness"}
+            ]
             rows += [single(kept) | at | {"condition": "circuit", "measure": "connected"}]
         rows += [row | {"condition": "circuit"} for row in areas(self.fractions, chosen)]
         rows += [row | {"condition": "random"} for row in areas_of_draws(self.fractions, random)]

@@ -29,15 +29,17 @@ OTHER_SEED = 10**6
 
 
 class CircuitOverlap(CircuitAnalysis):
-    """Compares circuit A (`model`, `examples`, `metric`) with B (`other_model` and so on), at each size.
+    """Compares circuit A (`model`, `examples`, `metric`) with B (`other_model` and so on), at each
+    size.
 
-    Sets: intersection over union of edges and of nodes (heads and MLPs), the share of A's edges in B and the other way
-    round, and the hypergeometric chance of as many shared edges or more, to which all edges are alike. Function: the
-    faithfulness of A's circuit on B's model and examples, by B's baselines, beside B's own circuit. Circuits can share
-    few edges and yet do the same, or share many and not. Both stand beside random circuits of the same sizes and beside
-    A's with the heads of each layer exchanged at random (`head_permuted`, where a layer has several): what A does beyond
-    these, its own heads do, and not its layers alone. Source: arXiv:2403.17806; claim C5 of arXiv:2507.04782; the
-    exchanged heads: ours.
+    Sets: intersection over union of edges and of nodes (heads and MLPs), the share of A's edges in
+    B and the other way round, and the hypergeometric chance of as many shared edges or more, to
+    which all edges are alike. Function: the faithfulness of A's circuit on B's model and examples,
+    by B's baselines, beside B's own circuit. Circuits can share few edges and yet do the same, or
+    share many and not. Both stand beside random circuits of the same sizes and beside A's with the
+    heads of each layer exchanged at random (`head_permuted`, where a layer has several): what A
+    does beyond these, its own heads do, and not its layers alone. Source: arXiv:2403.17806; claim
+    C5 of arXiv:2507.04782; the exchanged heads: ours.
     """
 
     columns: ClassVar[Mapping[str, str]] = {
@@ -62,33 +64,55 @@ class CircuitOverlap(CircuitAnalysis):
     other_examples: Swept[str | None] = None
     """Example set of B; the same unless given."""
     other_metric: Measure | None = None
-    """Metric of B; the same unless given. So the true answer before memorisation can stand beside the given one after."""
+    """Metric of B; the same unless given. So the true answer before memorisation can stand beside
+    the given one after."""
 
     def table(self, session: Session) -> pd.DataFrame:
-        a, b = self.contrast(session), self.contrast(session, self.other_model, self.other_examples, self.other_metric)
+        a, b = (
+            self.contrast(session),
+            self.contrast(session, self.other_model, self.other_examples, self.other_metric),
+        )
         if a.graph != b.graph:
-            raise InputError(f"{self.model} and {self.other_model} are of two architectures: they share no edges")
+            raise InputError(
+                f"{self.model} and {self.other_model} are of two architectures: they share no edges"
+            )
         ours, theirs = self.circuits(a), self.circuits(b)
         random, head_permuted = self.random_circuits(b, self.sizes(b)), self.head_permuted(a, ours)
         found = Runs(b, torch.cat([ours[None], theirs[None], random, head_permuted])).faithfulness
         rows = []
         for i, (k, n) in enumerate(zip(self.fractions, self.sizes(a), strict=True)):
-            here = [*self._sets(a, ours[i], theirs[i], head_permuted[:, i]), *self._faithfulness(found[:, i])]
+            here = [
+                *self._sets(a, ours[i], theirs[i], head_permuted[:, i]),
+                *self._faithfulness(found[:, i]),
+            ]
             has_others = a.graph.n_heads > 1  # else there are no other heads to exchange one with
-            rows += [row | {"k": k, "n_edges": n} for row in here if has_others or row["condition"] != "head_permuted"]
+            rows += [
+                row | {"k": k, "n_edges": n}
+                for row in here
+                if has_others or row["condition"] != "head_permuted"
+            ]
         examples = " / ".join((self.examples, self.other_examples or self.examples))
         return tidy(rows, self.columns, examples=examples, method=self.method)
 
-    def head_permuted(self, contrast: Contrast, circuits: Circuits) -> Bool[Tensor, "draw circuit source target"]:
-        """These circuits with other heads, as many draws as there are random circuits; in a draw, all the same heads."""
+    def head_permuted(
+        self, contrast: Contrast, circuits: Circuits
+    ) -> Bool[Tensor, "draw circuit source target"]:
+        """These circuits with other heads, as many draws as there are random circuits; in a draw,
+        all the same heads."""
         seeds = [self.seed + i for i in range(self.n_random)]
-        drawn = [[contrast.graph.head_permuted(c, torch.Generator().manual_seed(s)) for c in circuits] for s in seeds]
+        drawn = [
+            [contrast.graph.head_permuted(c, torch.Generator().manual_seed(s)) for c in circuits]
+            for s in seeds
+        ]
         return torch.stack([torch.stack(draw) for draw in drawn])
 
     def _sets(self, contrast: Contrast, a: Edges, b: Edges, head_permuted: Circuits) -> list[Row]:
-        """How far the two share edges and nodes, and how far random ones of their sizes, or A with other heads, do."""
+        """How far the two share edges and nodes, and how far random ones of their sizes, or A with
+        other heads, do."""
         sizes = int(a.sum()), int(b.sum())
-        drawn = [self.random_circuits(contrast, [n], i * OTHER_SEED)[:, 0] for i, n in enumerate(sizes)]
+        drawn = [
+            self.random_circuits(contrast, [n], i * OTHER_SEED)[:, 0] for i, n in enumerate(sizes)
+        ]
         controls = {
             "random": [shared(contrast, *pair) for pair in zip(*drawn, strict=True)],
             "head_permuted": [shared(contrast, other, b) for other in head_permuted],
@@ -110,11 +134,15 @@ class CircuitOverlap(CircuitAnalysis):
             "random": over_draws(drawn[: self.n_random]),
             "head_permuted": over_draws(drawn[self.n_random :]),
         }
-        return [row | {"condition": condition, "measure": "faithfulness"} for condition, row in found.items()]
+        return [
+            row | {"condition": condition, "measure": "faithfulness"}
+            for condition, row in found.items()
+        ]
 
 
 def shared(contrast: Contrast, a: Edges, b: Edges) -> dict[str, float]:
-    """Intersection over union of edges and of nodes, and the share of either's edges in the other."""
+    """Intersection over union of edges and of nodes, and the share of either's edges in the
+    other."""
     nodes = contrast.graph.nodes(a), contrast.graph.nodes(b)
     return {
         "edge_iou": _share(a & b, a | b),

@@ -23,13 +23,16 @@ Scores = Float[np.ndarray, "n unit"]
 
 
 class Concentration(ContrastAnalysis):
-    """How unequally the attribution of each single example is spread over its tokens, heads and neurons.
+    """How unequally the attribution of each single example is spread over its tokens, heads and
+    neurons.
 
-    A look-up of a few tokens, or a memory in a few neurons, is concentrated; what is computed from everything is spread.
-    Sizes of scores say nothing here, only their shares. The reference are the clean instances under the same metric and
-    the same corrupted run; independent normal scores would have a Gini of 0.41 and take part in 0.64 of the units. Tokens
-    are the prompt's that are not the same in every example; neurons and heads those of all layers.
-    Touches: embed, z of each head, every neuron. Source: arXiv:2310.10348 (scores); ours, for claim C6.
+    A look-up of a few tokens, or a memory in a few neurons, is concentrated; what is computed from
+    everything is spread. Sizes of scores say nothing here, only their shares. The reference are the
+    clean instances under the same metric and the same corrupted run; independent normal scores
+    would have a Gini of 0.41 and take part in 0.64 of the units. Tokens are the prompt's that are
+    not the same in every example; neurons and heads those of all layers.
+    Touches: embed, z of each head, every neuron. Source: arXiv:2310.10348 (scores); ours, for claim
+    C6.
     """
 
     columns: ClassVar[Mapping[str, str]] = {
@@ -47,23 +50,31 @@ class Concentration(ContrastAnalysis):
     }
 
     metric: Measure = Logit(label="given")
-    """One that clean instances have too; the logit difference of the two labels would be 0 on them."""
+    """One that clean instances have too; the logit difference of the two labels would be 0 on
+    them."""
     corrupted: Source = Source(mean_over="clean")
-    """One that differs at every token: a minimal pair would put everything on the token that it changes."""
+    """One that differs at every token: a minimal pair would put everything on the token that it
+    changes."""
 
     def table(self, session: Session) -> pd.DataFrame:
         contrast = self.contrast(session)
         rows = []
         for component, scores in _scores(contrast).items():
             for measure, (unit, measured) in MEASURES.items():
-                said = {"component": component, "n_units": scores.shape[1], "measure": measure, "unit": unit}
+                said = {
+                    "component": component,
+                    "n_units": scores.shape[1],
+                    "measure": measure,
+                    "unit": unit,
+                }
                 rows.append(over_examples(measured(np.abs(scores))) | said)
         shared = {"examples": self.examples, "metric": self.metric.name}
         return pd.DataFrame(rows).assign(**shared)[[*self.columns]]
 
 
 def gini(sizes: Scores) -> Float[np.ndarray, " n"]:
-    """Mean difference of two units of an example, over twice their mean: 0 even, 1 - 1/units all in one."""
+    """Mean difference of two units of an example, over twice their mean: 0 even, 1 - 1/units all in
+    one."""
     n = sizes.shape[1]
     ranks = 2 * np.arange(1, n + 1) - n - 1
     return _over(np.sort(sizes, axis=1) @ ranks, n * sizes.sum(axis=1))
@@ -87,7 +98,9 @@ MEASURES = {
 
 
 def _over(numerators: np.ndarray, denominators: np.ndarray) -> np.ndarray:
-    return np.divide(numerators, denominators, out=np.full(len(numerators), np.nan), where=denominators > 0)
+    return np.divide(
+        numerators, denominators, out=np.full(len(numerators), np.nan), where=denominators > 0
+    )
 
 
 def _scores(contrast: Contrast) -> dict[str, Scores]:
@@ -95,10 +108,17 @@ def _scores(contrast: Contrast) -> dict[str, Scores]:
     prompt = contrast.examples.prompt
     is_input = (prompt != prompt[:1]).any(dim=0)
     if not is_input.any():
-        raise InputError("all examples have the same prompt, so that no token tells them apart; take a larger set")
-    wanted = [Units("token", -1, "hook_embed"), *(u for u in parts(contrast) if u.component in ("head", "neuron"))]
+        raise InputError(
+            "all examples have the same prompt, so that no token tells them apart; take a larger set"
+        )
+    wanted = [
+        Units("token", -1, "hook_embed"),
+        *(u for u in parts(contrast) if u.component in ("head", "neuron")),
+    ]
     found: dict[str, list[torch.Tensor]] = {}
     for unit, scores in zip(wanted, scores_of(contrast, wanted), strict=True):
         chosen = scores[:, : len(is_input)][:, is_input] if unit.component == "token" else scores
         found.setdefault(unit.component, []).append(chosen)
-    return {component: torch.cat(scores, dim=1).double().numpy() for component, scores in found.items()}
+    return {
+        component: torch.cat(scores, dim=1).double().numpy() for component, scores in found.items()
+    }

@@ -1,4 +1,5 @@
-"""ContrastAnalysis: what analyses share that ask which parts tell a clean run from a corrupted one."""
+"""ContrastAnalysis: what analyses share that ask which parts tell a clean run from a corrupted
+one."""
 
 from __future__ import annotations
 
@@ -48,7 +49,8 @@ class Batch:
 
 @dataclass(frozen=True)
 class Contrast:
-    """A model, its clean and its corrupted run on a set of examples, and the metric that tells them apart."""
+    """A model, its clean and its corrupted run on a set of examples, and the metric that tells them
+    apart."""
 
     session: Session
     model: Model
@@ -71,53 +73,75 @@ class Contrast:
         return lambda logits: -self.measured(logits, examples, baseline).sum()
 
     def check_gradient(self, examples: Examples, baseline: Tensor, at_clean: bool = True) -> None:
-        """Raises InputError for a metric that says nothing about which way to go (at the clean run, if only there)."""
+        """Raises InputError for a metric that says nothing about which way to go (at the clean run,
+        if only there)."""
         loss = self.loss(examples, baseline)(baseline.detach().requires_grad_())
         if not loss.requires_grad:
-            raise InputError(f"{self.metric.name} has no gradient; attribute a logit or a probability instead")
+            raise InputError(
+                f"{self.metric.name} has no gradient; attribute a logit or a probability instead"
+            )
         if isinstance(self.metric, KL) and at_clean:
             raise InputError(
                 "kl is least at the clean run and has no slope there; take eap_ig, exact or another metric"
             )
 
     def check_change(self, *scores: Tensor) -> None:
-        """Raises InputError if nothing has a score, as with the logit difference of examples that are not noisy."""
+        """Raises InputError if nothing has a score, as with the logit difference of examples that
+        are not noisy."""
         if not any(s.any() for s in scores):
-            raise InputError(f"{self.metric.name} has no slope on these examples: no part has a score; choose another")
+            raise InputError(
+                f"{self.metric.name} has no slope on these examples: no part has a score; choose another"
+            )
 
-    def both_runs(self, hooks: Collection[str]) -> tuple[Mapping[str, Tensor], Mapping[str, Tensor]]:
-        """The clean and the corrupted activations, the latter with a batch of 1 if they are a mean."""
+    def both_runs(
+        self, hooks: Collection[str]
+    ) -> tuple[Mapping[str, Tensor], Mapping[str, Tensor]]:
+        """The clean and the corrupted activations, the latter with a batch of 1 if they are a
+        mean."""
         model, rows = self.corrupted.run(self.model, self.examples, self.session)
         clean = self.session.activations(self.model, self.examples, hooks)
         if self.corrupted.mean_over is None:
             return clean, self.session.activations(model, rows, hooks)
         rows = self.session.examples(self.corrupted.mean_over).with_prefix(self.examples.prefix)
         theirs = self.session.activations(model, rows, hooks)
-        return clean, {hook: activation.mean(0, keepdim=True) for hook, activation in theirs.items()}
+        return clean, {
+            hook: activation.mean(0, keepdim=True) for hook, activation in theirs.items()
+        }
 
     def batches(self) -> Iterator[Batch]:
-        """Raises InputError if the corrupted run is another model's: its edges would not be this one's."""
+        """Raises InputError if the corrupted run is another model's: its edges would not be this
+        one's."""
         if self.corrupted.run(self.model, self.examples, self.session)[0] is not self.model:
-            raise InputError("the corrupted run of a circuit is another input of the same model, not a checkpoint")
+            raise InputError(
+                "the corrupted run of a circuit is another input of the same model, not a checkpoint"
+            )
         clean, corrupted = self.both_runs(source_hooks(self.graph))
         for rows in torch.arange(len(self.examples)).split(MOST_ROWS):
             theirs = {hook: t if len(t) == 1 else t[rows] for hook, t in corrupted.items()}
-            yield self._batch(self.examples.select(rows), {hook: t[rows] for hook, t in clean.items()}, theirs)
+            yield self._batch(
+                self.examples.select(rows), {hook: t[rows] for hook, t in clean.items()}, theirs
+            )
 
     @torch.no_grad()
-    def _batch(self, examples: Examples, clean: Mapping[str, Tensor], corrupted: Mapping[str, Tensor]) -> Batch:
+    def _batch(
+        self, examples: Examples, clean: Mapping[str, Tensor], corrupted: Mapping[str, Tensor]
+    ) -> Batch:
         wiring = Wiring(self.model, source_values(self.model, corrupted), examples.n_answer)
         values = source_values(self.model, clean)
         return Batch(examples, wiring, values, wiring.logits(values)[0])
 
-    def scores(self, method: Method, steps: int = 5, endpoint: Endpoint = "clean") -> Float[Tensor, "source target"]:
+    def scores(
+        self, method: Method, steps: int = 5, endpoint: Endpoint = "clean"
+    ) -> Float[Tensor, "source target"]:
         """How much each edge is needed, on average over the examples, in the unit of the metric."""
         key = ("edge scores", *self.key, method, *((steps, endpoint) if method == "eap_ig" else ()))
         if key not in self.session.cache:
             m = steps if method == "eap_ig" else 1
             first = FIRST[endpoint] if method == "eap_ig" else 1.0
             points = [(k + first) / m for k in range(m)]
-            total = torch.stack([self._batch_scores(batch, method, points) for batch in self.batches()]).sum(0)
+            total = torch.stack(
+                [self._batch_scores(batch, method, points) for batch in self.batches()]
+            ).sum(0)
             self.session.count(self.examples, self.graph.n_edges if method == "exact" else m)
             if method != "exact":
                 self.check_change(total)
@@ -151,9 +175,10 @@ class Contrast:
 class ContrastAnalysis(Analysis):
     """An analysis of what makes the metric differ between each example and its corrupted run.
 
-    The clean run reads the example, the corrupted run its minimal pair (with the pair's own answer as prefix), or what
-    `corrupted` names instead. The metric is that of the whole answer: of logits the mean over the answer tokens, of
-    probabilities their product, under the prefix of the example set.
+    The clean run reads the example, the corrupted run its minimal pair (with the pair's own answer
+    as prefix), or what `corrupted` names instead. The metric is that of the whole answer: of logits
+    the mean over the answer tokens, of probabilities their product, under the prefix of the example
+    set.
     """
 
     model: Swept[str] = "after"
@@ -163,17 +188,26 @@ class ContrastAnalysis(Analysis):
     corrupted: Source = Source(pair=True)
 
     def contrast(
-        self, session: Session, model: str | None = None, examples: str | None = None, metric: Measure | None = None
+        self,
+        session: Session,
+        model: str | None = None,
+        examples: str | None = None,
+        metric: Measure | None = None,
     ) -> Contrast:
         """The two runs, of this model, set and metric or of others."""
-        model, examples, metric = model or self.model, examples or self.examples, metric or self.metric
+        model, examples, metric = (
+            model or self.model,
+            examples or self.examples,
+            metric or self.metric,
+        )
         key = (digest([metric.block(), self.corrupted.block()]), *session.named(self.corrupted))
         runs = session.model(model), session.examples(examples)
         return Contrast(session, *runs, metric, self.corrupted, (*runs, *key))
 
 
 def correlation(x: pd.Series, y: pd.Series) -> float:
-    """Pearson's r; of ranks, Spearman's. NaN for fewer than three values, or where one of the two never varies."""
+    """Pearson's r; of ranks, Spearman's. NaN for fewer than three values, or where one of the two
+    never varies."""
     if len(x) < 3 or np.ptp(x) == 0 or np.ptp(y) == 0:
         return float("nan")
     return float(stats.pearsonr(x, y).statistic)

@@ -1,4 +1,5 @@
-"""EdgeScores: how much each edge of the computational graph is needed, by gradient and by patching it."""
+"""EdgeScores: how much each edge of the computational graph is needed, by gradient and by patching
+it."""
 
 from __future__ import annotations
 
@@ -16,10 +17,11 @@ N_TOP = 100
 
 
 class EdgeScores(ContrastAnalysis):
-    """One row for each edge: what the metric loses, to first order or exactly, if the edge is corrupted.
+    """One row for each edge: what the metric loses, to first order or exactly, if the edge is
+    corrupted.
 
-    Positive edges carry what tells the example from its pair. Where the gradient's ranks agree with patching each edge
-    in turn, the cheap score may stand for the exact one.
+    Positive edges carry what tells the example from its pair. Where the gradient's ranks agree with
+    patching each edge in turn, the cheap score may stand for the exact one.
     Source: arXiv:2310.10348 (EAP), arXiv:2403.17806 (EAP-IG), arXiv:2304.05969 (path patching).
     """
 
@@ -42,11 +44,13 @@ class EdgeScores(ContrastAnalysis):
     }
 
     methods: tuple[Method, ...] = Field(("eap", "eap_ig"), min_length=1)
-    """Which scores; `exact` patches every edge in turn, and adds the agreement of the others with it."""
+    """Which scores; `exact` patches every edge in turn, and adds the agreement of the others with
+    it."""
     steps: int = Field(5, ge=1)
     """Inputs over which EAP-IG averages gradients."""
     endpoint: Endpoint = "clean"
-    """End of the line from corrupted to clean that is among these inputs; `midpoint` takes neither."""
+    """End of the line from corrupted to clean that is among these inputs; `midpoint` takes
+    neither."""
 
     def table(self, session: Session) -> pd.DataFrame:
         contrast = self.contrast(session)
@@ -54,9 +58,16 @@ class EdgeScores(ContrastAnalysis):
         ends = [(graph.sources[s], graph.targets[t]) for s, t in graph.exists.nonzero().tolist()]
         rows = [(s.name, t.name, s.layer, t.layer, t.kind) for s, t in ends]
         table = pd.DataFrame(rows, columns=["source", "target", "source_layer", "layer", "into"])
-        table = table.assign(examples=self.examples, measure=self.metric.name, unit=self.metric.unit)
+        table = table.assign(
+            examples=self.examples, measure=self.metric.name, unit=self.metric.unit
+        )
         for method in self.methods:
-            table[method] = contrast.scores(method, self.steps, self.endpoint)[graph.exists].double().cpu().numpy()
+            table[method] = (
+                contrast.scores(method, self.steps, self.endpoint)[graph.exists]
+                .double()
+                .cpu()
+                .numpy()
+            )
         table = table.assign(**_agreement(table))
         return table[[column for column in self.columns if column in table]]
 
@@ -67,5 +78,7 @@ def _agreement(table: pd.DataFrame) -> dict[str, float]:
     top, found = table["exact"].abs().nlargest(N_TOP).index, {}
     for method in [name for name in ("eap", "eap_ig") if name in table]:
         found[f"spearman_{method}"] = correlation(table[method].rank(), table["exact"].rank())
-        found[f"spearman_{method}_top"] = correlation(table[method][top].rank(), table["exact"][top].rank())
+        found[f"spearman_{method}_top"] = correlation(
+            table[method][top].rank(), table["exact"][top].rank()
+        )
     return found

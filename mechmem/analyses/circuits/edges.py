@@ -1,4 +1,5 @@
-"""Edges: how much each edge of the computational graph is needed, by its gradient and by patching it."""
+"""Edges: how much each edge of the computational graph is needed, by its gradient and by patching
+it."""
 
 from __future__ import annotations
 
@@ -17,11 +18,15 @@ MOST_ROWS = 128
 """Examples times circuits that go through the model at once."""
 
 
-def attributed(wiring: Wiring, clean: Sources, loss: Loss, points: Sequence[float] = (1.0,)) -> Scores:
-    """(corrupted - clean value of u) . gradient of the loss at the input of v, summed over batch and positions.
+def attributed(
+    wiring: Wiring, clean: Sources, loss: Loss, points: Sequence[float] = (1.0,)
+) -> Scores:
+    """(corrupted - clean value of u) . gradient of the loss at the input of v, summed over batch
+    and positions.
 
-    The gradient is the mean over inputs `corrupted + point (clean - corrupted)`; at 1, the clean input, alone it is
-    EAP, else EAP-IG. Positive: to corrupt the edge raises the loss. Source: arXiv:2310.10348, arXiv:2403.17806.
+    The gradient is the mean over inputs `corrupted + point (clean - corrupted)`; at 1, the clean
+    input, alone it is EAP, else EAP-IG. Positive: to corrupt the edge raises the loss. Source:
+    arXiv:2310.10348, arXiv:2403.17806.
     """
     change, graph = wiring.corrupted - clean, wiring.graph
     scores = clean.new_zeros(len(graph.sources), len(graph.targets))
@@ -32,13 +37,16 @@ def attributed(wiring: Wiring, clean: Sources, loss: Loss, points: Sequence[floa
         gradients = torch.autograd.grad(total, inputs, allow_unused=True, materialize_grads=True)
         for (_, targets, n), gradient in zip(graph.groups(), gradients, strict=True):
             moved = change[:n, :, -gradient.shape[-2] :]
-            scores[:n, targets] += torch.einsum("sbpd,tbpd->st", moved, gradient[:, 0]) / len(points)
+            scores[:n, targets] += torch.einsum("sbpd,tbpd->st", moved, gradient[:, 0]) / len(
+                points
+            )
     return scores
 
 
 @torch.no_grad()
 def patched(wiring: Wiring, clean: Sources, loss: Loss) -> Scores:
-    """How much the loss rises when one edge alone carries its corrupted value, for each edge in turn.
+    """How much the loss rises when one edge alone carries its corrupted value, for each edge in
+    turn.
 
     Only the layers from the target's on are computed. Source: path patching, arXiv:2304.05969.
     """
@@ -47,10 +55,17 @@ def patched(wiring: Wiring, clean: Sources, loss: Loss) -> Scores:
     for layer in range(graph.n_layers + 1):
         known = clean[: 1 + layer * graph.per_layer]
         whole = loss(wiring.logits(known)[0])
-        there = [(n, t) for at, targets, n in graph.groups() if at == layer for t in range(targets.start, targets.stop)]
+        there = [
+            (n, t)
+            for at, targets, n in graph.groups()
+            if at == layer
+            for t in range(targets.start, targets.stop)
+        ]
         pairs = torch.tensor([(s, t) for n, t in there for s in range(n)])
         for s, t in (part.unbind(1) for part in pairs.split(max(1, MOST_ROWS // clean.shape[1]))):
             edges = clean.new_ones(len(s), *scores.shape)
             edges[torch.arange(len(s)), s, t] = 0
-            scores[s, t] = torch.stack([loss(logits) for logits in wiring.logits(known, edges)]) - whole
+            scores[s, t] = (
+                torch.stack([loss(logits) for logits in wiring.logits(known, edges)]) - whole
+            )
     return scores

@@ -18,16 +18,29 @@ from mechmem.statistics.intervals import LEVEL, ratio, resamples
 from mechmem.statistics.rows import Row, _row, over_draws, over_examples
 
 UNITS = {
-    **{"faithfulness": "0 corrupted, 1 full run", "connected": "edges", "cpr": "area", "cmd": "area"},
-    **{"edge_iou": "fraction", "node_iou": "fraction", "recall": "fraction", "recall_other": "fraction"},
+    **{
+        "faithfulness": "0 corrupted, 1 full run",
+        "connected": "edges",
+        "cpr": "area",
+        "cmd": "area",
+    },
+    **{
+        "edge_iou": "fraction",
+        "node_iou": "fraction",
+        "recall": "fraction",
+        "recall_other": "fraction",
+    },
     "hypergeometric_p": "probability",
 }
 
 
 class Runs:
-    """The metric of each example in the full and the corrupted run, and in circuits of both ends between them."""
+    """The metric of each example in the full and the corrupted run, and in circuits of both ends
+    between them."""
 
-    def __init__(self, contrast: Contrast, circuits: Bool[Tensor, "draw circuit source target"]) -> None:
+    def __init__(
+        self, contrast: Contrast, circuits: Bool[Tensor, "draw circuit source target"]
+    ) -> None:
         self.metric, self.n_edges = contrast.metric, contrast.graph.n_edges
         exists = contrast.graph.exists
         every = torch.cat([exists[None], torch.zeros_like(exists)[None], circuits.flatten(0, 1)])
@@ -36,7 +49,8 @@ class Runs:
 
     @cached_property
     def faithfulness(self) -> np.ndarray:
-        """Of each example, `draw circuit n`: their mean is (circuit - corrupted) / (full - corrupted) of the means.
+        """Of each example, `draw circuit n`: their mean is (circuit - corrupted) / (full -
+        corrupted) of the means.
 
         The whole model is 1 for certain. Undefined where the runs do not differ.
         """
@@ -46,12 +60,17 @@ class Runs:
         """What the metric is at either end."""
         said = {"measure": self.metric.name, "unit": self.metric.unit}
         full = over_examples(self.full) | {"condition": "full", "k": 1.0, "n_edges": self.n_edges}
-        corrupted = over_examples(self.corrupted) | {"condition": "corrupted", "k": 0.0, "n_edges": 0}
+        corrupted = over_examples(self.corrupted) | {
+            "condition": "corrupted",
+            "k": 0.0,
+            "n_edges": 0,
+        }
         return [full | said, corrupted | said]
 
 
 def areas(fractions: Sequence[float], values: np.ndarray) -> list[Row]:
-    """CPR and CMD of one curve (`circuit n`), by the trapezoid rule, resampled over examples. Source: arXiv:2504.13151."""
+    """CPR and CMD of one curve (`circuit n`), by the trapezoid rule, resampled over examples.
+    Source: arXiv:2504.13151."""
     n, found = values.shape[1], []
     resampled = values @ resamples(n)
     for name, area in AREAS.items():
@@ -64,7 +83,10 @@ def areas(fractions: Sequence[float], values: np.ndarray) -> list[Row]:
 def areas_of_draws(fractions: Sequence[float], draws: Sequence[np.ndarray]) -> list[Row]:
     """CPR and CMD of the curve of each draw."""
     curves = np.stack([values.mean(1) for values in draws], axis=1)
-    return [over_draws(list(area(fractions, curves)[:, None])) | {"measure": name} for name, area in AREAS.items()]
+    return [
+        over_draws(list(area(fractions, curves)[:, None])) | {"measure": name}
+        for name, area in AREAS.items()
+    ]
 
 
 AREAS = {

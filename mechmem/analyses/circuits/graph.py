@@ -15,7 +15,8 @@ from mechmem.models.architecture import Model
 
 
 class Node(NamedTuple):
-    """One end of an edge. Sources are embed, head, mlp; targets are q, k, v, mlp, logits (the last residual)."""
+    """One end of an edge. Sources are embed, head, mlp; targets are q, k, v, mlp, logits (the last
+    residual)."""
 
     name: str
     kind: str
@@ -27,9 +28,10 @@ class Node(NamedTuple):
 class Graph:
     """Which sources write into the residual stream, which targets read it, and in which order.
 
-    1 + L(H + 1) sources: the embedding, each head's result, each MLP's output; L(3H + 1) + 1 targets: each head's
-    query, key and value input, each MLP's input, the last residual. Without MLPs, one less a layer of either. There is
-    an edge from a source to every later target. Source: arXiv:2310.10348.
+    1 + L(H + 1) sources: the embedding, each head's result, each MLP's output; L(3H + 1) + 1
+    targets: each head's query, key and value input, each MLP's input, the last residual. Without
+    MLPs, one less a layer of either. There is an edge from a source to every later target. Source:
+    arXiv:2310.10348.
     """
 
     n_layers: int
@@ -51,10 +53,15 @@ class Graph:
 
     @cached_property
     def targets(self) -> tuple[Node, ...]:
-        """`a0.h0.q` ..., `a0.h0.k` ..., `a0.h0.v` ..., `m0`, ..., `logits`: the order of the columns."""
+        """`a0.h0.q` ..., `a0.h0.k` ..., `a0.h0.v` ..., `m0`, ..., `logits`: the order of the
+        columns."""
         nodes = []
         for layer in range(self.n_layers):
-            nodes += [Node(f"a{layer}.h{head}.{kind}", kind, layer) for kind in "qkv" for head in range(self.n_heads)]
+            nodes += [
+                Node(f"a{layer}.h{head}.{kind}", kind, layer)
+                for kind in "qkv"
+                for head in range(self.n_heads)
+            ]
             nodes += [Node(f"m{layer}", "mlp", layer)] if self.has_mlp else []
         return (*nodes, Node("logits", "logits", self.n_layers))
 
@@ -79,7 +86,8 @@ class Graph:
         return slice(len(self.targets) - 1, len(self.targets))
 
     def groups(self) -> Iterator[tuple[int, slice, int]]:
-        """(layer, columns, number of sources that they read) of the targets that read at the same point, in order."""
+        """(layer, columns, number of sources that they read) of the targets that read at the same
+        point, in order."""
         for layer in range(self.n_layers):
             known = 1 + layer * self.per_layer
             yield layer, self.qkv(layer), known
@@ -103,7 +111,10 @@ class Graph:
     def owner(self) -> Int[Tensor, " target"]:
         """Row of the node that each target belongs to; one past the last row for `logits`."""
         rows = {node.name: i for i, node in enumerate(self.sources)} | {"logits": len(self.sources)}
-        names = [node.name.rpartition(".")[0] if node.kind in "qkv" else node.name for node in self.targets]
+        names = [
+            node.name.rpartition(".")[0] if node.kind in "qkv" else node.name
+            for node in self.targets
+        ]
         return torch.tensor([rows[name] for name in names])
 
     def top(self, scores: Float[Tensor, "source target"], n: int) -> Bool[Tensor, "source target"]:
@@ -121,10 +132,14 @@ class Graph:
     def head_permuted(
         self, edges: Bool[Tensor, "source target"], generator: torch.Generator
     ) -> Bool[Tensor, "source target"]:
-        """The same edges between other heads: those of each layer exchanged at random, with all that they have."""
+        """The same edges between other heads: those of each layer exchanged at random, with all
+        that they have."""
         rows, columns = torch.arange(len(self.sources)), torch.arange(len(self.targets))
         for layer in range(self.n_layers):
-            heads, first = torch.randperm(self.n_heads, generator=generator), 1 + layer * self.per_layer
+            heads, first = (
+                torch.randperm(self.n_heads, generator=generator),
+                1 + layer * self.per_layer,
+            )
             rows[first : first + self.n_heads] = first + heads
             inputs = self.qkv(layer)
             columns[inputs] = columns[inputs].unflatten(0, (3, -1))[:, heads].flatten()
@@ -134,7 +149,8 @@ class Graph:
         return torch.zeros_like(self.exists).masked_scatter(self.exists, chosen)
 
     def connected(self, edges: Bool[Tensor, "source target"]) -> Bool[Tensor, "source target"]:
-        """The edges that lie on a path from the embedding to the last residual; the others change no output."""
+        """The edges that lie on a path from the embedding to the last residual; the others change
+        no output."""
         edges, n = edges & self.exists, len(self.sources)
         reached, useful = torch.zeros(n + 1, dtype=torch.bool), torch.zeros(n + 1, dtype=torch.bool)
         reached[0] = useful[n] = True
@@ -145,7 +161,8 @@ class Graph:
         return edges & reached[:n, None] & useful[self.owner]
 
     def nodes(self, edges: Bool[Tensor, "source target"]) -> Bool[Tensor, " source"]:
-        """The heads and MLPs at either end of an edge; the embedding and the last residual, which all share, left out."""
+        """The heads and MLPs at either end of an edge; the embedding and the last residual, which
+        all share, left out."""
         ends = torch.cat([edges.any(dim=1), torch.zeros(1, dtype=torch.bool)])
         ends[self.owner[edges.any(dim=0)]] = True
         return ends[:-1] & (torch.arange(len(self.sources)) > 0)

@@ -1,4 +1,5 @@
-"""Wiring: a forward in which every edge of the computational graph takes its clean or its corrupted value."""
+"""Wiring: a forward in which every edge of the computational graph takes its clean or its corrupted
+value."""
 
 from __future__ import annotations
 
@@ -23,15 +24,22 @@ Values = Float[Tensor, "source circuit batch pos d_model"]
 def source_hooks(graph: Graph) -> list[str]:
     """The activations that the values of the sources are made of."""
     names = ["attn.hook_z", *(["hook_mlp_out"] if graph.has_mlp else [])]
-    return ["hook_embed", "hook_pos_embed", *(f"blocks.{i}.{name}" for i in range(graph.n_layers) for name in names)]
+    return [
+        "hook_embed",
+        "hook_pos_embed",
+        *(f"blocks.{i}.{name}" for i in range(graph.n_layers) for name in names),
+    ]
 
 
 def source_values(model: Model, activations: Mapping[str, Tensor]) -> Sources:
-    """What each source writes into the residual stream; a head's result is z W_O with an equal share of b_O."""
+    """What each source writes into the residual stream; a head's result is z W_O with an equal
+    share of b_O."""
     values = [(activations["hook_embed"] + activations["hook_pos_embed"])[None]]
     for i, block in enumerate(model.blocks):
         z = activations[f"blocks.{i}.attn.hook_z"]
-        values.append(_results(block.attn, z.permute(2, 0, 1, 3).flatten(1, 2)).unflatten(1, z.shape[:2]))
+        values.append(
+            _results(block.attn, z.permute(2, 0, 1, 3).flatten(1, 2)).unflatten(1, z.shape[:2])
+        )
         if not model.cfg.attn_only:
             values.append(activations[f"blocks.{i}.hook_mlp_out"][None])
     return torch.cat(values)
@@ -39,9 +47,11 @@ def source_values(model: Model, activations: Mapping[str, Tensor]) -> Sources:
 
 @dataclass(frozen=True)
 class Wiring:
-    """A model whose targets each read the sum of their own edges, and any edge may carry its corrupted value.
+    """A model whose targets each read the sum of their own edges, and any edge may carry its
+    corrupted value.
 
-    The rest of the corrupted run is never seen: a node between computes with what its edges bring. With `patterns`
+    The rest of the corrupted run is never seen: a node between computes with what its edges bring.
+    With `patterns`
     (layer by layer, `batch head pos key_pos`) attention is held, and only values carry effects.
     """
 
@@ -61,24 +71,33 @@ class Wiring:
         edges: Float[Tensor, "circuit source target"] | None = None,
         inputs: list[Tensor] | None = None,
     ) -> Float[Tensor, "circuit batch n_readout d_vocab"]:
-        """Logits at the last `n_readout` positions for every circuit (1: the edge is in it; 0: corrupted).
+        """Logits at the last `n_readout` positions for every circuit (1: the edge is in it; 0:
+        corrupted).
 
-        `known` are the clean values of the embedding and of any more layers, which stand as they are. Without `edges`
-        the model is whole. `inputs` receives what each group of targets reads, `target circuit batch pos d_model`.
+        `known` are the clean values of the embedding and of any more layers, which stand as they
+        are. Without `edges` the model is whole. `inputs` receives what each group of targets reads,
+        `target circuit batch pos d_model`.
         """
         model = self.model
         values = known[:, None].expand(-1, 1 if edges is None else len(edges), -1, -1, -1)
         for layer in range((len(known) - 1) // self.graph.per_layer, self.graph.n_layers):
             values = self._after_layer(values, layer, edges, inputs)
         values = values[..., -self.n_readout :, :]
-        x = normed(getattr(model, "ln_final", torch.nn.Identity()), self._read(values, self.graph.last, edges, inputs))
+        x = normed(
+            getattr(model, "ln_final", torch.nn.Identity()),
+            self._read(values, self.graph.last, edges, inputs),
+        )
         return x[0] @ model.unembed.W_U + model.unembed.b_U
 
-    def _after_layer(self, values: Values, layer: int, edges: Tensor | None, inputs: list[Tensor] | None) -> Tensor:
+    def _after_layer(
+        self, values: Values, layer: int, edges: Tensor | None, inputs: list[Tensor] | None
+    ) -> Tensor:
         block: Any = self.model.blocks[layer]
         keep = self.n_readout if layer == self.graph.n_layers - 1 else values.shape[-2]
         x = normed(block.ln1, self._read(values, self.graph.qkv(layer), edges, inputs))
-        heads = self._heads(block.attn, x, keep, None if self.patterns is None else self.patterns[layer])
+        heads = self._heads(
+            block.attn, x, keep, None if self.patterns is None else self.patterns[layer]
+        )
         values = torch.cat([values[..., -keep:, :], heads])
         if not self.graph.has_mlp:
             return values
@@ -86,8 +105,11 @@ class Wiring:
         post = ACTIVATIONS[block.cfg.act_fn](x @ block.mlp.W_in + block.mlp.b_in)
         return torch.cat([values, post @ block.mlp.W_out + block.mlp.b_out])
 
-    def _read(self, values: Values, targets: slice, edges: Tensor | None, inputs: list[Tensor] | None) -> Tensor:
-        """What each of the targets reads: the sum of its edges, `target circuit batch pos d_model`."""
+    def _read(
+        self, values: Values, targets: slice, edges: Tensor | None, inputs: list[Tensor] | None
+    ) -> Tensor:
+        """What each of the targets reads: the sum of its edges, `target circuit batch pos
+        d_model`."""
         if edges is None:
             x = values.sum(0).expand(targets.stop - targets.start, *values.shape[1:])
         else:
@@ -99,13 +121,21 @@ class Wiring:
         return x
 
     def _heads(self, attention: Any, x: Tensor, keep: int, pattern: Tensor | None) -> Tensor:
-        """Each head's result from its own query, key and value inputs, at the last `keep` positions."""
+        """Each head's result from its own query, key and value inputs, at the last `keep`
+        positions."""
         weights = zip("QKV", x.unflatten(0, (3, -1)).unbind(0), strict=True)
-        q, k, v = (_projected(t, getattr(attention, f"W_{n}"), getattr(attention, f"b_{n}")) for n, t in weights)
+        q, k, v = (
+            _projected(t, getattr(attention, f"W_{n}"), getattr(attention, f"b_{n}"))
+            for n, t in weights
+        )
         if pattern is None:
-            visible = torch.ones(keep, k.shape[-2], dtype=torch.bool, device=x.device).tril(k.shape[-2] - keep)
+            visible = torch.ones(keep, k.shape[-2], dtype=torch.bool, device=x.device).tril(
+                k.shape[-2] - keep
+            )
             q, k, v = (t.flatten(1, 2) for t in (q[..., -keep:, :], k, v))
-            z = F.scaled_dot_product_attention(q, k, v, attn_mask=visible, scale=1 / attention.attn_scale)
+            z = F.scaled_dot_product_attention(
+                q, k, v, attn_mask=visible, scale=1 / attention.attn_scale
+            )
         else:
             z = (pattern.transpose(0, 1)[:, None, :, -keep:] @ v).flatten(1, 2)
         return _results(attention, z.flatten(1, 2)).unflatten(1, (*x.shape[1:3], keep))
@@ -116,5 +146,7 @@ def _projected(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     return (x.flatten(1, 3) @ weight + bias[:, None]).unflatten(1, x.shape[1:4])
 
 
-def _results(attention: Any, z: Float[Tensor, "head rows d_head"]) -> Float[Tensor, "head rows d_model"]:
+def _results(
+    attention: Any, z: Float[Tensor, "head rows d_head"]
+) -> Float[Tensor, "head rows d_model"]:
     return z @ attention.W_O + attention.b_O / len(attention.W_O)

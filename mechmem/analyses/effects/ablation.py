@@ -1,4 +1,5 @@
-"""Ablation: how fast the answers die as heads, neurons or layers are knocked out, in ranked against random order."""
+"""Ablation: how fast the answers die as heads, neurons or layers are knocked out, in ranked against
+random order."""
 
 from __future__ import annotations
 
@@ -15,7 +16,14 @@ from torch import Tensor
 
 from mechmem.analyses.circuits.attribution import Attribution, scores_of
 from mechmem.analyses.circuits.attribution import parts as scored_parts
-from mechmem.analyses.effects.effect import TOLERANCE, EffectAnalysis, Key, Readings, baseline_logits, edits_of
+from mechmem.analyses.effects.effect import (
+    TOLERANCE,
+    EffectAnalysis,
+    Key,
+    Readings,
+    baseline_logits,
+    edits_of,
+)
 from mechmem.data.examples import Examples
 from mechmem.interventions.ablate import Ablate
 from mechmem.interventions.patch import Source
@@ -33,7 +41,8 @@ Reader = Callable[[frozenset["Part"], bool], Readings]
 
 
 class Part(NamedTuple):
-    """What is knocked out as one: a head (`a0.h1`), a neuron (`m0.n7`), or a layer's attention (`a0`) or MLP (`m0`)."""
+    """What is knocked out as one: a head (`a0.h1`), a neuron (`m0.n7`), or a layer's attention
+    (`a0`) or MLP (`m0`)."""
 
     name: str
     site: str
@@ -42,14 +51,16 @@ class Part(NamedTuple):
 
 
 class Ablation(EffectAnalysis):
-    """Knocks out 0, 1, 2, ... of the heads, neurons or layers, the most needed first, beside random orders.
+    """Knocks out 0, 1, 2, ... of the heads, neurons or layers, the most needed first, beside random
+    orders.
 
-    Ranked on clean instances it is the reasoning circuit that is removed: if memorised answers die with it, as fast as
-    clean ones and faster than at random, the memory rests on reasoning; if they outlive it, the memory has parts of its
-    own. The area between the two curves is (random - ranked), over the share of parts that is gone, in units of what is
-    there baseline: 0 for a ranking that is no better than chance. Controls: random orders, and a ranking chosen on
-    other examples than it is judged on (`ranked_on_too` says how many are the same). Source: ours, for claim C4 of
-    arXiv:2507.04782; means: arXiv:2211.00593.
+    Ranked on clean instances it is the reasoning circuit that is removed: if memorised answers die
+    with it, as fast as clean ones and faster than at random, the memory rests on reasoning; if they
+    outlive it, the memory has parts of its own. The area between the two curves is (random -
+    ranked), over the share of parts that is gone, in units of what is there baseline: 0 for a
+    ranking that is no better than chance. Controls: random orders, and a ranking chosen on other
+    examples than it is judged on (`ranked_on_too` says how many are the same). Source: ours, for
+    claim C4 of arXiv:2507.04782; means: arXiv:2211.00593.
     """
 
     columns: ClassVar[Mapping[str, str]] = {
@@ -80,39 +91,51 @@ class Ablation(EffectAnalysis):
     method: Swept[Literal["zero", "mean", "resample", "gaussian"]] = "mean"
     """As in the intervention `ablate`."""
     reference_set: Swept[str | None] = None
-    """Set of the mean, the other examples or the spread, as in `ablate`; the set that is patched unless given."""
+    """Set of the mean, the other examples or the spread, as in `ablate`; the set that is patched
+    unless given."""
     ranked_on: Swept[str] = "clean"
-    """The set whose loss ranks the parts, fed its own prefix; best one that shares no example with `examples`."""
+    """The set whose loss ranks the parts, fed its own prefix; best one that shares no example with
+    `examples`."""
     ranked_by: Swept[Literal["effect", "attribution"]] = "effect"
-    """Exact, one forward a part, or the first-order estimate for mean ablation: one gradient for all (for neurons)."""
+    """Exact, one forward a part, or the first-order estimate for mean ablation: one gradient for
+    all (for neurons)."""
     metric: Measure = Probability(label="true")
     """What is lost when a part is needed; the part that loses most goes first."""
     k: tuple[NonNegativeInt, ...] | None = None
-    """Numbers of parts knocked out; 1, 2, 4, 8 ... unless given. None and all are always among them."""
+    """Numbers of parts knocked out; 1, 2, 4, 8 ... unless given. None and all are always among
+    them."""
     n_random: int = Field(12, ge=1)
-    """Random orders; of these, `n_control_greedy` are decoded too. They are turns of one random order (and of a next one,
-    where there are more than parts), so that every part comes early about as often; a multiple of the heads is best."""
+    """Random orders; of these, `n_control_greedy` are decoded too. They are turns of one random
+    order (and of a next one, where there are more than parts), so that every part comes early about
+    as often; a multiple of the heads is best."""
     seed: int = 0
     """Seed of the first random order, and of `resample` and `gaussian`."""
 
     @model_validator(mode="after")
     def _brings_its_control(self) -> Self:
         if self.control is not None:
-            raise ValueError("ablation draws its own control, `n_random` times; leave `control` out")
+            raise ValueError(
+                "ablation draws its own control, `n_random` times; leave `control` out"
+            )
         return self
 
     def parts(self, session: Session) -> list[Ablate]:
         return self.together(self.every(session.model(self.model)))
 
     def every(self, model: Model) -> list[Part]:
-        """All parts there are, in the order of the model. Raises InputError for neurons of a model without an MLP."""
+        """All parts there are, in the order of the model. Raises InputError for neurons of a model
+        without an MLP."""
         if self.component == "neuron" and model.cfg.attn_only:
             raise InputError("this model has no neurons: it has no MLP; knock out heads or layers")
         layers, n_heads = range(model.cfg.n_layers), model.cfg.n_heads
         if self.component == "head":
             return [Part(f"a{i}.h{j}", "z", i, j) for i in layers for j in range(n_heads)]
         if self.component == "neuron":
-            return [Part(f"m{i}.n{j}", "neurons", i, j) for i in layers for j in range(int(model.cfg.d_mlp or 0))]
+            return [
+                Part(f"m{i}.n{j}", "neurons", i, j)
+                for i in layers
+                for j in range(int(model.cfg.d_mlp or 0))
+            ]
         outputs = (("a", "attn_out"), *((("m", "mlp_out"),) if not model.cfg.attn_only else ()))
         return [Part(f"{letter}{i}", site, i, None) for i in layers for letter, site in outputs]
 
@@ -121,11 +144,20 @@ class Ablation(EffectAnalysis):
         chosen: dict[tuple[str, int], list[int]] = {}
         for part in parts:
             chosen.setdefault((part.site, part.layer), []).append(part.index or 0)
-        return [self._knocked_out(site, layer, tuple(sorted(units))) for (site, layer), units in chosen.items()]
+        return [
+            self._knocked_out(site, layer, tuple(sorted(units)))
+            for (site, layer), units in chosen.items()
+        ]
 
     def _knocked_out(self, site: str, layer: int, units: tuple[int, ...]) -> Ablate:
         heads, neurons = units if site == "z" else None, units if site == "neurons" else None
-        whole = Ablate(site=site, layer=layer, method=self.method, reference_set=self.reference_set, seed=self.seed)
+        whole = Ablate(
+            site=site,
+            layer=layer,
+            method=self.method,
+            reference_set=self.reference_set,
+            seed=self.seed,
+        )
         return whole.model_copy(update={"head": heads, "neurons": neurons})
 
     def ranking(self, session: Session) -> list[Part]:
@@ -135,7 +167,11 @@ class Ablation(EffectAnalysis):
         key = ("ranking", session.model(self.model), *sets, *chosen)
         if key not in session.cache:
             parts = self.every(session.model(self.model))
-            lost = self._lost(session, parts) if self.ranked_by == "effect" else self._attributed(session, parts)
+            lost = (
+                self._lost(session, parts)
+                if self.ranked_by == "effect"
+                else self._attributed(session, parts)
+            )
             session.cache[key] = [parts[i] for i in np.argsort(-np.array(lost), kind="stable")]
         return session.cache[key]
 
@@ -153,19 +189,31 @@ class Ablation(EffectAnalysis):
     def _attributed(self, session: Session, parts: Sequence[Part]) -> list[float]:
         """The same to first order, for mean ablation."""
         corrupted = Source(mean_reference_set=self.reference_set or self.ranked_on)
-        scoring = Attribution(model=self.model, examples=self.ranked_on, metric=self.metric, corrupted=corrupted)
+        scoring = Attribution(
+            model=self.model, examples=self.ranked_on, metric=self.metric, corrupted=corrupted
+        )
         contrast = scoring.contrast(session)
         units = scored_parts(contrast, neurons=self.component == "neuron")
-        scores = {u[:2]: s.double().mean(0) for u, s in zip(units, scores_of(contrast, units), strict=True)}
+        scores = {
+            u[:2]: s.double().mean(0)
+            for u, s in zip(units, scores_of(contrast, units), strict=True)
+        }
         of = {"z": "head", "attn_out": "head", "neurons": "neuron", "mlp_out": "mlp"}
         found = ((scores[of[p.site], p.layer], p.index) for p in parts)
         return [(s.sum() if index is None else s[index]).item() for s, index in found]
 
     def sizes(self, n_parts: int) -> list[int]:
-        """How many are knocked out at each point of the curve. Raises InputError for more than there are."""
-        k = self.k if self.k is not None else tuple(2**i for i in range(n_parts.bit_length()) if 2**i < n_parts)
+        """How many are knocked out at each point of the curve. Raises InputError for more than
+        there are."""
+        k = (
+            self.k
+            if self.k is not None
+            else tuple(2**i for i in range(n_parts.bit_length()) if 2**i < n_parts)
+        )
         if max(k, default=0) > n_parts:
-            raise InputError(f"k {max(k)} is more than the {n_parts} parts ({self.component}) of the model")
+            raise InputError(
+                f"k {max(k)} is more than the {n_parts} parts ({self.component}) of the model"
+            )
         return sorted({0, *k, n_parts})
 
     def orders(self, parts: Sequence[Part]) -> list[list[Part]]:
@@ -173,7 +221,9 @@ class Ablation(EffectAnalysis):
         n, turns = len(parts), min(self.n_random, len(parts))
         orders = []
         for i in range(self.n_random):
-            drawn = torch.randperm(n, generator=torch.Generator().manual_seed(self.seed + i // turns))
+            drawn = torch.randperm(
+                n, generator=torch.Generator().manual_seed(self.seed + i // turns)
+            )
             orders.append([parts[j] for j in drawn.roll(-round(i % turns * n / turns))])
         return orders
 
@@ -189,13 +239,17 @@ class Ablation(EffectAnalysis):
         rows = [_seen(examples, session.examples(self.ranked_on))]
         for key in curve[0].values:
             draws = [_matrix(draw, key) for draw in random if key in draw[0].values]
-            rows += [_named(key, row["condition"]) | row for row in _curves(sizes, shares, _matrix(curve, key), draws)]
+            rows += [
+                _named(key, row["condition"]) | row
+                for row in _curves(sizes, shares, _matrix(curve, key), draws)
+            ]
         if self.component != "neuron":
             rows += self._alone(ranked, read)
         return self._tidy(rows)
 
     def _reader(self, session: Session) -> Reader:
-        """The readings when a set of parts is knocked out; orders meet at the ends, which are read once."""
+        """The readings when a set of parts is knocked out; orders meet at the ends, which are read
+        once."""
         model, examples, every = (
             session.model(self.model),
             session.examples(self.examples),
@@ -204,36 +258,58 @@ class Ablation(EffectAnalysis):
 
         @cache
         def read(chosen: frozenset[Part], greedy: bool) -> Readings:
-            return self.readings(session, model, examples, self.together([p for p in every if p in chosen]), greedy)
+            return self.readings(
+                session, model, examples, self.together([p for p in every if p in chosen]), greedy
+            )
 
         return read
 
     def _alone(self, ranked: Sequence[Part], read: Reader) -> list[Row]:
         rows = []
         for rank, part in enumerate(ranked, start=1):
-            said = {"condition": "alone", "part": part.name, "layer": part.layer, "rank": rank, "k": 1}
+            said = {
+                "condition": "alone",
+                "part": part.name,
+                "layer": part.layer,
+                "rank": rank,
+                "k": 1,
+            }
             found = read(frozenset([part]), self.greedy).values
-            rows += [over_examples(v.double().numpy()) | said | _named(key, "alone") for key, v in found.items()]
+            rows += [
+                over_examples(v.double().numpy()) | said | _named(key, "alone")
+                for key, v in found.items()
+            ]
         return rows
 
     def _tidy(self, rows: Sequence[Row]) -> pd.DataFrame:
-        units = {measure.name: measure.unit for measure in self.measures} | {"ranked_on_too": "fraction"}
+        units = {measure.name: measure.unit for measure in self.measures} | {
+            "ranked_on_too": "fraction"
+        }
         units |= {f"area_{measure.name}": "0 as random, 1 at most" for measure in self.measures}
-        said = {name: getattr(self, name) for name in ("examples", "component", "ranked_on", "ranked_by")}
+        said = {
+            name: getattr(self, name)
+            for name in ("examples", "component", "ranked_on", "ranked_by")
+        }
         empty = dict.fromkeys(("k", "share", "layer", "rank"), np.nan) | {"part": None}
         table = pd.DataFrame([empty | said | {"unit": units[row["measure"]]} | row for row in rows])
         return table[[*self.columns]].astype(dict.fromkeys(("k", "share", "layer", "rank"), float))
 
 
 def area(shares: Sequence[float], ranked: Curve, random: Curve) -> Float[np.ndarray, " n"]:
-    """The area between the curves in units of what is there baseline, of each example (their mean, to first order)."""
+    """The area between the curves in units of what is there baseline, of each example (their mean,
+    to first order)."""
     return ratio(np.trapezoid(random - ranked, shares, axis=0), ranked[0], TOLERANCE)
 
 
-def _curves(sizes: Sequence[int], shares: Sequence[float], ranked: Curve, draws: Sequence[Curve]) -> list[Row]:
-    """The rows of one reading: a point a size on the ranked and on the random curve, and the area between them."""
+def _curves(
+    sizes: Sequence[int], shares: Sequence[float], ranked: Curve, draws: Sequence[Curve]
+) -> list[Row]:
+    """The rows of one reading: a point a size on the ranked and on the random curve, and the area
+    between them."""
     at = [{"k": k, "share": share} for k, share in zip(sizes, shares, strict=True)]
-    rows = [over_examples(ranked[i]) | point | {"condition": "ranked"} for i, point in enumerate(at)]
+    rows = [
+        over_examples(ranked[i]) | point | {"condition": "ranked"} for i, point in enumerate(at)
+    ]
     if draws:
         points = [over_draws([draw[i] for draw in draws]) | point for i, point in enumerate(at)]
         areas = np.stack([area(shares, ranked, draw) for draw in draws])
@@ -254,13 +330,22 @@ def _seen(examples: Examples, ranked_on: Examples) -> Row:
     """Which examples were ranked on too, so that the order is chosen to hurt them."""
     known = {tuple(prompt) for prompt in ranked_on.prompt.tolist()}
     is_seen = np.array([tuple(prompt) in known for prompt in examples.prompt.tolist()], float)
-    said = {"condition": "ranked", "prefix": examples.prefix, "place": "all", "measure": "ranked_on_too"}
+    said = {
+        "condition": "ranked",
+        "prefix": examples.prefix,
+        "place": "all",
+        "measure": "ranked_on_too",
+    }
     return over_examples(is_seen) | said
 
 
 def _named(key: Key, condition: str) -> Row:
     prefix, place, measure = key
-    return {"prefix": prefix, "place": place, "measure": f"area_{measure}" if condition == "between" else measure}
+    return {
+        "prefix": prefix,
+        "place": place,
+        "measure": f"area_{measure}" if condition == "between" else measure,
+    }
 
 
 def _matrix(readings: Sequence[Readings], key: Key) -> Curve:

@@ -1,4 +1,5 @@
-"""CrossModelSwap: components exchanged between a training and its twin, by their weights or by what they give out."""
+"""CrossModelSwap: components exchanged between a training and its twin, by their weights or by what
+they give out."""
 
 from __future__ import annotations
 
@@ -25,14 +26,17 @@ OUTSIDE = {"embed": ("embed", "pos_embed"), "unembed": ("logits",)}
 
 
 class CrossModelSwap(EffectAnalysis):
-    """Exchanges a component between a model and its twin, and asks whether the memory moves with it.
+    """Exchanges a component between a model and its twin, and asks whether the memory moves with
+    it.
 
-    Of two trainings from the same weights on the same instances, only one had wrong labels to remember. `weights`: the
-    component computes as the other model's does, on the host's own inputs; if true answers come back, what was
-    remembered lay in its weights. `activations`: it gives out what it does in the other model, whose own inputs to it
-    come along. The memory is *in* a component if it leaves the model with it and enters the twin with it. Clean and
-    held-out instances say what an exchange breaks by itself; `baseline` and `source` are the two whole models.
-    For `embed` both ways are one; the activation of `unembed` is the other model's answer. Source: ours.
+    Of two trainings from the same weights on the same instances, only one had wrong labels to
+    remember. `weights`: the component computes as the other model's does, on the host's own inputs;
+    if true answers come back, what was remembered lay in its weights. `activations`: it gives out
+    what it does in the other model, whose own inputs to it come along. The memory is *in* a
+    component if it leaves the model with it and enters the twin with it. Clean and held-out
+    instances say what an exchange breaks by itself; `baseline` and `source` are the two whole
+    models. For `embed` both ways are one; the activation of `unembed` is the other model's answer.
+    Source: ours.
     """
 
     columns: ClassVar[Mapping[str, str]] = {
@@ -44,7 +48,8 @@ class CrossModelSwap(EffectAnalysis):
     twin: Swept[str] = "twin"
     """The checkpoint of the other training, of one architecture with `model`."""
     into: Swept[Literal["model", "twin"]] = "model"
-    """The host, which gets a component of the other: `model` (does the memory leave?) or `twin` (does it come?)."""
+    """The host, which gets a component of the other: `model` (does the memory leave?) or `twin`
+    (does it come?)."""
     method: Swept[Literal["weights", "activations"]] = "weights"
     component: Swept[Part | tuple[Part, ...]]
     """What is exchanged, as in `swap_weights`; of several, all together."""
@@ -53,7 +58,11 @@ class CrossModelSwap(EffectAnalysis):
 
     @model_validator(mode="after")
     def _has_layers(self) -> Self:
-        if not isinstance(self.component, Each) and self.layer is not None and not IN_LAYERS.keys() & self._components:
+        if (
+            not isinstance(self.component, Each)
+            and self.layer is not None
+            and not IN_LAYERS.keys() & self._components
+        ):
             raise ValueError(f"{' and '.join(self._components)} have no layers; leave `layer` out")
         return self
 
@@ -64,22 +73,31 @@ class CrossModelSwap(EffectAnalysis):
     def table(self, session: Session) -> pd.DataFrame:
         if self.into == "model":
             return super().table(session)
-        return self.model_copy(update={"model": self.twin, "twin": self.model, "into": "model"}).table(session)
+        return self.model_copy(
+            update={"model": self.twin, "twin": self.model, "into": "model"}
+        ).table(session)
 
     def parts(self, session: Session) -> Interventions:
         source, layers = Source(checkpoint=self.twin), self.layer
         if self.method == "weights":
             return [SwapWeights(component=self.component, layer=layers, source=source)]
         every = tuple(range(session.model(self.model).cfg.n_layers)) if layers is None else layers
-        inside = [Patch(site=IN_LAYERS[c], layer=every, source=source) for c in self._components if c in IN_LAYERS]
+        inside = [
+            Patch(site=IN_LAYERS[c], layer=every, source=source)
+            for c in self._components
+            if c in IN_LAYERS
+        ]
         sites = [site for c in self._components for site in OUTSIDE.get(c, ())]
         return [*inside, *(Patch(site=site, source=source) for site in sites)]
 
     def target(self, session: Session, examples: Examples) -> Tensor:
         return baseline_logits(session, session.model(self.twin), examples)
 
-    def _source_readings(self, session: Session, model: Model, examples: Examples) -> Readings | None:
-        """The whole other model, which reads the same examples, and so has an answer of its own too."""
+    def _source_readings(
+        self, session: Session, model: Model, examples: Examples
+    ) -> Readings | None:
+        """The whole other model, which reads the same examples, and so has an answer of its own
+        too."""
         fed = super()._source_readings(session, model, examples)
         whole = self.readings(session, session.model(self.twin), examples, []).values
         greedy_answer = {key: values for key, values in whole.items() if key[0] == "greedy"}

@@ -1,4 +1,5 @@
-"""Effects: what an intervention does to the answers, beside the baseline model, its source and a matched control."""
+"""Effects: what an intervention does to the answers, beside the baseline model, its source and a
+matched control."""
 
 from __future__ import annotations
 
@@ -34,7 +35,8 @@ TOLERANCE = 1e-6
 
 
 OTHER_PART = 10**6
-"""Between the seeds of a control's draws for the parts of one effect: no two parts move in the same direction."""
+"""Between the seeds of a control's draws for the parts of one effect: no two parts move in the same
+direction."""
 
 
 @dataclass(frozen=True)
@@ -47,8 +49,9 @@ class Readings:
 class EffectAnalysis(Analysis):
     """An analysis that reports what interventions do to the answers of an example set.
 
-    Every effect states the prefix that the model is fed (`given`, `true`, or its own in `greedy` decoding), is given for
-    the whole answer and by place, and stands beside the baseline model and, if asked, a control matched in size.
+    Every effect states the prefix that the model is fed (`given`, `true`, or its own in `greedy`
+    decoding), is given for the whole answer and by place, and stands beside the baseline model and,
+    if asked, a control matched in size.
     """
 
     columns: ClassVar[Mapping[str, str]] = {
@@ -91,22 +94,40 @@ class EffectAnalysis(Analysis):
             return []
         seeds = [self.control.seed + OTHER_PART * i for i in range(len(parts))]
         controls = [self.control.model_copy(update={"seed": seed}) for seed in seeds]
-        per_part = [c.draws(part, session.model(self.model)) for c, part in zip(controls, parts, strict=True)]
+        per_part = [
+            c.draws(part, session.model(self.model))
+            for c, part in zip(controls, parts, strict=True)
+        ]
         return [[p for part in draw for p in part] for draw in zip(*per_part, strict=True)]
 
-    def controls(self, session: Session, parts: Interventions) -> dict[str, list[list[Intervention]]]:
+    def controls(
+        self, session: Session, parts: Interventions
+    ) -> dict[str, list[list[Intervention]]]:
         """The draws of each control, by the name of its condition."""
         draws = self.control_draws(session, parts)
         return {"control": draws} if draws else {}
 
     def table(self, session: Session) -> pd.DataFrame:
-        model, examples, parts = session.model(self.model), session.examples(self.examples), self.parts(session)
+        model, examples, parts = (
+            session.model(self.model),
+            session.examples(self.examples),
+            self.parts(session),
+        )
         baseline = self.readings(session, model, examples, [])
-        conditions = {"baseline": baseline, "intervened": self.readings(session, model, examples, parts)}
+        conditions = {
+            "baseline": baseline,
+            "intervened": self.readings(session, model, examples, parts),
+        }
         for name, draws in self.controls(session, parts).items():
             conditions[name] = _mean(
                 [
-                    self.readings(session, model, examples, draw, greedy=self.greedy and i < self.n_control_greedy)
+                    self.readings(
+                        session,
+                        model,
+                        examples,
+                        draw,
+                        greedy=self.greedy and i < self.n_control_greedy,
+                    )
                     for i, draw in enumerate(draws)
                 ]
             )
@@ -119,7 +140,12 @@ class EffectAnalysis(Analysis):
         return table[[*EffectAnalysis.columns]]
 
     def readings(
-        self, session: Session, model: Model, examples: Examples, parts: Interventions, greedy: bool = True
+        self,
+        session: Session,
+        model: Model,
+        examples: Examples,
+        parts: Interventions,
+        greedy: bool = True,
     ) -> Readings:
         """All measures by prefix and place under these interventions."""
         greedy = greedy and self.greedy
@@ -149,13 +175,17 @@ class EffectAnalysis(Analysis):
                 values |= by_place("greedy", measure, hits, examples)
         return Readings(values)
 
-    def _measured(self, prefix: Label, logits: Tensor, fed: Examples, baseline: Tensor) -> dict[Key, Tensor]:
+    def _measured(
+        self, prefix: Label, logits: Tensor, fed: Examples, baseline: Tensor
+    ) -> dict[Key, Tensor]:
         found: dict[Key, Tensor] = {}
         for measure in self.measures:
             found |= by_place(prefix, measure, measure(logits, fed, baseline), fed)
         return found
 
-    def _source_readings(self, session: Session, model: Model, examples: Examples) -> Readings | None:
+    def _source_readings(
+        self, session: Session, model: Model, examples: Examples
+    ) -> Readings | None:
         values: dict[Key, Tensor] = {}
         for prefix in prefixes(examples):
             fed = examples.with_prefix(prefix)
@@ -178,17 +208,24 @@ def edits_of(parts: Interventions, model: Model, examples: Examples, session: Se
 
 
 def baseline_logits(session: Session, model: Model, examples: Examples) -> Tensor:
-    """Logits without intervention; keeps the residual before each layer too, where patched forwards resume."""
+    """Logits without intervention; keeps the residual before each layer too, where patched forwards
+    resume."""
     resid = [f"blocks.{layer}.hook_resid_pre" for layer in range(1, model.cfg.n_layers)]
     return session.activations(model, examples, [*resid, "unembed.hook_out"])["unembed.hook_out"][
         :, -examples.n_answer :
     ]
 
 
-def by_place(prefix: str, measure: Measure, values: Tensor, examples: Examples) -> dict[Key, Tensor]:
+def by_place(
+    prefix: str, measure: Measure, values: Tensor, examples: Examples
+) -> dict[Key, Tensor]:
     """The whole answer and each place."""
-    places = {(prefix, place, measure.name): values[:, i] for i, place in enumerate(examples.places)}
-    return {(prefix, "all", measure.name): measure.whole(values)} | (places if examples.n_answer > 1 else {})
+    places = {
+        (prefix, place, measure.name): values[:, i] for i, place in enumerate(examples.places)
+    }
+    return {(prefix, "all", measure.name): measure.whole(values)} | (
+        places if examples.n_answer > 1 else {}
+    )
 
 
 def greedy_answer(
@@ -200,9 +237,10 @@ def greedy_answer(
 ) -> Tensor:
     """The greedy answer under the interventions, `n n_answer`.
 
-    A guess of the answer is fed, and what the model makes of it fed again, until nothing changes: the first t tokens
-    are final after t rounds, and an answer that was guessed right costs one forward instead of `n_answer`. `known` are
-    answers already at hand for the given or the true prefix, as first guesses that cost nothing.
+    A guess of the answer is fed, and what the model makes of it fed again, until nothing changes:
+    the first t tokens are final after t rounds, and an answer that was guessed right costs one
+    forward instead of `n_answer`. `known` are answers already at hand for the given or the true
+    prefix, as first guesses that cost nothing.
     """
     answer, n_right = examples.given.clone(), torch.full((len(examples),), -1)
     for label, found in (known or {}).items():
@@ -228,7 +266,11 @@ def effect_table(examples: str, conditions: Mapping[str, Readings]) -> pd.DataFr
         matrix = np.stack([values.double().numpy() for values in readings.values.values()])
         low, high = interval(matrix)
         for i, key in enumerate(readings.values):
-            recovery = _recovery(conditions, key, matrix[i].mean()) if condition not in ("baseline", "source") else None
+            recovery = (
+                _recovery(conditions, key, matrix[i].mean())
+                if condition not in ("baseline", "source")
+                else None
+            )
             prefix, place, measure = key
             rows.append(
                 {
@@ -259,5 +301,8 @@ def _recovery(conditions: Mapping[str, Readings], key: Key, value: float) -> flo
 def _mean(draws: Sequence[Readings]) -> Readings:
     keys = draws[0].values
     return Readings(
-        {key: torch.stack([d.values[key].double() for d in draws if key in d.values]).mean(0) for key in keys}
+        {
+            key: torch.stack([d.values[key].double() for d in draws if key in d.values]).mean(0)
+            for key in keys
+        }
     )

@@ -1,4 +1,5 @@
-"""Erasure: what is lost when a variable can no longer be read linearly, beside removals of equal rank and variance."""
+"""Erasure: what is lost when a variable can no longer be read linearly, beside removals of equal
+rank and variance."""
 
 from __future__ import annotations
 
@@ -12,7 +13,15 @@ from pydantic import Field, PositiveFloat, field_validator
 from torch import Tensor
 
 from mechmem.analyses.effects.effect import EffectAnalysis, Interventions, prefixes
-from mechmem.analyses.readouts.classifier import PENALTIES, Classifier, alike, check_fit, fitted, unseen, values_of
+from mechmem.analyses.readouts.classifier import (
+    PENALTIES,
+    Classifier,
+    alike,
+    check_fit,
+    fitted,
+    unseen,
+    values_of,
+)
 from mechmem.data.examples import Examples
 from mechmem.interventions.erase import Erase
 from mechmem.interventions.intervention import Intervention
@@ -27,14 +36,18 @@ Draws = Mapping[str, Sequence[Erase | None]]
 
 
 class Erasure(EffectAnalysis):
-    """What erasing a variable from an activation does to the answers, and to what a fresh probe reads there.
+    """What erasing a variable from an activation does to the answers, and to what a fresh probe
+    reads there.
 
-    If memorised answers go with the variable, and not with as many random dimensions or as much variance, they rest on
-    what the activation holds of it. The table also says how large the erasure was and whether it did what it is meant
-    to: `rank`, `variance_left`, and for the variable and those of `also_probed` the accuracy `probe_...` of a new probe.
-    It is fitted and tuned on two thirds of `erase.fit_on`, and tested on those of `examples` whose prompts up to the
-    erased position are not among them, all erased; the eraser may have seen them.
-    Source: arXiv:2004.07667, arXiv:2306.03819 (erasure); arXiv:2006.00995 (its effect, beside random directions).
+    If memorised answers go with the variable, and not with as many random dimensions or as much
+    variance, they rest on what the activation holds of it. The table also says how large the
+    erasure was and whether it did what it is meant
+    to: `rank`, `variance_left`, and for the variable and those of `also_probed` the accuracy
+    `probe_...` of a new probe. It is fitted and tuned on two thirds of `erase.fit_on`, and tested
+    on those of `examples` whose prompts up to the erased position are not among them, all erased;
+    the eraser may have seen them.
+    Source: arXiv:2004.07667, arXiv:2306.03819 (erasure); arXiv:2006.00995 (its effect, beside
+    random directions).
     """
 
     columns: ClassVar[Mapping[str, str]] = {
@@ -58,13 +71,17 @@ class Erasure(EffectAnalysis):
     def _is_no_control(cls, erase: Erase) -> Erase:
         methods = erase.method.each if isinstance(erase.method, Each) else [erase.method]
         if set(CONTROLS) & set(methods):
-            raise ValueError("erasure draws its own controls, `n_draws` times; let the method be leace or inlp")
+            raise ValueError(
+                "erasure draws its own controls, `n_draws` times; let the method be leace or inlp"
+            )
         return erase
 
     def parts(self, session: Session) -> Interventions:
         return [self.erase]
 
-    def controls(self, session: Session, parts: Interventions) -> dict[str, list[list[Intervention]]]:
+    def controls(
+        self, session: Session, parts: Interventions
+    ) -> dict[str, list[list[Intervention]]]:
         drawn: dict[str, list[list[Intervention]]] = {
             name: [[draw] for draw in self._draws[name] if draw] for name in CONTROLS
         }
@@ -75,14 +92,17 @@ class Erasure(EffectAnalysis):
         return tuple(dict.fromkeys([self.erase.variable, *self.also_probed]))
 
     def _first(self, examples: Examples) -> int:
-        """The earliest erased position: what was read up to there decides which activations are the same."""
+        """The earliest erased position: what was read up to there decides which activations are the
+        same."""
         return min(self.erase.positions(examples).values())
 
     @property
     def _draws(self) -> Draws:
         drawn = {
             name: [
-                self.erase.model_copy(update={"method": name, "matched_to": self.erase.method, "seed": seed})
+                self.erase.model_copy(
+                    update={"method": name, "matched_to": self.erase.method, "seed": seed}
+                )
                 for seed in range(self.erase.seed, self.erase.seed + self.n_draws)
             ]
             for name in CONTROLS
@@ -94,17 +114,25 @@ class Erasure(EffectAnalysis):
         for variable in self._probed_variables:
             check_fit(session, self.erase.fit_on, variable, self.erase.split_seed, self._first(fit))
         rows = [
-            {"examples": self.examples, "condition": condition, "place": "all", "recovery": None} | row
+            {"examples": self.examples, "condition": condition, "place": "all", "recovery": None}
+            | row
             for condition, draws in self._draws.items()
             for row in (*self._sizes(session, fit, draws), *self._probed(session, fit, draws))
         ]
         said = pd.DataFrame(rows)[list(self.columns)].astype({"recovery": "Float64"})
         return pd.concat([super().table(session), said], ignore_index=True)
 
-    def _sizes(self, session: Session, fit: Examples, draws: Sequence[Erase | None]) -> list[dict[str, Any]]:
+    def _sizes(
+        self, session: Session, fit: Examples, draws: Sequence[Erase | None]
+    ) -> list[dict[str, Any]]:
         """How much is removed."""
         model = session.model(self.model)
-        erasers = [eraser for draw in draws if draw for eraser in draw.erasers(model, fit, session).values()]
+        erasers = [
+            eraser
+            for draw in draws
+            if draw
+            for eraser in draw.erasers(model, fit, session).values()
+        ]
         rank = sum(eraser.rank for eraser in erasers) / max(len(erasers), 1)
         left = sum(eraser.variance_left for eraser in erasers) / len(erasers) if erasers else 1.0
         return [
@@ -112,28 +140,56 @@ class Erasure(EffectAnalysis):
             {"prefix": "given", "measure": "variance_left", "unit": "fraction"} | single(left),
         ]
 
-    def _probed(self, session: Session, fit: Examples, draws: Sequence[Erase | None]) -> list[dict[str, Any]]:
+    def _probed(
+        self, session: Session, fit: Examples, draws: Sequence[Erase | None]
+    ) -> list[dict[str, Any]]:
         """How well each variable can be read in what is left."""
-        test, rows = unseen(session, self.examples, fit, self.erase.split_seed, self._first(fit)), []
+        test, rows = (
+            unseen(session, self.examples, fit, self.erase.split_seed, self._first(fit)),
+            [],
+        )
         for variable in self._probed_variables:
             for prefix in prefixes(test):
                 fed = test.with_prefix(prefix)
                 hits = [
-                    (self._probe(session, fit, draw, variable, *where)(self._read(session, fed, draw, *where)))
+                    (
+                        self._probe(session, fit, draw, variable, *where)(
+                            self._read(session, fed, draw, *where)
+                        )
+                    )
                     == values_of(fed, variable)
                     for draw in draws
                     for where in self.erase.erasers(session.model(self.model), fit, session)
                 ]
                 row = {"prefix": prefix, "measure": f"probe_{variable}", "unit": "fraction"}
-                rows.append(row | over_examples(torch.stack(hits).double().mean(dim=0).cpu().numpy()))
+                rows.append(
+                    row | over_examples(torch.stack(hits).double().mean(dim=0).cpu().numpy())
+                )
         return rows
 
     def _probe(
-        self, session: Session, fit: Examples, draw: Erase | None, variable: str, hook: str, position: str
+        self,
+        session: Session,
+        fit: Examples,
+        draw: Erase | None,
+        variable: str,
+        hook: str,
+        position: str,
     ) -> Classifier:
-        """A probe fitted on what is left of the activation; shared by all sets that it is tested on."""
+        """A probe fitted on what is left of the activation; shared by all sets that it is tested
+        on."""
         model = session.model(self.model)
-        key = ("probe", model, fit.key, hook, position, draw, variable, self.penalties, self.erase.split_seed)
+        key = (
+            "probe",
+            model,
+            fit.key,
+            hook,
+            position,
+            draw,
+            variable,
+            self.penalties,
+            self.erase.split_seed,
+        )
         if key not in session.cache:
             x = self._read(session, fit, draw, hook, position)
             values, same = values_of(fit, variable), alike(fit, self._first(fit))

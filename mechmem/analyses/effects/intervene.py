@@ -10,8 +10,9 @@ from mechmem.session import Session
 class Intervene(EffectAnalysis):
     """One intervention, stated in full, and what it does to the answers.
 
-    The general form of a knock-out or patching experiment; sweep any field of the intervention with `each:`, so that
-    the deliberate site stands in one table with all others of its size. Source: ours.
+    The general form of a knock-out or patching experiment; sweep any field of the intervention with
+    `each:`, so that the deliberate site stands in one table with all others of its size. Source:
+    ours.
     """
 
     intervention: Intervention

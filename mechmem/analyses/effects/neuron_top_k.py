@@ -21,11 +21,15 @@ from mechmem.spec.sweep import Swept
 class NeuronTopK(EffectAnalysis):
     """Patches the k most shifted neurons back to `before`, beside k random ones of the same layers.
 
-    If few shifted neurons bring back the true answers and as many random ones do not, the memory sits in them. Sweep
-    `k` for the cumulative curve, and `layer` for one layer at a time. Source: ours, for claim C7.
+    If few shifted neurons bring back the true answers and as many random ones do not, the memory
+    sits in them. Sweep `k` for the cumulative curve, and `layer` for one layer at a time. Source:
+    ours, for claim C7.
     """
 
-    columns: ClassVar[Mapping[str, str]] = {**EffectAnalysis.columns, "k": "number of neurons patched"}
+    columns: ClassVar[Mapping[str, str]] = {
+        **EffectAnalysis.columns,
+        "k": "number of neurons patched",
+    }
 
     before: str = "before"
     layer: Swept[int | tuple[int, ...]]
@@ -40,7 +44,9 @@ class NeuronTopK(EffectAnalysis):
     @model_validator(mode="after")
     def _brings_its_control(self) -> Self:
         if self.control is not None:
-            raise ValueError("neuron_top_k draws its own control, `n_random` times; leave `control` out")
+            raise ValueError(
+                "neuron_top_k draws its own control, `n_random` times; leave `control` out"
+            )
         return self
 
     @property
@@ -48,20 +54,35 @@ class NeuronTopK(EffectAnalysis):
         return self.layer if isinstance(self.layer, tuple) else (self.layer,)
 
     def parts(self, session: Session) -> Interventions:
-        shift = NeuronShift(before=self.before, after=self.model, examples=self.ranked_on, matched=self.matched)
+        shift = NeuronShift(
+            before=self.before, after=self.model, examples=self.ranked_on, matched=self.matched
+        )
         table = shift.kept(session)
-        ranked = table[table["layer"].isin(self.layers)].sort_values("shift_noisy", ascending=False, kind="stable")
+        ranked = table[table["layer"].isin(self.layers)].sort_values(
+            "shift_noisy", ascending=False, kind="stable"
+        )
         if self.k > len(ranked):
-            raise InputError(f"k {self.k} is more than the {len(ranked)} neurons of layers {self.layers}")
+            raise InputError(
+                f"k {self.k} is more than the {len(ranked)} neurons of layers {self.layers}"
+            )
         return self._patches(ranked[["layer", "neuron"]].to_numpy()[: self.k])
 
     def control_draws(self, session: Session, parts: Interventions) -> list[list[Intervention]]:
         width = int(session.model(self.model).cfg.d_mlp or 0)
         every = np.array([(layer, neuron) for layer in self.layers for neuron in range(width)])
         generators = (torch.Generator().manual_seed(self.seed + i) for i in range(self.n_random))
-        return [self._patches(every[torch.randperm(len(every), generator=g)[: self.k].numpy()]) for g in generators]
+        return [
+            self._patches(every[torch.randperm(len(every), generator=g)[: self.k].numpy()])
+            for g in generators
+        ]
 
     def _patches(self, chosen: np.ndarray) -> list[Intervention]:
-        sets = {layer: tuple(sorted(int(n) for at, n in chosen if at == layer)) for layer in self.layers}
+        sets = {
+            layer: tuple(sorted(int(n) for at, n in chosen if at == layer)) for layer in self.layers
+        }
         source = Source(checkpoint=self.before)
-        return [Patch(site="neurons", layer=layer, neurons=n, source=source) for layer, n in sets.items() if n]
+        return [
+            Patch(site="neurons", layer=layer, neurons=n, source=source)
+            for layer, n in sets.items()
+            if n
+        ]

@@ -16,10 +16,12 @@ from mechmem.spec.sweep import Swept
 
 
 class PatchGrid(EffectAnalysis):
-    """What happens to the answer if a part of the computation is replaced by its value from another forward pass.
+    """What happens to the answer if a part of the computation is replaced by its value from another
+    forward pass.
 
-    Sweep any field with `each:` to make the grid. Denoising: `model` and `examples` are the corrupted run, `source` the
-    clean one; noising: the other way round. A site whose patch brings the source's answer carries what it depends on.
+    Sweep any field with `each:` to make the grid. Denoising: `model` and `examples` are the
+    corrupted run, `source` the clean one; noising: the other way round. A site whose patch brings
+    the source's answer carries what it depends on.
     Source: arXiv:2309.16042; across checkpoints: ours.
     """
 
@@ -36,7 +38,10 @@ class PatchGrid(EffectAnalysis):
         return Source(live=value) if isinstance(value, (torch.nn.Module, Examples)) else value
 
     def parts(self, session: Session) -> Interventions:
-        chosen = {name: getattr(self, name) for name in ("site", "layer", "position", "head", "neurons", "source")}
+        chosen = {
+            name: getattr(self, name)
+            for name in ("site", "layer", "position", "head", "neurons", "source")
+        }
         return [Patch(**chosen)]
 
     def target(self, session: Session, examples: Examples) -> Tensor | None:

@@ -1,4 +1,5 @@
-"""TokenReplacement: how many tokens an answer hangs on, by replacing them one at a time and several together."""
+"""TokenReplacement: how many tokens an answer hangs on, by replacing them one at a time and several
+together."""
 
 from __future__ import annotations
 
@@ -31,15 +32,18 @@ Hits = Mapping[str, Float[np.ndarray, "n place"]]
 
 
 class TokenReplacement(Analysis):
-    """Replaces tokens, or the residual at them, by those of another example, and asks what is answered then.
+    """Replaces tokens, or the residual at them, by those of another example, and asks what is
+    answered then.
 
-    A look-up that is keyed on few tokens survives the replacement of all others: beside the curve stands what a pure
-    look-up on t of the N tokens would show, C(N - t, m) / C(N, m) after m replacements, and chance. `tokens_needed` sums
-    over the tokens what is lost when each alone is replaced: t for a look-up on t tokens, N for an answer that hangs on
-    all. A lost answer that follows the rule on the changed input was an exception to a rule that still runs; one that
-    is neither was broken. A key of all tokens looks as distributed as a computation does: read it beside the clean
-    instances, and beside knock-outs. In one draw an example has one donor, which has another token at every position.
-    Every answer is free (greedy decoding), so that no prefix can help.
+    A look-up that is keyed on few tokens survives the replacement of all others: beside the curve
+    stands what a pure look-up on t of the N tokens would show, C(N - t, m) / C(N, m) after m
+    replacements, and chance. `tokens_needed` sums over the tokens what is lost when each alone is
+    replaced: t for a look-up on t tokens, N for an answer that hangs on all. A lost answer that
+    follows the rule on the changed input was an exception to a rule that still runs; one that is
+    neither was broken. A key of all tokens looks as distributed as a computation does: read it
+    beside the clean instances, and beside knock-outs. In one draw an example has one donor, which
+    has another token at every position. Every answer is free (greedy decoding), so that no prefix
+    can help.
     Touches: resid_pre. Source: ours, for claim C6 of arXiv:2507.04782.
     """
 
@@ -64,8 +68,9 @@ class TokenReplacement(Analysis):
     model: Swept[str] = "after"
     examples: Swept[str] = "noisy"
     layer: Swept[NonNegativeInt] = 0
-    """0 replaces the token itself; a later layer also what was gathered at its position before it. What a token says then
-    also stands elsewhere, so that look-ups and `tokens_needed` are given for layer 0 only."""
+    """0 replaces the token itself; a later layer also what was gathered at its position before it.
+    What a token says then also stands elsewhere, so that look-ups and `tokens_needed` are given for
+    layer 0 only."""
     donors: Swept[str] = "clean"
     """The set whose tokens or residuals take the place."""
     positions: tuple[str, ...] | None = Field(None, min_length=1)
@@ -79,17 +84,29 @@ class TokenReplacement(Analysis):
     def table(self, session: Session) -> pd.DataFrame:
         examples = session.examples(self.examples)
         positions = self._positions(examples, session.examples(self.donors))
-        draws = [self._draw(session, examples, positions, self.seed + i) for i in range(self.n_draws)]
+        draws = [
+            self._draw(session, examples, positions, self.seed + i) for i in range(self.n_draws)
+        ]
         alone = {name: _mean([draw.hits(name) for draw in draws]) for name in positions}
-        together = [_mean([draw.hits(*draw.order[:m]) for draw in draws]) for m in range(len(positions) + 1)]
-        rows = [row | {"position": name} for name, hits in alone.items() for row in _rows(hits, examples, "alone", 1)]
-        rows += [row for m, hits in enumerate(together) for row in _rows(hits, examples, "together", m)]
+        together = [
+            _mean([draw.hits(*draw.order[:m]) for draw in draws]) for m in range(len(positions) + 1)
+        ]
+        rows = [
+            row | {"position": name}
+            for name, hits in alone.items()
+            for row in _rows(hits, examples, "alone", 1)
+        ]
+        rows += [
+            row for m, hits in enumerate(together) for row in _rows(hits, examples, "together", m)
+        ]
         if self.layer == 0:  # later, what a token says also stands where it is not replaced
             rows += [_needed(alone, together[0]), *self._look_ups(positions)]
         rows += [single(session.chance) | {"condition": "chance", "measure": "accuracy_given"}]
         shared = {"examples": self.examples, "layer": self.layer, "prefix": "greedy"}
         empty = {"position": None, "n_replaced": np.nan, "place": "all", "unit": "fraction"}
-        return pd.DataFrame([empty | shared | row for row in rows])[[*self.columns]].astype({"n_replaced": float})
+        return pd.DataFrame([empty | shared | row for row in rows])[[*self.columns]].astype(
+            {"n_replaced": float}
+        )
 
     def _positions(self, examples: Examples, donors: Examples) -> list[str]:
         varies = _varies(examples, donors)
@@ -97,10 +114,14 @@ class TokenReplacement(Analysis):
             return [name for name, i in examples.positions.items() if i < len(varies) and varies[i]]
         beyond = [p for p in self.positions if position_indices(p, examples)[-1] >= len(varies)]
         if beyond:
-            raise InputError(f"{beyond[0]!r} is not in the prompt: what stands there is the model's own answer")
+            raise InputError(
+                f"{beyond[0]!r} is not in the prompt: what stands there is the model's own answer"
+            )
         return list(self.positions)
 
-    def _draw(self, session: Session, examples: Examples, positions: Sequence[str], seed: int) -> Replacement:
+    def _draw(
+        self, session: Session, examples: Examples, positions: Sequence[str], seed: int
+    ) -> Replacement:
         donors, generator = session.examples(self.donors), torch.Generator().manual_seed(seed)
         varies = _varies(examples, donors)
         at = [i for i in position_indices(tuple(positions), examples) if varies[i]]
@@ -111,7 +132,9 @@ class TokenReplacement(Analysis):
                 f"an example of {self.examples!r} shares a token with every example of {self.donors!r}, so that not all of "
                 f"{', '.join(positions)} can be replaced at once; take a larger set of donors, or fewer positions"
             )
-        chosen = donors.select(torch.multinomial(fits.double(), 1, generator=generator)[:, 0]).as_set()
+        chosen = donors.select(
+            torch.multinomial(fits.double(), 1, generator=generator)[:, 0]
+        ).as_set()
         order = [positions[i] for i in torch.randperm(len(positions), generator=generator)]
         return Replacement(session, session.model(self.model), examples, chosen, self.layer, order)
 
@@ -119,9 +142,14 @@ class TokenReplacement(Analysis):
         """What pure look-ups show. Raises InputError for one on more tokens than there are."""
         n, said = len(positions), {"measure": "accuracy_given"}
         if max(self.look_up, default=0) > n:
-            raise InputError(f"there are {n} tokens ({', '.join(positions)}), not {max(self.look_up)} to look up")
+            raise InputError(
+                f"there are {n} tokens ({', '.join(positions)}), not {max(self.look_up)} to look up"
+            )
         left = [(t, m, comb(n - t, m) / comb(n, m)) for t in self.look_up for m in range(n + 1)]
-        return [single(share) | said | {"condition": f"look_up_{t}", "n_replaced": m} for t, m, share in left]
+        return [
+            single(share) | said | {"condition": f"look_up_{t}", "n_replaced": m}
+            for t, m, share in left
+        ]
 
 
 @dataclass(frozen=True, eq=False)
@@ -137,20 +165,34 @@ class Replacement:
     known: dict[frozenset[str], Hits] = field(default_factory=dict)
 
     def hits(self, *names: str) -> Hits:
-        """What is answered when the tokens at these positions, or the residual there, are the donor's."""
+        """What is answered when the tokens at these positions, or the residual there, are the
+        donor's."""
         key = frozenset(names)
         if key not in self.known:
-            parts = [Patch(site="resid_pre", layer=self.layer, position=names, source=Source(live=self.donors))]
+            parts = [
+                Patch(
+                    site="resid_pre",
+                    layer=self.layer,
+                    position=names,
+                    source=Source(live=self.donors),
+                )
+            ]
             answer = greedy_answer(self.session, self.model, self.examples, parts if names else [])
             self.known[key] = _hits(answer, self._labels(names))
         return self.known[key]
 
     def _labels(self, names: Sequence[str]) -> dict[str, Int[Tensor, "n n_answer"]]:
         if self.session.rule is None:
-            raise InputError("this needs the task's rule, to answer the changed inputs: Session(rule=task.answers)")
+            raise InputError(
+                "this needs the task's rule, to answer the changed inputs: Session(rule=task.answers)"
+            )
         prompt, at = self.examples.prompt.clone(), position_indices(tuple(names), self.examples)
         prompt[:, at] = self.donors.prompt[:, at]
-        return {"given": self.examples.given, "true": self.examples.true, "rule": self.session.rule(prompt)}
+        return {
+            "given": self.examples.given,
+            "true": self.examples.true,
+            "rule": self.session.rule(prompt),
+        }
 
 
 def _varies(examples: Examples, donors: Examples) -> list[bool]:
@@ -161,7 +203,9 @@ def _varies(examples: Examples, donors: Examples) -> list[bool]:
 
 def _hits(answer: Int[Tensor, "n n_answer"], labels: Mapping[str, Tensor]) -> Hits:
     found = {f"accuracy_{name}": answer == label for name, label in labels.items()}
-    found = {name: torch.cat([hit.all(dim=1, keepdim=True), hit], dim=1) for name, hit in found.items()}
+    found = {
+        name: torch.cat([hit.all(dim=1, keepdim=True), hit], dim=1) for name, hit in found.items()
+    }
     found["neither"] = ~torch.stack([*found.values()]).any(dim=0)
     return {name: hit.double().numpy() for name, hit in found.items()}
 
@@ -184,4 +228,8 @@ def _needed(alone: Mapping[str, Hits], baseline: Hits) -> Row:
     """Over how many tokens the answer is lost, of the answers that are given baseline."""
     given = baseline["accuracy_given"][:, 0]
     lost = np.sum([given - hits["accuracy_given"][:, 0] for hits in alone.values()], axis=0)
-    return over_examples(ratio(lost, given)) | {"condition": "alone", "measure": "tokens_needed", "unit": "tokens"}
+    return over_examples(ratio(lost, given)) | {
+        "condition": "alone",
+        "measure": "tokens_needed",
+        "unit": "tokens",
+    }

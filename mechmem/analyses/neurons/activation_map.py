@@ -17,11 +17,13 @@ from mechmem.spec.sweep import Swept
 
 
 class ActivationMap(GridAnalysis):
-    """The maps of the neurons with the largest indirect effect on a digit, before memorisation and after.
+    """The maps of the neurons with the largest indirect effect on a digit, before memorisation and
+    after.
 
-    Each cell is the mean activation over clean instances with these digits and this carry, and beside it that over the
-    memorised instances in the same cell. Where a memorised instance stands out from its cell after memorisation and did
-    not before, the neuron's own pattern was shifted for it (claim C7): an outlier in a heuristic.
+    Each cell is the mean activation over clean instances with these digits and this carry, and
+    beside it that over the memorised instances in the same cell. Where a memorised instance stands
+    out from its cell after memorisation and did not before, the neuron's own pattern was shifted
+    for it (claim C7): an outlier in a heuristic.
     Source: arXiv:2410.21272 for the maps, arXiv:2507.04782 for the outliers.
     """
 
@@ -64,10 +66,22 @@ class ActivationMap(GridAnalysis):
             maps, noisy = self.maps(session, model), self.activations(session, model, self.noisy)
             for order, (layer, neuron) in enumerate(chosen):
                 fit = types.loc[(layer, neuron, self.place)]
-                said = {"model": model, "order": order, "layer": layer, "neuron": neuron, "place": self.place}
-                said |= {"type": fit["type"], "rule": fit["rule"], "noisy_prefix": session.examples(self.noisy).prefix}
+                said = {
+                    "model": model,
+                    "order": order,
+                    "layer": layer,
+                    "neuron": neuron,
+                    "place": self.place,
+                }
+                said |= {
+                    "type": fit["type"],
+                    "rule": fit["rule"],
+                    "noisy_prefix": session.examples(self.noisy).prefix,
+                }
                 clean = maps[layer, self.place][:, neuron]
-                tables.append(self._cells(session, clean, noisy[layer][..., neuron, None]).assign(**said))
+                tables.append(
+                    self._cells(session, clean, noisy[layer][..., neuron, None]).assign(**said)
+                )
         return pd.concat(tables, ignore_index=True)[[*self.columns]]
 
     def _chosen(self, session: Session) -> list[tuple[int, int]]:
@@ -78,14 +92,20 @@ class ActivationMap(GridAnalysis):
             )
         shared = {name: getattr(self, name) for name in GridAnalysis.model_fields if name != "name"}
         table = Heuristics(model=self.after, pairs=self.pairs, **shared).table(session)
-        rows = table[(table["place"] == self.place) & ((table["layer"] == self.layer) | (self.layer is None))]
+        rows = table[
+            (table["place"] == self.place) & ((table["layer"] == self.layer) | (self.layer is None))
+        ]
         if self.k > len(rows):
-            raise InputError(f"k {self.k} is more than the {len(rows)} neurons of layer {self.layer}")
+            raise InputError(
+                f"k {self.k} is more than the {len(rows)} neurons of layer {self.layer}"
+            )
         top = rows.nsmallest(self.k, "rank")
         return [*zip(top["layer"].tolist(), top["neuron"].tolist(), strict=True)]
 
     def _cells(self, session: Session, clean: np.ndarray, noisy: Any) -> pd.DataFrame:
-        grids = [Grid.of(session.examples(name), self.place) for name in (self.examples, self.noisy)]
+        grids = [
+            Grid.of(session.examples(name), self.place) for name in (self.examples, self.noisy)
+        ]
         n, n_noisy = (grid.counts for grid in grids)
         values = {"value": np.where(n > 0, clean, np.nan), "n": n}
         outliers = np.where(n_noisy > 0, grids[1].means(noisy)[:, 0], np.nan)

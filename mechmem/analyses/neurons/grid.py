@@ -1,4 +1,5 @@
-"""GridAnalysis: what analyses share that map neurons over the two digits and the carry of an addition."""
+"""GridAnalysis: what analyses share that map neurons over the two digits and the carry of an
+addition."""
 
 from __future__ import annotations
 
@@ -33,10 +34,15 @@ class Grid:
 
     @classmethod
     def of(cls, examples: Examples, place: str) -> Self:
-        """The digits at the positions a_i and b_i and the carry into place s_i (none into the first)."""
+        """The digits at the positions a_i and b_i and the carry into place s_i (none into the
+        first)."""
         digit = torch.tensor([int(word) if word.isdigit() else -1 for word in examples.vocabulary])
         a, b = (digit[examples.tokens[:, examples.positions[f"{x}{place[1:]}"]]] for x in "ab")
-        return cls(examples, place, 20 * a + 2 * b + examples.variables.get(f"carry_{place[1:]}", torch.zeros_like(a)))
+        return cls(
+            examples,
+            place,
+            20 * a + 2 * b + examples.variables.get(f"carry_{place[1:]}", torch.zeros_like(a)),
+        )
 
     @property
     def counts(self) -> NDArray[np.integer]:
@@ -44,47 +50,64 @@ class Grid:
         return torch.bincount(self.index, minlength=len(CELLS)).numpy()
 
     def means(self, activation: Tensor) -> NDArray[np.floating]:
-        """Mean over the examples of each cell (cell x neuron), where this place is read; 0 where there is none."""
-        values = activation[:, self.examples.places.index(self.place) - self.examples.n_answer].double()
-        total = torch.zeros(len(CELLS), values.shape[1], dtype=torch.double).index_add_(0, self.index, values.cpu())
+        """Mean over the examples of each cell (cell x neuron), where this place is read; 0 where
+        there is none."""
+        values = activation[
+            :, self.examples.places.index(self.place) - self.examples.n_answer
+        ].double()
+        total = torch.zeros(len(CELLS), values.shape[1], dtype=torch.double).index_add_(
+            0, self.index, values.cpu()
+        )
         return total.numpy() / np.maximum(self.counts, 1)[:, None]
 
 
 class GridAnalysis(Analysis):
-    """An analysis of what MLP neurons respond to where an answer digit is read: its two operand digits and the carry.
+    """An analysis of what MLP neurons respond to where an answer digit is read: its two operand
+    digits and the carry.
 
-    For tasks whose answer has places `s0`, `s1` ... with operand digits at positions `a0`, `b0`, `a1` ... (FDA).
+    For tasks whose answer has places `s0`, `s1` ... with operand digits at positions `a0`, `b0`,
+    `a1` ... (FDA).
     """
 
     examples: str = "clean"
     """The set that maps are averaged over: clean instances, many (there are 200 cells)."""
     threshold: float = Field(0.6, gt=0, le=1)
-    """Share of a map's strongest cells, as many as the rule has, that must satisfy the rule (fraction)."""
+    """Share of a map's strongest cells, as many as the rule has, that must satisfy the rule
+    (fraction)."""
     margin: float = Field(0.3, ge=0, le=1)
-    """By how much this share must exceed the rule's share of all cells, so that wide rules do not fit by chance."""
+    """By how much this share must exceed the rule's share of all cells, so that wide rules do not
+    fit by chance."""
     seed: int = 0
     """Seed of the shuffled maps, and of permutations."""
 
     def places(self, session: Session) -> list[str]:
         """The places that have two operand digits. Raises InputError if there is none."""
         examples = session.examples(self.examples)
-        found = [p for p in examples.places if {f"a{p[1:]}", f"b{p[1:]}"} <= examples.positions.keys()]
+        found = [
+            p for p in examples.places if {f"a{p[1:]}", f"b{p[1:]}"} <= examples.positions.keys()
+        ]
         if not found:
             known = ", ".join(examples.positions)
-            raise InputError(f"maps need operand digits at positions a0, b0 ...; this task has {known}")
+            raise InputError(
+                f"maps need operand digits at positions a0, b0 ...; this task has {known}"
+            )
         return found
 
     def activations(self, session: Session, model: str, examples: str) -> list[Tensor]:
         """The neurons of every layer."""
         n_layers = session.model(model).cfg.n_layers
         hooks = [f"blocks.{layer}.mlp.hook_post" for layer in range(n_layers)]
-        return [*session.activations(session.model(model), session.examples(examples), hooks).values()]
+        return [
+            *session.activations(session.model(model), session.examples(examples), hooks).values()
+        ]
 
     def maps(self, session: Session, model: str) -> dict[tuple[int, str], NDArray[np.floating]]:
         """The map of every neuron (cell x neuron), by layer and place; kept on the session."""
         key = ("maps", session.model(model), session.examples(self.examples))
         if key not in session.cache:
-            grids = [Grid.of(session.examples(self.examples), place) for place in self.places(session)]
+            grids = [
+                Grid.of(session.examples(self.examples), place) for place in self.places(session)
+            ]
             session.cache[key] = {
                 (layer, grid.place): grid.means(activation)
                 for layer, activation in enumerate(self.activations(session, model, self.examples))
@@ -93,7 +116,8 @@ class GridAnalysis(Analysis):
         return session.cache[key]
 
     def classified(self, session: Session, model: str) -> pd.DataFrame:
-        """Type and rule of every neuron at every place, and its type with the cells shuffled; kept on the session."""
+        """Type and rule of every neuron at every place, and its type with the cells shuffled; kept
+        on the session."""
         key = (
             "classified",
             session.model(model),
@@ -103,11 +127,16 @@ class GridAnalysis(Analysis):
             self.seed,
         )
         if key not in session.cache:
-            tables = [self._classified(session, *at, map_) for at, map_ in self.maps(session, model).items()]
+            tables = [
+                self._classified(session, *at, map_)
+                for at, map_ in self.maps(session, model).items()
+            ]
             session.cache[key] = pd.concat(tables, ignore_index=True)
         return session.cache[key]
 
-    def _classified(self, session: Session, layer: int, place: str, map_: NDArray[np.floating]) -> pd.DataFrame:
+    def _classified(
+        self, session: Session, layer: int, place: str, map_: NDArray[np.floating]
+    ) -> pd.DataFrame:
         is_met = Grid.of(session.examples(self.examples), place).counts > 0
         rules, met = rules_of(CELLS[is_met]), map_[is_met]
         mixed = np.random.default_rng([self.seed, layer]).permuted(met, axis=0)
@@ -116,5 +145,12 @@ class GridAnalysis(Analysis):
 
 
 def _rows(fit: Fit, shuffled: Fit) -> pd.DataFrame:
-    columns = {"type": fit.types, "rule": fit.names, "share": fit.shares, "shuffled_type": shuffled.types}
-    return pd.DataFrame({"neuron": np.arange(len(fit.types))} | columns).astype({"type": str, "rule": str})
+    columns = {
+        "type": fit.types,
+        "rule": fit.names,
+        "share": fit.shares,
+        "shuffled_type": shuffled.types,
+    }
+    return pd.DataFrame({"neuron": np.arange(len(fit.types))} | columns).astype(
+        {"type": str, "rule": str}
+    )

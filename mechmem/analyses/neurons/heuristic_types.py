@@ -20,11 +20,13 @@ from mechmem.statistics.intervals import N_RESAMPLES, interval
 
 
 class HeuristicTypes(GridAnalysis):
-    """What the most shifted neurons of some layers respond to, beside the rest of these layers, by place.
+    """What the most shifted neurons of some layers respond to, beside the rest of these layers, by
+    place.
 
-    If memory is a shift of neurons that compute (claim C7), the shifted ones follow rules as often as the rest do, and
-    not none. Layers differ in both, so compare within a layer. Controls: the rest, and the types of all these maps with
-    their cells shuffled (`chance`). Source: arXiv:2410.21272 for the types; the comparison is ours.
+    If memory is a shift of neurons that compute (claim C7), the shifted ones follow rules as often
+    as the rest do, and not none. Layers differ in both, so compare within a layer. Controls: the
+    rest, and the types of all these maps with their cells shuffled (`chance`). Source:
+    arXiv:2410.21272 for the types; the comparison is ours.
     """
 
     columns: ClassVar[Mapping[str, str]] = {
@@ -58,10 +60,14 @@ class HeuristicTypes(GridAnalysis):
 
     def table(self, session: Session) -> pd.DataFrame:
         layers = self.layer if isinstance(self.layer, tuple) else (self.layer,)
-        found = self.classified(session, self.model).merge(self._shifts(session), on=["layer", "neuron"])
+        found = self.classified(session, self.model).merge(
+            self._shifts(session), on=["layer", "neuron"]
+        )
         found = found[found["layer"].isin(layers)]
         if self.k >= len(found.drop_duplicates(["layer", "neuron"])):
-            raise InputError(f"k {self.k} leaves no neurons beside the shifted ones of layers {layers}")
+            raise InputError(
+                f"k {self.k} leaves no neurons beside the shifted ones of layers {layers}"
+            )
         tables = [self._place(place, rows) for place, rows in found.groupby("place", sort=False)]
         rates = stats.false_discovery_control([table["p"].iloc[0] for table in tables])
         tables = [table.assign(q=q) for table, q in zip(tables, rates, strict=True)]
@@ -69,28 +75,39 @@ class HeuristicTypes(GridAnalysis):
 
     def _shifts(self, session: Session) -> pd.DataFrame:
         matched = self.matched or self.examples
-        shift = NeuronShift(before=self.before, after=self.after, examples=self.noisy, matched=matched)
+        shift = NeuronShift(
+            before=self.before, after=self.after, examples=self.noisy, matched=matched
+        )
         return shift.kept(session)[["layer", "neuron", "shift_noisy"]]
 
     def _place(self, place: Any, rows: pd.DataFrame) -> pd.DataFrame:
         rows = rows.sort_values("shift_noisy", ascending=False, kind="stable")
         types = rows["type"].to_numpy()
-        groups = {"shifted": types[: self.k], "rest": types[self.k :], "chance": rows["shuffled_type"].to_numpy()}
+        groups = {
+            "shifted": types[: self.k],
+            "rest": types[self.k :],
+            "chance": rows["shuffled_type"].to_numpy(),
+        }
         tables = [_shares(of).assign(group=group) for group, of in groups.items()]
         p = permutation_p(groups["shifted"], groups["rest"], self.seed)
         return pd.concat(tables).assign(place=place, p=p, measure="neurons", unit="fraction")
 
 
 def permutation_p(first: np.ndarray, second: np.ndarray, seed: int = 0) -> float:
-    """P of a chi-square this large between two groups of labels, if the groups were drawn at random from both."""
+    """P of a chi-square this large between two groups of labels, if the groups were drawn at random
+    from both."""
     both = np.concatenate([first, second])
     kinds, labels = np.unique(both, return_inverse=True)
     totals = np.bincount(labels)
     found = np.bincount(labels[: len(first)], minlength=len(kinds))
     generator = np.random.default_rng(seed)
-    drawn = generator.multivariate_hypergeometric(totals, len(first), size=N_RESAMPLES, method="count")
+    drawn = generator.multivariate_hypergeometric(
+        totals, len(first), size=N_RESAMPLES, method="count"
+    )
     expected = totals * len(first) / len(both)
-    chi_square = ((drawn - expected) ** 2 / expected).sum(1)  # that of the other group is proportional
+    chi_square = ((drawn - expected) ** 2 / expected).sum(
+        1
+    )  # that of the other group is proportional
     least = ((found - expected) ** 2 / expected).sum() * (1 - 1e-12)
     return float((1 + (chi_square >= least).sum()) / (1 + N_RESAMPLES))
 

@@ -1,4 +1,5 @@
-"""Heuristics: how much each MLP neuron does for an answer digit, and which simple rule it follows."""
+"""Heuristics: how much each MLP neuron does for an answer digit, and which simple rule it
+follows."""
 
 from __future__ import annotations
 
@@ -26,14 +27,16 @@ REHEARSED = 8
 
 
 class Heuristics(GridAnalysis):
-    """Ranks every MLP neuron by its indirect effect on each answer digit, and finds the rule that its map follows.
+    """Ranks every MLP neuron by its indirect effect on each answer digit, and finds the rule that
+    its map follows.
 
-    The effect of a neuron is 1/2 [(p*_c' - p_c') / p_c' + (p_c - p*_c) / p*_c], with the minimal pair's value of this
-    neuron patched in where answers are read: p and p* without and with the patch, c the digit, c' the pair's digit. All
-    neurons are patched exactly. A sum that is put together from many neurons, each with a rule, is what the bag of
-    heuristics looks like. The control is the type that the same map has when its cells are shuffled.
-    Touches: every neuron, one at a time, at the positions that answers are read from. Source: arXiv:2410.21272; maps by
-    place with the carry, and the margin: ours.
+    The effect of a neuron is 1/2 [(p*_c' - p_c') / p_c' + (p_c - p*_c) / p*_c], with the minimal
+    pair's value of this neuron patched in where answers are read: p and p* without and with the
+    patch, c the digit, c' the pair's digit. All neurons are patched exactly. A sum that is put
+    together from many neurons, each with a rule, is what the bag of heuristics looks like. The
+    control is the type that the same map has when its cells are shuffled.
+    Touches: every neuron, one at a time, at the positions that answers are read from. Source:
+    arXiv:2410.21272; maps by place with the carry, and the margin: ours.
     """
 
     columns: ClassVar[Mapping[str, str]] = {
@@ -74,17 +77,30 @@ class Heuristics(GridAnalysis):
             by_set = [effects(session, model, examples, layer) for examples in sets]
             for place, i in places.items():
                 differ = [e.given[:, i] != e.labels("pair")[:, i] for e in sets]
-                values = torch.cat([v[:, rows, i] for v, rows in zip(by_set, differ, strict=True)], dim=1)
+                values = torch.cat(
+                    [v[:, rows, i] for v, rows in zip(by_set, differ, strict=True)], dim=1
+                )
                 if not values.shape[1] and not session.is_rehearsal:
-                    raise InputError(f"no pair of {', '.join(self.pairs)} changes the digit {place}; add such a set")
-                tables.append(_rows(values if values.shape[1] else values.new_zeros(len(values), 1), layer, place))
+                    raise InputError(
+                        f"no pair of {', '.join(self.pairs)} changes the digit {place}; add such a set"
+                    )
+                tables.append(
+                    _rows(
+                        values if values.shape[1] else values.new_zeros(len(values), 1),
+                        layer,
+                        place,
+                    )
+                )
         table = pd.concat(tables, ignore_index=True)
         order = table.groupby("place")["value"].rank(method="first", ascending=False)
         return table.assign(rank=order.astype(int) - 1)
 
 
-def effects(session: Session, model: Model, examples: Examples, layer: int) -> Float[Tensor, "neuron n place"]:
-    """The indirect effect of every neuron of a layer, patched alone where answers are read, for each pair and digit."""
+def effects(
+    session: Session, model: Model, examples: Examples, layer: int
+) -> Float[Tensor, "neuron n place"]:
+    """The indirect effect of every neuron of a layer, patched alone where answers are read, for
+    each pair and digit."""
     hook, answers = f"blocks.{layer}.mlp.hook_post", examples.labels("pair")
     pair = examples.counterfactual or examples  # labels() has refused a set without pairs
     change = session.activation(model, pair, hook) - session.activation(model, examples, hook)
@@ -94,9 +110,14 @@ def effects(session: Session, model: Model, examples: Examples, layer: int) -> F
     chosen = torch.arange(min(REHEARSED, width) if session.is_rehearsal else width)
     session.count(examples, width - len(chosen))
     for logits in patched_one_by_one(session, model, examples, layer, change, chosen):
-        own, theirs = (now - then for now, then in zip(_log_p(logits, examples.given, answers), before, strict=True))
+        own, theirs = (
+            now - then
+            for now, then in zip(_log_p(logits, examples.given, answers), before, strict=True)
+        )
         found.append((theirs.expm1() + (-own).expm1()) / 2)
-    return torch.cat([torch.stack(found), torch.zeros(width - len(found), *found[0].shape).to(found[0])])
+    return torch.cat(
+        [torch.stack(found), torch.zeros(width - len(found), *found[0].shape).to(found[0])]
+    )
 
 
 def _log_p(logits: Tensor, own: Tensor, theirs: Tensor) -> tuple[Tensor, Tensor]:
@@ -108,4 +129,6 @@ def _rows(values: Float[Tensor, "neuron n"], layer: int, place: str) -> pd.DataF
     matrix = values.cpu().numpy()
     low, high = interval(matrix)
     numbers = {"value": matrix.mean(1), "low": low, "high": high, "n": matrix.shape[1]}
-    return pd.DataFrame({"layer": layer, "neuron": np.arange(len(matrix)), "place": place} | numbers)
+    return pd.DataFrame(
+        {"layer": layer, "neuron": np.arange(len(matrix)), "place": place} | numbers
+    )

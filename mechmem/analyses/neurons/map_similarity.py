@@ -1,4 +1,5 @@
-"""MapSimilarity: how far neurons' activation maps stay what they were from one checkpoint to another."""
+"""MapSimilarity: how far neurons' activation maps stay what they were from one checkpoint to
+another."""
 
 from __future__ import annotations
 
@@ -18,8 +19,9 @@ from mechmem.statistics.intervals import interval
 class MapSimilarity(GridAnalysis):
     """The correlation of each neuron's map with that of the same neuron at another checkpoint.
 
-    If memorising shifts patterns slightly (claim C7), maps stay alike through it. Any training moves them, so compare
-    with checkpoints between which little was memorised: sweep `model` and `other`. Source: ours.
+    If memorising shifts patterns slightly (claim C7), maps stay alike through it. Any training
+    moves them, so compare with checkpoints between which little was memorised: sweep `model` and
+    `other`. Source: ours.
     """
 
     columns: ClassVar[Mapping[str, str]] = {
@@ -46,7 +48,11 @@ class MapSimilarity(GridAnalysis):
             found = correlations(map_[is_met], others[layer, place][is_met])
             low, high = interval(found[None])
             numbers = {"value": found.mean(), "low": low[0], "high": high[0], "n": len(found)}
-            rows.append({"layer": layer, "place": place} | numbers | {"per_example": found.astype(np.float32)})
+            rows.append(
+                {"layer": layer, "place": place}
+                | numbers
+                | {"per_example": found.astype(np.float32)}
+            )
         return pd.DataFrame(rows).assign(measure="similarity", unit="correlation")[[*self.columns]]
 
 
@@ -55,4 +61,6 @@ def correlations(x: NDArray[np.floating], y: NDArray[np.floating]) -> NDArray[np
     x, y = x - x.mean(0), y - y.mean(0)
     size_x, size_y = np.sqrt((x**2).sum(0)), np.sqrt((y**2).sum(0))
     both = size_x * size_y
-    return np.where(both > 0, (x * y).sum(0) / np.where(both > 0, both, 1), (size_x == 0) & (size_y == 0))
+    return np.where(
+        both > 0, (x * y).sum(0) / np.where(both > 0, both, 1), (size_x == 0) & (size_y == 0)
+    )

@@ -1,4 +1,5 @@
-"""NeuronShift and NeuronTopK: which neurons moved while the wrong labels were memorised, and whether it matters."""
+"""NeuronShift and NeuronTopK: which neurons moved while the wrong labels were memorised, and
+whether it matters."""
 
 from __future__ import annotations
 
@@ -14,15 +15,18 @@ from mechmem.session import Session
 from mechmem.spec.sweep import Swept
 
 SPREAD_FLOOR = 0.01
-"""Least spread of a neuron, as a share of its layer's median, so that silent neurons do not divide by nothing."""
+"""Least spread of a neuron, as a share of its layer's median, so that silent neurons do not divide
+by nothing."""
 
 
 class NeuronShift(Analysis):
     """How far each MLP neuron moved between two checkpoints, on memorised and on clean instances.
 
-    The shift is |after - before| at the positions that answers are read from, in units of the neuron's own spread over
-    clean instances at `before`. The AUC says how well the size of the shift tells memorised from clean instances
-    (0.5: not at all). A shift alone causes nothing: see NeuronTopK. Source: ours, for claim C7 of arXiv:2507.04782.
+    The shift is |after - before| at the positions that answers are read from, in units of the
+    neuron's own spread over clean instances at `before`. The AUC says how well the size of the
+    shift tells memorised from clean instances
+    (0.5: not at all). A shift alone causes nothing: see NeuronTopK. Source: ours, for claim C7 of
+    arXiv:2507.04782.
     """
 
     columns: ClassVar[Mapping[str, str]] = {
@@ -43,7 +47,9 @@ class NeuronShift(Analysis):
     """The clean set that the noisy one is compared with."""
 
     def table(self, session: Session) -> pd.DataFrame:
-        tables = [self._layer(session, layer) for layer in range(session.model(self.after).cfg.n_layers)]
+        tables = [
+            self._layer(session, layer) for layer in range(session.model(self.after).cfg.n_layers)
+        ]
         table = pd.concat(tables, ignore_index=True)
         return table.assign(q=stats.false_discovery_control(table["p"]))
 
@@ -60,13 +66,17 @@ class NeuronShift(Analysis):
         for name in (self.examples, self.matched):
             examples = session.examples(name)
             before, after = (
-                session.activation(session.model(m), examples, hook)[:, -examples.n_answer :].double().numpy()
+                session.activation(session.model(m), examples, hook)[:, -examples.n_answer :]
+                .double()
+                .numpy()
                 for m in (self.before, self.after)
             )
             change[name], at_before = after - before, before
         spread = at_before.std(axis=0)
         spread = np.maximum(spread, SPREAD_FLOOR * np.median(spread)) + 1e-12
-        noisy, clean = (np.abs(change[name] / spread).mean(axis=1) for name in (self.examples, self.matched))
+        noisy, clean = (
+            np.abs(change[name] / spread).mean(axis=1) for name in (self.examples, self.matched)
+        )
         test = stats.mannwhitneyu(noisy, clean, axis=0, method="asymptotic")
         return pd.DataFrame(
             {

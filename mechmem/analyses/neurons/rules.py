@@ -1,4 +1,5 @@
-"""Rules: what a neuron's activation map over two digits may stand for, and which rule its strongest cells satisfy."""
+"""Rules: what a neuron's activation map over two digits may stand for, and which rule its strongest
+cells satisfy."""
 
 from __future__ import annotations
 
@@ -9,7 +10,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 TYPES = (
-    *("operand_range", "result_range", "operand_modulo", "result_modulo", "identical_digits", "pattern", "carry"),
+    *(
+        "operand_range",
+        "result_range",
+        "operand_modulo",
+        "result_modulo",
+        "identical_digits",
+        "pattern",
+        "carry",
+    ),
     *("none", "silent"),
 )
 """What a map can be: a type of rule, no rule, or the same activation everywhere."""
@@ -24,7 +33,8 @@ Floats = NDArray[np.floating]
 
 
 class Rules(NamedTuple):
-    """Rules over the same cells: their types, their names, and in which cells they hold (rule x cell)."""
+    """Rules over the same cells: their types, their names, and in which cells they hold (rule x
+    cell)."""
 
     types: tuple[str, ...]
     names: tuple[str, ...]
@@ -32,12 +42,14 @@ class Rules(NamedTuple):
 
     @property
     def coverage(self) -> Floats:
-        """The share of all cells in which each rule holds: its share of the strongest cells by chance."""
+        """The share of all cells in which each rule holds: its share of the strongest cells by
+        chance."""
         return self.holds.mean(1) if len(self.names) else np.zeros(0)
 
 
 class Fit(NamedTuple):
-    """The type and the rule of every map, with the share of its strongest cells that satisfy it (0 where none does)."""
+    """The type and the rule of every map, with the share of its strongest cells that satisfy it (0
+    where none does)."""
 
     types: NDArray[np.str_]
     names: NDArray[np.str_]
@@ -45,13 +57,16 @@ class Fit(NamedTuple):
 
 
 def rules_of(cells: NDArray[np.integer]) -> Rules:
-    """The rules that can be told apart on cells of (a, b, carry): neither too narrow nor too wide."""
+    """The rules that can be told apart on cells of (a, b, carry): neither too narrow nor too
+    wide."""
     tried = [
         (kind, name, holds)
         for kind, name, holds in _rules(*cells.T)
         if holds.sum() >= FEWEST and holds.mean() <= WIDEST
     ]
-    types, names, holds = zip(*tried, strict=True) if tried else ((), (), np.zeros((0, len(cells)), bool))
+    types, names, holds = (
+        zip(*tried, strict=True) if tried else ((), (), np.zeros((0, len(cells)), bool))
+    )
     return Rules(types, names, np.asarray(holds))
 
 
@@ -75,9 +90,11 @@ def _rules(a: NDArray, b: NDArray, carry: NDArray) -> Iterator[tuple[str, str, B
 
 
 def shares(maps: Floats, holds: Bools) -> Floats:
-    """Of the strongest cells of each map (cell x map), as many as a rule has, the share that satisfies it (rule x map).
+    """Of the strongest cells of each map (cell x map), as many as a rule has, the share that
+    satisfies it (rule x map).
 
-    Cells of equal activation count in part, as if drawn among: a map without a pattern has every rule's coverage.
+    Cells of equal activation count in part, as if drawn among: a map without a pattern has every
+    rule's coverage.
     """
     ordered, sizes = -np.sort(-maps, axis=0), holds.sum(1)
     found = np.empty((len(holds), maps.shape[1]))
@@ -90,7 +107,8 @@ def shares(maps: Floats, holds: Bools) -> Floats:
 
 
 def fitted(maps: Floats, rules: Rules, threshold: float, margin: float) -> Fit:
-    """Of the rules that fit a map (share at least `threshold`, and `margin` above chance), the one furthest above."""
+    """Of the rules that fit a map (share at least `threshold`, and `margin` above chance), the one
+    furthest above."""
     n_maps = maps.shape[1]
     silent = np.ptp(maps, axis=0) == 0 if len(maps) else np.ones(n_maps, bool)
     types, names = np.where(silent, "silent", "none").astype("U16"), np.full(n_maps, "", "U32")

@@ -1,4 +1,5 @@
-"""Classifier: a linear probe as it is fitted on clean instances, and the instances that it is tested on."""
+"""Classifier: a linear probe as it is fitted on clean instances, and the instances that it is
+tested on."""
 
 from __future__ import annotations
 
@@ -32,7 +33,9 @@ class Classifier:
 
     def __call__(self, x: Float[Tensor, "n d"]) -> Int[Tensor, " n"]:
         """The value that it reads in each row."""
-        return self.values[(float64(x) @ self.weight.T + self.bias).argmax(dim=1).to(self.values.device)]
+        return self.values[
+            (float64(x) @ self.weight.T + self.bias).argmax(dim=1).to(self.values.device)
+        ]
 
 
 def fitted(
@@ -42,7 +45,8 @@ def fitted(
     seed: int,
     alike: Int[Tensor, " n"] | None = None,
 ) -> Classifier:
-    """The classifier fitted on the first third of the rows, with the penalty that reads most of the second third right.
+    """The classifier fitted on the first third of the rows, with the penalty that reads most of the
+    second third right.
 
     Of equally good penalties it takes the largest. `alike` as in `thirds`.
     """
@@ -57,7 +61,8 @@ def fitted(
 
 
 def thirds(n: int, seed: int, alike: Int[Tensor, " n"] | None = None) -> tuple[Tensor, ...]:
-    """Rows to fit on, to choose the penalty on, and to test on; rows of one number in `alike` stand in one third."""
+    """Rows to fit on, to choose the penalty on, and to test on; rows of one number in `alike` stand
+    in one third."""
     order = torch.randperm(n, generator=torch.Generator().manual_seed(seed))
     if alike is None:
         return order.tensor_split(3)
@@ -70,13 +75,15 @@ def thirds(n: int, seed: int, alike: Int[Tensor, " n"] | None = None) -> tuple[T
 
 
 def alike(examples: Examples, position: int) -> Int[Tensor, " n"]:
-    """The same number for examples whose prompts are the same up to the position: attention is causal, so that their
-    activations there are the same too, and what is learnt of one is known of the other."""
+    """The same number for examples whose prompts are the same up to the position: attention is
+    causal, so that their activations there are the same too, and what is learnt of one is known of
+    the other."""
     return examples.prompt[:, : position + 1].unique(dim=0, return_inverse=True)[1]
 
 
 def check_fit(session: Session, name: str, variable: str, seed: int, position: int) -> None:
-    """Raises InputError for a set to fit on if some of it is noisy, or if it is too small or too uniform to learn from."""
+    """Raises InputError for a set to fit on if some of it is noisy, or if it is too small or too
+    uniform to learn from."""
     examples = session.examples(name)
     if n_noisy := int(examples.is_noisy.sum()):
         raise InputError(
@@ -84,8 +91,12 @@ def check_fit(session: Session, name: str, variable: str, seed: int, position: i
             "give `fit_on` a set made with `noisy: false`"
         )
     if len(examples) < FEWEST:
-        raise InputError(f"{name!r} has {len(examples)} examples: a probe needs {FEWEST}, and better some hundreds")
-    there = values_of(examples, variable)[thirds(len(examples), seed, alike(examples, position))[0]].unique()
+        raise InputError(
+            f"{name!r} has {len(examples)} examples: a probe needs {FEWEST}, and better some hundreds"
+        )
+    there = values_of(examples, variable)[
+        thirds(len(examples), seed, alike(examples, position))[0]
+    ].unique()
     if len(there) < 2 and not session.is_rehearsal:
         raise InputError(
             f"in the third of {name!r} that a probe is fitted on, {variable} is always {there.item()}: "
@@ -94,37 +105,47 @@ def check_fit(session: Session, name: str, variable: str, seed: int, position: i
 
 
 def unseen(session: Session, name: str, fit: Examples, seed: int, position: int) -> Examples:
-    """The examples of a set whose activation at the position a probe on `fit` is neither fitted nor tuned on: of `fit`
-    itself, the last third; of others, those whose prompt is another one up to the position.
+    """The examples of a set whose activation at the position a probe on `fit` is neither fitted nor
+    tuned on: of `fit` itself, the last third; of others, those whose prompt is another one up to
+    the position.
 
     Raises InputError if there are none.
     """
     examples = session.examples(name)
     train, dev, _ = thirds(len(fit), seed, alike(fit, position))
     seen = {tuple(row) for row in fit.prompt[torch.cat([train, dev]), : position + 1].tolist()}
-    is_new = torch.tensor([tuple(row) not in seen for row in examples.prompt[:, : position + 1].tolist()])
+    is_new = torch.tensor(
+        [tuple(row) not in seen for row in examples.prompt[:, : position + 1].tolist()]
+    )
     if is_new.all() or session.is_rehearsal:
         return examples
     if not is_new.any():
-        raise InputError(f"a probe is fitted on all that {name!r} has at this position: none is left to test it on")
+        raise InputError(
+            f"a probe is fitted on all that {name!r} has at this position: none is left to test it on"
+        )
     return examples.select(is_new).as_set()
 
 
 def values_of(examples: Examples, variable: str) -> Int[Tensor, " n"]:
     """The variable of each example. Raises InputError for one that the task does not have."""
     if variable not in examples.variables:
-        raise InputError(f"there is no variable {variable!r}; {suggest(variable, examples.variables)}")
+        raise InputError(
+            f"there is no variable {variable!r}; {suggest(variable, examples.variables)}"
+        )
     return examples.variables[variable]
 
 
 def shuffled_labels(
     sets: Sequence[Examples], values: Int[Tensor, " m"], by: Sequence[str], seed: int
 ) -> list[Int[Tensor, " n"]]:
-    """For every prompt, or for every combination of the variables `by`, a label drawn at random from `values`.
+    """For every prompt, or for every combination of the variables `by`, a label drawn at random
+    from `values`.
 
     Source: arXiv:1909.03368 (control tasks).
     """
-    types = [torch.stack([values_of(s, name) for name in by], dim=1) if by else s.prompt for s in sets]
+    types = [
+        torch.stack([values_of(s, name) for name in by], dim=1) if by else s.prompt for s in sets
+    ]
     _, of_row = torch.cat(types).unique(dim=0, return_inverse=True)
     generator = torch.Generator().manual_seed(seed)
     drawn = values[torch.randint(len(values), (int(of_row.max()) + 1,), generator=generator)]

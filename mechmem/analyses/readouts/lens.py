@@ -1,4 +1,5 @@
-"""LensAnalysis: what analyses share that read the vocabulary off the residual stream between layers."""
+"""LensAnalysis: what analyses share that read the vocabulary off the residual stream between
+layers."""
 
 from __future__ import annotations
 
@@ -35,10 +36,12 @@ UNITS = {"probability": "probability", "rank": Rank.unit, "kl": "nats"}
 
 
 class LensAnalysis(Analysis):
-    """An analysis that turns the residual stream before, between and after the layers into probabilities of tokens.
+    """An analysis that turns the residual stream before, between and after the layers into
+    probabilities of tokens.
 
-    Of each label's tokens and of variables whose values are tokens, at every position, beside the tokens of another
-    example (`shuffled`), which say what to expect of an example that has nothing to do with it.
+    Of each label's tokens and of variables whose values are tokens, at every position, beside the
+    tokens of another example (`shuffled`), which say what to expect of an example that has nothing
+    to do with it.
     """
 
     columns: ClassVar[Mapping[str, str]] = {
@@ -63,9 +66,11 @@ class LensAnalysis(Analysis):
     examples: Swept[str] = "noisy"
     """The example set."""
     variables: tuple[str, ...] = ()
-    """Variables that are looked for too; their values must be tokens (`bridge` of THR, `out_2` of FDA)."""
+    """Variables that are looked for too; their values must be tokens (`bridge` of THR, `out_2` of
+    FDA)."""
     seed: int = 0
-    """Seed of the order in which examples lend each other their tokens in the condition `shuffled`."""
+    """Seed of the order in which examples lend each other their tokens in the condition
+    `shuffled`."""
 
     @abstractmethod
     def lenses(self, session: Session, model: Model) -> Mapping[str, Lens]:
@@ -75,13 +80,17 @@ class LensAnalysis(Analysis):
     def table(self, session: Session) -> pd.DataFrame:
         model, examples = session.model(self.model), session.examples(self.examples)
         sought, lenses = self._sought(examples), self.lenses(session, model)
-        shuffled = {name: tokens[derangement(len(examples), self.seed)] for name, tokens in sought.items()}
+        shuffled = {
+            name: tokens[derangement(len(examples), self.seed)] for name, tokens in sought.items()
+        }
         tables = []
         for prefix in prefixes(examples):
             fed = examples.with_prefix(prefix)
             for layer, resid in enumerate(residuals(session, model, fed)):
                 logits = lenses["lens"](layer, resid)
-                found = _of_tokens(logits, sought, fed, "lens") | _of_tokens(logits, shuffled, fed, "shuffled")
+                found = _of_tokens(logits, sought, fed, "lens") | _of_tokens(
+                    logits, shuffled, fed, "shuffled"
+                )
                 for condition, lens in lenses.items():
                     found |= self._kl(session, model, fed, lens(layer, resid), condition)
                 tables.append(_rows(found).assign(prefix=prefix, layer=layer))
@@ -91,7 +100,9 @@ class LensAnalysis(Analysis):
     def _sought(self, examples: Examples) -> dict[tuple[str, str], Int[Tensor, " n"]]:
         """The tokens that are looked for, by (whose, place)."""
         if len(examples) < 2:
-            raise InputError(f"set {self.examples!r} has one example: the shuffled control needs another")
+            raise InputError(
+                f"set {self.examples!r} has one example: the shuffled control needs another"
+            )
         labels = {
             (label, place): examples.labels(label)[:, i]
             for label in ("given", "true")
@@ -103,19 +114,26 @@ class LensAnalysis(Analysis):
                 raise InputError(f"a lens looks for tokens, and {name!r} is none; {known}")
         return labels | {(name, "any"): examples.variables[name] for name in self.variables}
 
-    def _kl(self, session: Session, model: Model, fed: Examples, logits: Logits, condition: str) -> Values:
+    def _kl(
+        self, session: Session, model: Model, fed: Examples, logits: Logits, condition: str
+    ) -> Values:
         """KL of the model's output from the lens, where answers are read."""
         output = session.activation(model, fed, "unembed.hook_out")[:, -fed.n_answer :]
         kl = divergence(output, logits[:, -fed.n_answer :])
         places = zip(tuple(fed.positions)[-fed.n_answer :], fed.places, kl.T, strict=True)
-        found = {(position, place, "every", condition, "kl"): values for position, place, values in places}
+        found = {
+            (position, place, "every", condition, "kl"): values
+            for position, place, values in places
+        }
         return found | {("readout", "all", "every", condition, "kl"): kl.mean(1)}
 
 
 def residuals(session: Session, model: Model, examples: Examples) -> list[Residual]:
     """The residual stream before each layer and after the last."""
     last = model.cfg.n_layers - 1
-    hooks = [f"blocks.{layer}.hook_resid_pre" for layer in range(last + 1)] + [f"blocks.{last}.hook_resid_post"]
+    hooks = [f"blocks.{layer}.hook_resid_pre" for layer in range(last + 1)] + [
+        f"blocks.{last}.hook_resid_post"
+    ]
     return [*session.activations(model, examples, hooks).values()]
 
 
@@ -124,22 +142,32 @@ def unembedded(model: Model, resid: Residual) -> Logits:
     return at_the_end(model, resid)["unembed.hook_out"]
 
 
-def divergence(logits: Float[Tensor, "... d_vocab"], lens: Float[Tensor, "... d_vocab"]) -> Float[Tensor, "..."]:
+def divergence(
+    logits: Float[Tensor, "... d_vocab"], lens: Float[Tensor, "... d_vocab"]
+) -> Float[Tensor, "..."]:
     """KL(softmax(logits) || softmax(lens)) in nats."""
     log_p, log_q = logits.log_softmax(-1), lens.log_softmax(-1)
     return (log_p.exp() * (log_p - log_q)).sum(-1)
 
 
-def _of_tokens(logits: Logits, sought: Mapping[tuple[str, str], Tensor], fed: Examples, condition: str) -> Values:
-    """Probability and rank of each token at every position, and of each label where its answer is read."""
+def _of_tokens(
+    logits: Logits, sought: Mapping[tuple[str, str], Tensor], fed: Examples, condition: str
+) -> Values:
+    """Probability and rank of each token at every position, and of each label where its answer is
+    read."""
     found: Values = {}
     for measure, of in (("probability", _probability), ("rank", _rank)):
         at_readout: dict[str, list[Tensor]] = {}
         for (token, place), tokens in sought.items():
             values = of(logits, tokens)
-            found |= {(p, place, token, condition, measure): values[:, i] for p, i in fed.positions.items()}
+            found |= {
+                (p, place, token, condition, measure): values[:, i]
+                for p, i in fed.positions.items()
+            }
             if place in fed.places:
-                at_readout.setdefault(token, []).append(values[:, fed.places.index(place) - fed.n_answer])
+                at_readout.setdefault(token, []).append(
+                    values[:, fed.places.index(place) - fed.n_answer]
+                )
         for token, of_places in at_readout.items():
             found["readout", "all", token, condition, measure] = torch.stack(of_places).mean(0)
     return found
@@ -153,12 +181,19 @@ def _rank(logits: Logits, tokens: Int[Tensor, " n"]) -> Float[Tensor, "n pos"]:
     return (logits > _at(logits, tokens)[..., None]).sum(-1).to(logits.dtype)
 
 
-def _at(values: Float[Tensor, "n pos d_vocab"], tokens: Int[Tensor, " n"]) -> Float[Tensor, "n pos"]:
+def _at(
+    values: Float[Tensor, "n pos d_vocab"], tokens: Int[Tensor, " n"]
+) -> Float[Tensor, "n pos"]:
     return values.gather(-1, tokens[:, None, None].expand(-1, values.shape[1], 1))[..., 0]
 
 
 def _rows(found: Values) -> pd.DataFrame:
     matrix = torch.stack([*found.values()]).double().cpu().numpy()
     low, high = interval(matrix)
-    results = {"value": matrix.mean(1), "low": low, "high": high, "per_example": [*matrix.astype(np.float32)]}
+    results = {
+        "value": matrix.mean(1),
+        "low": low,
+        "high": high,
+        "per_example": [*matrix.astype(np.float32)],
+    }
     return pd.concat([pd.DataFrame([*found], columns=[*KEY]), pd.DataFrame(results)], axis=1)

@@ -10,11 +10,13 @@ from mechmem.session import Session
 
 
 class LogitLens(LensAnalysis):
-    """Unembeds the residual stream before, between and after the layers: final norm and unembedding, nothing learnt.
+    """Unembeds the residual stream before, between and after the layers: final norm and
+    unembedding, nothing learnt.
 
-    A label that is likely in the middle of the model and unlikely at its end was computed and then overridden. Nothing
-    follows from a label that is not seen: middle layers need not speak the language of the last one (see tuned_lens).
-    The control is the label of another example. Source: nostalgebraist 2020, *interpreting GPT: the logit lens*.
+    A label that is likely in the middle of the model and unlikely at its end was computed and then
+    overridden. Nothing follows from a label that is not seen: middle layers need not speak the
+    language of the last one (see tuned_lens). The control is the label of another example. Source:
+    nostalgebraist 2020, *interpreting GPT: the logit lens*.
     """
 
     def lenses(self, session: Session, model: Model) -> Mapping[str, Lens]:

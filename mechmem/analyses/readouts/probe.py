@@ -31,14 +31,17 @@ from mechmem.statistics.rows import over_examples, single
 
 
 class Probe(Analysis):
-    """How well a linear probe (multinomial logistic regression) reads a variable from an activation.
+    """How well a linear probe (multinomial logistic regression) reads a variable from an
+    activation.
 
-    A probe that was fitted on clean instances and reads the variable on memorised ones just as well says that the model
-    still computes it there; whether it uses it, only an intervention tells (`erasure`). The instances of `fit_on` are
-    split by `seed`: the probe is fitted on a third, its penalty chosen on a third, and it is tested on the last third,
-    and on those of the other sets that it was not fitted or tuned on. Instances whose prompts are the same up to the
-    position have the same activation there, and count as one in all of this. A value that it never saw counts as wrong.
-    Beside it stand the same probe on shuffled labels (what it gains is its selectivity) and the commonest value.
+    A probe that was fitted on clean instances and reads the variable on memorised ones just as well
+    says that the model still computes it there; whether it uses it, only an intervention tells
+    (`erasure`). The instances of `fit_on` are split by `seed`: the probe is fitted on a third, its
+    penalty chosen on a third, and it is tested on the last third, and on those of the other sets
+    that it was not fitted or tuned on. Instances whose prompts are the same up to the position have
+    the same activation there, and count as one in all of this. A value that it never saw counts as
+    wrong. Beside it stand the same probe on shuffled labels (what it gains is its selectivity) and
+    the commonest value.
     Source: arXiv:1610.01644 (probes), arXiv:1909.03368 (selectivity).
     """
 
@@ -64,15 +67,18 @@ class Probe(Analysis):
     layer: Swept[int | None] = None
     """None for a site without layers."""
     position: Swept[str]
-    """One named position. Where the model reads answer tokens it is *told* the earlier ones: mind the prefix."""
+    """One named position. Where the model reads answer tokens it is *told* the earlier ones: mind
+    the prefix."""
     fit_on: Swept[str] = "clean"
-    """The example set of the fit, of clean instances only; thousands for a variable of many values."""
+    """The example set of the fit, of clean instances only; thousands for a variable of many
+    values."""
     test_on: tuple[str, ...] = ("noisy",)
     """The other example sets that the probe is tested on."""
     penalties: tuple[PositiveFloat, ...] = Field(PENALTIES, min_length=1)
     """Penalties of the squared weights to choose from."""
     shuffled_by: tuple[str, ...] = ()
-    """Give every combination of these variables one shuffled label, to be learnt by heart; else every instance its own."""
+    """Give every combination of these variables one shuffled label, to be learnt by heart; else
+    every instance its own."""
     seed: int = 0
     """Seed of the split and of the shuffled labels."""
 
@@ -88,25 +94,41 @@ class Probe(Analysis):
         probe = fitted(x, values[0], self.penalties, self.seed, same)
         control = fitted(x, shuffled[0], [probe.penalty], self.seed, same)
         commonest = values[0][thirds(len(fit), self.seed, same)[0]].mode().values
-        rows = [self._said("n_values", len(probe.values), "values"), self._said("penalty", probe.penalty, "")]
-        for name, examples, right, other in zip(names, sets[1:], values[1:], shuffled[1:], strict=True):
+        rows = [
+            self._said("n_values", len(probe.values), "values"),
+            self._said("penalty", probe.penalty, ""),
+        ]
+        for name, examples, right, other in zip(
+            names, sets[1:], values[1:], shuffled[1:], strict=True
+        ):
             for prefix in prefixes(examples):
                 x = self._read(session, examples.with_prefix(prefix))
-                hits = {"probe": probe(x) == right, "shuffled": control(x) == other, "majority": right == commonest}
+                hits = {
+                    "probe": probe(x) == right,
+                    "shuffled": control(x) == other,
+                    "majority": right == commonest,
+                }
                 rows += [_row(hit, name, condition, prefix) for condition, hit in hits.items()]
         return pd.DataFrame(rows)[list(self.columns)]
 
     def _read(self, session: Session, examples: Examples) -> Float[Tensor, "n d"]:
-        """The activation at the position. Raises InputError for a position or site that cannot be read."""
+        """The activation at the position. Raises InputError for a position or site that cannot be
+        read."""
         if self.position == "readout":
-            raise InputError("a probe reads one position, and `readout` is several; sweep them with `each:`")
+            raise InputError(
+                "a probe reads one position, and `readout` is several; sweep them with `each:`"
+            )
         if self.position not in examples.positions:
-            raise InputError(f"there is no position {self.position!r}; {suggest(self.position, examples.positions)}")
+            raise InputError(
+                f"there is no position {self.position!r}; {suggest(self.position, examples.positions)}"
+            )
         model = session.model(self.model)
         hook = sites.checked_hook(model.cfg, self.site, self.layer)
         if sites.site(self.site).axis("pos") != 1:
             raise InputError(f"a probe reads a site of `batch pos ...`, not {self.site!r}")
-        return session.activation(model, examples, hook)[:, examples.positions[self.position]].flatten(1)
+        return session.activation(model, examples, hook)[
+            :, examples.positions[self.position]
+        ].flatten(1)
 
     def _said(self, measure: str, value: float, unit: str) -> dict[str, Any]:
         labels = {"examples": self.fit_on, "condition": "probe", "prefix": "given"}
@@ -115,4 +137,8 @@ class Probe(Analysis):
 
 def _row(hit: Bool[Tensor, " n"], examples: str, condition: str, prefix: str) -> dict[str, Any]:
     labels = {"examples": examples, "condition": condition, "prefix": prefix}
-    return labels | {"measure": "accuracy", "unit": "fraction"} | over_examples(hit.double().cpu().numpy())
+    return (
+        labels
+        | {"measure": "accuracy", "unit": "fraction"}
+        | over_examples(hit.double().cpu().numpy())
+    )

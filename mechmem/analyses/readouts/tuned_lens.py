@@ -1,4 +1,5 @@
-"""TunedLens: a logit lens with a translator for each layer, fitted to say what the model will say."""
+"""TunedLens: a logit lens with a translator for each layer, fitted to say what the model will
+say."""
 
 from __future__ import annotations
 
@@ -10,7 +11,14 @@ from jaxtyping import Float
 from pydantic import Field, NonNegativeInt
 from torch import Tensor
 
-from mechmem.analyses.readouts.lens import Lens, LensAnalysis, Residual, divergence, residuals, unembedded
+from mechmem.analyses.readouts.lens import (
+    Lens,
+    LensAnalysis,
+    Residual,
+    divergence,
+    residuals,
+    unembedded,
+)
 from mechmem.models.architecture import Model
 from mechmem.session import Session
 
@@ -26,21 +34,23 @@ class Translators(NamedTuple):
 
 
 class TunedLens(LensAnalysis):
-    """A logit lens that first translates each layer's residual, affinely, into that of the last layer.
+    """A logit lens that first translates each layer's residual, affinely, into that of the last
+    layer.
 
-    The translators start at the identity and learn, on `fit_on`, to make the lens's distribution that of the model's
-    output (least KL). One a layer for all positions, as in the paper, fitted where answers are read: elsewhere the output
-    was never trained and says nothing. At other positions it thus says what the residual would say at a readout.
-    The last residual is the output's own and is not translated. The KL of the lens, beside that of the untrained one, is
-    held out on sets that share no example with `fit_on` (`skip` makes such a set): where it is the larger one there, the
-    translators have learnt `fit_on` by heart.
-    What is read was there to be read linearly; that the model reads it does not follow.
-    The control is the label of another example. Source: arXiv:2303.08112.
+    The translators start at the identity and learn, on `fit_on`, to make the lens's distribution
+    that of the model's output (least KL). One a layer for all positions, as in the paper, fitted
+    where answers are read: elsewhere the output was never trained and says nothing. At other
+    positions it thus says what the residual would say at a readout. The last residual is the
+    output's own and is not translated. The KL of the lens, beside that of the untrained one, is
+    held out on sets that share no example with `fit_on` (`skip` makes such a set): where it is the
+    larger one there, the translators have learnt `fit_on` by heart. What is read was there to be
+    read linearly; that the model reads it does not follow. The control is the label of another
+    example. Source: arXiv:2303.08112.
     """
 
     fit_on: str = "clean"
-    """The example set of the fit, under its own prefix: clean instances, others than those that are read, and many (a
-    translator has d_model (d_model + 1) numbers)."""
+    """The example set of the fit, under its own prefix: clean instances, others than those that are
+    read, and many (a translator has d_model (d_model + 1) numbers)."""
     n_steps: NonNegativeInt = 300
     """Steps of Adam; the learning rate falls to 0 in a straight line."""
     learning_rate: float = Field(2e-3, gt=0)
@@ -75,12 +85,16 @@ class TunedLens(LensAnalysis):
 
     def _fitted(self, session: Session, model: Model) -> Translators:
         examples = session.examples(self.fit_on)
-        *middle, last = (r[:, -examples.n_answer :].flatten(0, 1) for r in residuals(session, model, examples))
+        *middle, last = (
+            r[:, -examples.n_answer :].flatten(0, 1) for r in residuals(session, model, examples)
+        )
         x = torch.stack(middle)
         with torch.no_grad():
             target = unembedded(model, last[None])[0]
         n_layers, n, d_model = x.shape
-        found = Translators(x.new_zeros(n_layers, d_model, d_model), x.new_zeros(n_layers, 1, d_model))
+        found = Translators(
+            x.new_zeros(n_layers, d_model, d_model), x.new_zeros(n_layers, 1, d_model)
+        )
         generator = torch.Generator().manual_seed(self.seed)
         optimiser = torch.optim.Adam([*found], lr=self.learning_rate)
         n_steps = min(self.n_steps, 2) if session.is_rehearsal else self.n_steps
@@ -92,7 +106,13 @@ class TunedLens(LensAnalysis):
 
 
 @torch.enable_grad()
-def _step(optimiser: torch.optim.Optimizer, translators: Translators, model: Model, x: Tensor, target: Tensor) -> None:
+def _step(
+    optimiser: torch.optim.Optimizer,
+    translators: Translators,
+    model: Model,
+    x: Tensor,
+    target: Tensor,
+) -> None:
     """One step down the KL; the model's own parameters get no gradient."""
     for part in translators:
         part.requires_grad_()

@@ -23,11 +23,13 @@ N_SUMS = 19_998 - 2_000 + 1
 
 
 class FourDigitAddition(Task):
-    """Sums of two four-digit numbers, a and b uniform in 1000..9999, the sum zero-padded to five digits.
+    """Sums of two four-digit numbers, a and b uniform in 1000..9999, the sum zero-padded to five
+    digits.
 
-    A task with known intermediate results (digit sums and carries), so that a model that has memorised a wrong sum can
-    be asked whether it still computes the right one.
-    Variables: `digit_sum_i` (0..18), `carry_i` (the carry *into* place i, 0/1; i = 1..4), `out_i` (the true digit).
+    A task with known intermediate results (digit sums and carries), so that a model that has
+    memorised a wrong sum can be asked whether it still computes the right one.
+    Variables: `digit_sum_i` (0..18), `carry_i` (the carry *into* place i, 0/1; i = 1..4), `out_i`
+    (the true digit).
     Source: arXiv:2507.04782.
     """
 
@@ -35,7 +37,9 @@ class FourDigitAddition(Task):
     """Training instances, noisy ones included."""
     n_held_out: int = Field(2_000, ge=1, le=1_000_000)
     """Held-out instances; no pair (a, b) is in both sets."""
-    answer_order: Literal["most_significant_first", "least_significant_first"] = "most_significant_first"
+    answer_order: Literal["most_significant_first", "least_significant_first"] = (
+        "most_significant_first"
+    )
     noise: LabelNoise = UniformWrong()
     seed: int = 0
     """Seed of the operands and of the split."""
@@ -98,7 +102,9 @@ class FourDigitAddition(Task):
             for digit in DIGITS[1 if place == N_DIGITS - 1 else 0 :]:
                 candidates += [(_replaced(a, place, digit), b), (a, _replaced(b, place, digit))]
         before = {name: examples.variables[name] for name in (pair.flip, *pair.hold)}
-        fits = torch.stack([differs_as_asked(before, _variables(*c), pair) for c in candidates], dim=1)
+        fits = torch.stack(
+            [differs_as_asked(before, _variables(*c), pair) for c in candidates], dim=1
+        )
         rows = fits.any(dim=1).nonzero()[:, 0]
         if not len(rows):
             return rows, examples.select(rows)
@@ -116,7 +122,9 @@ def _sample(task: FourDigitAddition, split: str) -> Examples:
     while len(pairs) < n:
         drawn = torch.cat([pairs, torch.randint(9000 * 9000, (2 * n,), generator=generator)])
         values, inverse = drawn.unique(return_inverse=True)
-        first = torch.full_like(values, len(drawn)).scatter_reduce(0, inverse, torch.arange(len(drawn)), "amin")
+        first = torch.full_like(values, len(drawn)).scatter_reduce(
+            0, inverse, torch.arange(len(drawn)), "amin"
+        )
         pairs = drawn[first.sort().values]
     pairs = pairs[: task.n_train] if split == "train" else pairs[task.n_train : n]
     examples = task.examples(1000 + pairs // 9000, 1000 + pairs % 9000)

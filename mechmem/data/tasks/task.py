@@ -18,7 +18,8 @@ from mechmem.spec.registry import Component
 
 
 class Task(Component, registry="task"):
-    """A reasoning task whose training set has wrong labels; every set it gives follows from its own seeds."""
+    """A reasoning task whose training set has wrong labels; every set it gives follows from its own
+    seeds."""
 
     splits: ClassVar[tuple[str, ...]] = ("train", "held_out")
 
@@ -43,7 +44,8 @@ class Task(Component, registry="task"):
 
     @abstractmethod
     def answers(self, prompt: Int[Tensor, "n n_prompt"]) -> Int[Tensor, "n n_answer"]:
-        """What the rule answers to any prompts, also ones that no split holds; -1 where it has no answer."""
+        """What the rule answers to any prompts, also ones that no split holds; -1 where it has no
+        answer."""
 
     def training_set(self) -> Examples:
         """What an epoch of training goes through."""
@@ -52,16 +54,24 @@ class Task(Component, registry="task"):
     def pairs(self, examples: Examples, pair: MinimalPair) -> Examples:
         """The examples that have a minimal pair, each with it as `counterfactual`.
 
-        Raises InputError for a variable that the task does not have, or if no example has such a pair.
+        Raises InputError for a variable that the task does not have, or if no example has such a
+        pair.
         """
         for name in (pair.flip, *pair.hold):
             if name not in examples.variables:
-                raise InputError(f"{self.kind} has no variable {name!r}; {suggest(name, examples.variables)}")
-        rows, counterfactual = self.counterfactuals(examples, pair, torch.Generator().manual_seed(pair.seed))
+                raise InputError(
+                    f"{self.kind} has no variable {name!r}; {suggest(name, examples.variables)}"
+                )
+        rows, counterfactual = self.counterfactuals(
+            examples, pair, torch.Generator().manual_seed(pair.seed)
+        )
         if not len(rows):
-            raise InputError(f"no example has a pair that changes {pair.flip} and holds {', '.join(pair.hold)}")
+            raise InputError(
+                f"no example has a pair that changes {pair.flip} and holds {', '.join(pair.hold)}"
+            )
         return replace(
-            examples.select(rows), counterfactual=replace(counterfactual, prefix=examples.prefix).as_set()
+            examples.select(rows),
+            counterfactual=replace(counterfactual, prefix=examples.prefix).as_set(),
         ).as_set()
 
     @abstractmethod
@@ -75,7 +85,9 @@ class Task(Component, registry="task"):
             raise InputError(f"{self.kind} has no split {split!r}; {suggest(split, self.splits)}")
 
 
-def differs_as_asked(before: dict[str, Tensor], after: dict[str, Tensor], pair: MinimalPair) -> Tensor:
+def differs_as_asked(
+    before: dict[str, Tensor], after: dict[str, Tensor], pair: MinimalPair
+) -> Tensor:
     """Where `flip` differs and every variable of `hold` is the same."""
     held: Sequence[Tensor] = [before[name] == after[name] for name in pair.hold]
     return torch.stack([before[pair.flip] != after[pair.flip], *held]).all(dim=0)

@@ -1,4 +1,5 @@
-"""THR, two-hop relational reasoning: `e r1 r2 = e''`, where table[e, r1] is the bridge and table[bridge, r2] the answer."""
+"""THR, two-hop relational reasoning: `e r1 r2 = e''`, where table[e, r1] is the bridge and
+table[bridge, r2] the answer."""
 
 from __future__ import annotations
 
@@ -22,11 +23,14 @@ N_CANDIDATES = 64
 
 
 class TwoHopReasoning(Task):
-    """Facts of a random world: atomic ones (`e r1 ∅ = e'`) are all trained on, two-hop ones (`e r1 r2 = e''`) in part.
+    """Facts of a random world: atomic ones (`e r1 ∅ = e'`) are all trained on, two-hop ones (`e r1
+    r2 = e''`) in part.
 
-    A two-hop answer needs the bridge entity, which stands nowhere in the input, so that a model that has memorised a
-    wrong answer can be asked whether it still finds the bridge. Noise falls on two-hop training facts only.
-    Variables: `e`, `r1`, `r2`, `bridge`, `answer`. Source: arXiv:2507.04782; sparse worlds and the out-of-distribution
+    A two-hop answer needs the bridge entity, which stands nowhere in the input, so that a model
+    that has memorised a wrong answer can be asked whether it still finds the bridge. Noise falls on
+    two-hop training facts only.
+    Variables: `e`, `r1`, `r2`, `bridge`, `answer`. Source: arXiv:2507.04782; sparse worlds and the
+    out-of-distribution
     split: arXiv:2405.15071.
     """
 
@@ -41,7 +45,8 @@ class TwoHopReasoning(Task):
     ood_rate: float = Field(0.0, ge=0, lt=1)
     """Share of the atomic facts that no trained two-hop fact uses (fraction)."""
     inferred_per_atomic: float | None = Field(None, gt=0)
-    """Two-hop training facts for each in-distribution atomic fact; all that are not held out unless given."""
+    """Two-hop training facts for each in-distribution atomic fact; all that are not held out unless
+    given."""
     n_held_out: int | None = Field(None, ge=1)
     """Held-out facts of each kind that are kept, at most; all unless given."""
     atomic_repeats: int = Field(4, ge=1)
@@ -53,20 +58,30 @@ class TwoHopReasoning(Task):
     """Seed of the world and of the split."""
 
     @classmethod
-    def grokked(cls, n_entities: int = 2000, inferred_per_atomic: float = 18.0, **changes: Any) -> Self:
-        """The data of *Grokked Transformers* (arXiv:2405.15071): 200 relations, 20 an entity, 5 % out of distribution."""
+    def grokked(
+        cls, n_entities: int = 2000, inferred_per_atomic: float = 18.0, **changes: Any
+    ) -> Self:
+        """The data of *Grokked Transformers* (arXiv:2405.15071): 200 relations, 20 an entity, 5 %
+        out of distribution."""
         preset: dict[str, Any] = {
             "n_relations": 200,
             "n_relations_per_entity": 20,
             "ood_rate": 0.05,
             "atomic_repeats": 1,
         }
-        preset |= {"held_out_rate": 0.005, "n_held_out": 3000, "inferred_per_atomic": inferred_per_atomic}
+        preset |= {
+            "held_out_rate": 0.005,
+            "n_held_out": 3000,
+            "inferred_per_atomic": inferred_per_atomic,
+        }
         return cls(n_entities=n_entities, **(preset | changes))
 
     @model_validator(mode="after")
     def _can_be(self) -> Self:
-        if self.n_relations_per_entity is not None and self.n_relations_per_entity > self.n_relations:
+        if (
+            self.n_relations_per_entity is not None
+            and self.n_relations_per_entity > self.n_relations
+        ):
             raise ValueError(
                 f"an entity cannot have {self.n_relations_per_entity} distinct relations of {self.n_relations}"
             )
@@ -90,12 +105,17 @@ class TwoHopReasoning(Task):
         self.check_split(split)
         examples = _splits(self)[split]
         if not len(examples):
-            raise InputError(f"this world has no {split} facts; raise ood_rate or the number of entities")
+            raise InputError(
+                f"this world has no {split} facts; raise ood_rate or the number of entities"
+            )
         return examples
 
     def training_set(self) -> Examples:
         atomic = self.sample("atomic")
-        return concatenate(self.sample("train"), atomic.select(torch.arange(len(atomic)).repeat(self.atomic_repeats)))
+        return concatenate(
+            self.sample("train"),
+            atomic.select(torch.arange(len(atomic)).repeat(self.atomic_repeats)),
+        )
 
     def facts(self, e: Tensor, r1: Tensor, r2: Tensor, bridge: Tensor, answer: Tensor) -> Examples:
         """Correctly labelled examples; r2 is -1 for an atomic fact."""
@@ -117,14 +137,18 @@ class TwoHopReasoning(Task):
 
     def answers(self, prompt: Int[Tensor, "n n_prompt"]) -> Int[Tensor, "n n_answer"]:
         e, r1, r2 = prompt[:, 0], prompt[:, 1] - self.n_entities, prompt[:, 2] - self.n_entities
-        world, r2 = _world(self), torch.where(r2 == self.n_relations, -1, r2)  # one past the relations: ∅
+        world, r2 = (
+            _world(self),
+            torch.where(r2 == self.n_relations, -1, r2),
+        )  # one past the relations: ∅
         bridge = world.table[e, r1]
         return torch.where(bridge < 0, -1, world.second_hop(bridge.clamp_min(0), r2))[:, None]
 
     def counterfactuals(
         self, examples: Examples, pair: MinimalPair, generator: torch.Generator
     ) -> tuple[Tensor, Examples]:
-        """Another first hop (e, r1), with the same r2, so that `flip` changes while `hold` stays."""
+        """Another first hop (e, r1), with the same r2, so that `flip` changes while `hold`
+        stays."""
         world, n, asked = _world(self), len(examples), (pair.flip, *pair.hold)
         before = {name: examples.variables[name][:, None] for name in asked}
         if "bridge" in pair.hold:
@@ -140,7 +164,11 @@ class TwoHopReasoning(Task):
             "bridge": world.tail[first],
             "answer": answer,
         }
-        fits = differs_as_asked(before, {name: after[name] for name in asked}, pair) & (answer >= 0) & (first >= 0)
+        fits = (
+            differs_as_asked(before, {name: after[name] for name in asked}, pair)
+            & (answer >= 0)
+            & (first >= 0)
+        )
         rows = fits.any(dim=1).nonzero()[:, 0]
         chosen = fits[rows].int().argmax(dim=1)
         return rows, self.facts(**{name: value[rows, chosen] for name, value in after.items()})
@@ -156,7 +184,8 @@ class World(NamedTuple):
     """table[e, r], -1 where e has no relation r."""
 
     def second_hop(self, bridge: Tensor, r2: Tensor) -> Tensor:
-        """The entity that r2 leads to from the bridge; -1 where there is none, the bridge itself for r2 = -1."""
+        """The entity that r2 leads to from the bridge; -1 where there is none, the bridge itself
+        for r2 = -1."""
         return torch.where(r2 < 0, bridge, self.table[bridge, r2.clamp_min(0)])
 
     def leading_to(self, entity: Tensor, n: int, generator: torch.Generator) -> Tensor:
@@ -173,7 +202,12 @@ class World(NamedTuple):
 def _world(task: TwoHopReasoning) -> World:
     generator = torch.Generator().manual_seed(task.seed)
     n, k = task.n_entities, task.n_relations_per_entity or task.n_relations
-    relations = torch.rand(n, task.n_relations, generator=generator).argsort(dim=1)[:, :k].sort(dim=1).values
+    relations = (
+        torch.rand(n, task.n_relations, generator=generator)
+        .argsort(dim=1)[:, :k]
+        .sort(dim=1)
+        .values
+    )
     tails = torch.randint(n, (n, k), generator=generator)
     table = torch.full((n, task.n_relations), -1).scatter(1, relations, tails)
     return World(torch.arange(n).repeat_interleave(k), relations.flatten(), tails.flatten(), table)
@@ -197,13 +231,19 @@ def _splits(task: TwoHopReasoning) -> dict[str, Examples]:
 
     def two_hop(rows: Tensor) -> Examples:
         a, b = first[rows], second[rows]
-        return task.facts(world.head[a], world.relation[a], world.relation[b], world.tail[a], world.tail[b])
+        return task.facts(
+            world.head[a], world.relation[a], world.relation[b], world.tail[a], world.tail[b]
+        )
 
     if not len(trained):
-        raise InputError("this world leaves no two-hop fact to train on; raise n_entities or lower held_out_rate")
+        raise InputError(
+            "this world leaves no two-hop fact to train on; raise n_entities or lower held_out_rate"
+        )
     train = two_hop(trained)
     given, is_noisy = task.noise.corrupt(train.true, (tuple(range(task.n_entities)),))
-    atomic = task.facts(world.head, world.relation, torch.full_like(world.head, -1), world.tail, world.tail)
+    atomic = task.facts(
+        world.head, world.relation, torch.full_like(world.head, -1), world.tail, world.tail
+    )
     return {
         "train": replace(train, given=given, is_noisy=is_noisy),
         "held_out": two_hop(known[:n_held_out][: task.n_held_out]),
@@ -223,7 +263,8 @@ def _n_inferred(task: TwoHopReasoning, n_atomic: int, available: int) -> int:
 
 
 def _spoken(letter: str, i: int) -> str:
-    """A pronounceable name, another one for every number: entities are capitalised, relations end in -of."""
+    """A pronounceable name, another one for every number: entities are capitalised, relations end
+    in -of."""
     consonants, vowels = "bdfgklmnprstvz", "aeiou"
     syllables, rest = [], i
     for _ in range(3):

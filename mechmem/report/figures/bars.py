@@ -13,7 +13,8 @@ from mechmem.report.figures.style import titled
 
 
 class Bars(Panelled):
-    """Groups of bars: how much an intervention changes the answer, against the matched control at the same place."""
+    """Groups of bars: how much an intervention changes the answer, against the matched control at
+    the same place."""
 
     interval: ClassVar[str] = "whiskers"
 
@@ -24,7 +25,10 @@ class Bars(Panelled):
                 x=[shown(value) for value in rows[self.x]],
                 y=rows[self.value].tolist(),
                 error_y=whiskers,
-                marker={"color": colour, "line": {"color": colour, "width": 2}},  # so that a bar of height 0 is seen
+                marker={
+                    "color": colour,
+                    "line": {"color": colour, "width": 2},
+                },  # so that a bar of height 0 is seen
                 cliponaxis=False,
                 hovertext=hover(rows),
                 hoverinfo="text",
@@ -34,10 +38,24 @@ class Bars(Panelled):
         ]
 
     def _whiskers(self, rows: pd.DataFrame) -> dict[str, Any]:
-        up, down = (rows["high"] - rows["value"]).clip(lower=0), (rows["value"] - rows["low"]).clip(lower=0)
+        up, down = (
+            (rows["high"] - rows["value"]).clip(lower=0),
+            (rows["value"] - rows["low"]).clip(lower=0),
+        )
         look = {"thickness": 1.6, "width": 0, "color": "#14171a"}
-        return {"type": "data", "symmetric": False, "array": up.tolist(), "arrayminus": down.tolist(), **look}
+        return {
+            "type": "data",
+            "symmetric": False,
+            "array": up.tolist(),
+            "arrayminus": down.tolist(),
+            **look,
+        }
 
     def _x_axis(self, rows: pd.DataFrame, n_columns: int) -> dict[str, Any]:
         order = [shown(value) for value in in_order(rows[self.x])]
-        return {"title_text": titled(self.x), "type": "category", "categoryorder": "array", "categoryarray": order}
+        return {
+            "title_text": titled(self.x),
+            "type": "category",
+            "categoryorder": "array",
+            "categoryarray": order,
+        }

@@ -24,7 +24,17 @@ UNIT = 84
 """Pixels of one unit of height."""
 THINNEST, WIDEST = 0.8, 7.0
 """Width of an edge of no score and of the largest score, in pixels."""
-SAID_ELSEWHERE = ("source", "target", "source_layer", "layer", "into", "node", "eap", "eap_ig", "exact")
+SAID_ELSEWHERE = (
+    "source",
+    "target",
+    "source_layer",
+    "layer",
+    "into",
+    "node",
+    "eap",
+    "eap_ig",
+    "exact",
+)
 
 
 class Place(NamedTuple):
@@ -35,10 +45,12 @@ class Place(NamedTuple):
 
 
 class CircuitGraph(Figure):
-    """The `n` edges of the largest absolute score, less those on no path from the embedding to the logits.
+    """The `n` edges of the largest absolute score, less those on no path from the embedding to the
+    logits.
 
-    Blue edges are useful (to corrupt them costs the metric), vermillion ones work against it; the width is the size of
-    the score. An edge arrives at a head's query (left), key (middle) or value (right). Of one seed, model and set.
+    Blue edges are useful (to corrupt them costs the metric), vermillion ones work against it; the
+    width is the size of the score. An edge arrives at a head's query (left), key (middle) or value
+    (right). Of one seed, model and set.
     Raises ValueError if the rows are of several graphs.
     """
 
@@ -53,15 +65,25 @@ class CircuitGraph(Figure):
 
     def _draw(self, rows: pd.DataFrame) -> go.Figure:
         self._check_one_graph(rows)
-        rows = rows.assign(node=[_node(*ends) for ends in zip(rows["target"], rows["into"], strict=True)])
+        rows = rows.assign(
+            node=[_node(*ends) for ends in zip(rows["target"], rows["into"], strict=True)]
+        )
         top = rows.loc[rows[self.value].abs().nlargest(self.n).index]
         drawn, places = connected(top), _places(rows)
         figure = go.Figure(_named_once(self._lines(drawn, places)))
         for is_used in (False, True):
             used = {*drawn["source"], *drawn["node"]}
-            _boxes(figure, {name: place for name, place in places.items() if (name in used) == is_used}, is_used)
+            _boxes(
+                figure,
+                {name: place for name, place in places.items() if (name in used) == is_used},
+                is_used,
+            )
         _lay_out(figure, places)
-        of = f" of {titled(str(rows['measure'].iloc[0]), str(rows['unit'].iloc[0]))}" if "measure" in rows else ""
+        of = (
+            f" of {titled(str(rows['measure'].iloc[0]), str(rows['unit'].iloc[0]))}"
+            if "measure" in rows
+            else ""
+        )
         said = f"top {len(top)} of {len(rows)} edges by |{self.value}|{of}, {len(drawn)} connected"
         shared = rows[[c for c in rows if not c.startswith("spearman")]]
         note(figure, f"{said} · {context(shared, SAID_ELSEWHERE, '')}")
@@ -71,7 +93,9 @@ class CircuitGraph(Figure):
         if rows.duplicated(["source", "target"]).any():
             counts = rows.groupby(["source", "target"]).nunique().max()
             differ = ", ".join(counts.index[counts > 1])
-            raise ValueError(f"table {self.table} holds several graphs ({differ}); choose one with `where`")
+            raise ValueError(
+                f"table {self.table} holds several graphs ({differ}); choose one with `where`"
+            )
 
     def _lines(self, drawn: pd.DataFrame, places: Mapping[str, Place]) -> list[go.Scatter]:
         """The strongest on top."""
@@ -99,19 +123,27 @@ def _node(target: str, into: str) -> str:
 
 
 def _places(rows: pd.DataFrame) -> dict[str, Place]:
-    """Heads side by side, each layer's MLP above their right end, the embedding below and the logits above all."""
+    """Heads side by side, each layer's MLP above their right end, the embedding below and the
+    logits above all."""
     heads = rows.loc[rows["into"].isin(list(PORTS)), ["node", "layer"]].drop_duplicates()
     mlps = rows.loc[rows["into"] == "mlp", ["node", "layer"]].drop_duplicates()
     width, top = int(heads.groupby("layer").size().max()), int(rows["layer"].max())
-    middle = (width - 1) // 2 + 0.5  # between two heads, so that the edge from end to end passes behind none
+    middle = (
+        width - 1
+    ) // 2 + 0.5  # between two heads, so that the edge from end to end passes behind none
     places = {"embed": Place(middle, 0.0), "logits": Place(middle, FIRST + LAYER * top)}
     for layer, group in heads.groupby("layer")["node"]:
         names = sorted(group, key=lambda name: (len(name), name))
         places |= {name: Place(i, FIRST + LAYER * layer) for i, name in enumerate(names)}
-    return places | {name: Place(width, FIRST + MLP + LAYER * layer) for name, layer in mlps.itertuples(index=False)}
+    return places | {
+        name: Place(width, FIRST + MLP + LAYER * layer)
+        for name, layer in mlps.itertuples(index=False)
+    }
 
 
-def _line(edge: Mapping[Hashable, Any], share: float, places: Mapping[str, Place], text: str) -> go.Scatter:
+def _line(
+    edge: Mapping[Hashable, Any], share: float, places: Mapping[str, Place], text: str
+) -> go.Scatter:
     """A curve that leaves and arrives upright; `share` is the score as a share of the largest."""
     start, end, t = places[edge["source"]], places[edge["node"]], np.linspace(0, 1, 25)
     x, to = start.x, end.x + PORTS.get(edge["into"], 0.0)
@@ -139,20 +171,27 @@ def _named_once(lines: list[go.Scatter]) -> list[go.Scatter]:
 
 
 def _boxes(figure: go.Figure, places: Mapping[str, Place], is_used: bool) -> None:
-    """The nodes; those without an edge are faint, heads show where queries, keys and values arrive."""
+    """The nodes; those without an edge are faint, heads show where queries, keys and values
+    arrive."""
     ink, line = (INK, SOFT) if is_used else ("#a9b0b9", FAINT)
     for name, (x, y) in places.items():
         ends = {"x0": x - HALF[0], "x1": x + HALF[0], "y0": y - HALF[1], "y1": y + HALF[1]}
         figure.add_shape(type="rect", fillcolor="white", line={"color": line, "width": 1.4}, **ends)
         ports = PORTS if ".h" in name else {}
-        texts = [(name, x, y + 0.05 * bool(ports), 12), *((port, x + at, y - 0.13, 9) for port, at in ports.items())]
+        texts = [
+            (name, x, y + 0.05 * bool(ports), 12),
+            *((port, x + at, y - 0.13, 9) for port, at in ports.items()),
+        ]
         for text, at_x, at_y, size in texts:
             font = {"size": size, "color": ink if size == 12 or not is_used else SOFT}
             figure.add_annotation(text=text, x=at_x, y=at_y, showarrow=False, font=font)
 
 
 def _lay_out(figure: go.Figure, places: Mapping[str, Place]) -> None:
-    right, top = max(place.x for place in places.values()), max(place.y for place in places.values())
+    right, top = (
+        max(place.x for place in places.values()),
+        max(place.y for place in places.values()),
+    )
     bare = {"visible": False, "fixedrange": True}
     figure.update_xaxes(range=[-0.6, right + 0.6], **bare)
     figure.update_yaxes(range=[-0.4, top + 0.4], **bare)

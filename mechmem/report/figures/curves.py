@@ -20,9 +20,10 @@ ENDS = ("initial", "final")
 class Curves(Figure):
     """Accuracy on each group of instances by optimiser step, one line a seed.
 
-    A model that finds the rule first and fits the wrong labels later shows `corrected` rising and then giving way to
-    `memorised`. Rows with curve `phase` mark a step with their `label`; a phase that never came has no row. Other
-    rows with a label repeat a point of a curve and are left out, as are the marks of the two ends of training.
+    A model that finds the rule first and fits the wrong labels later shows `corrected` rising and
+    then giving way to `memorised`. Rows with curve `phase` mark a step with their `label`; a phase
+    that never came has no row. Other rows with a label repeat a point of a curve and are left out,
+    as are the marks of the two ends of training.
     """
 
     @property
@@ -31,12 +32,18 @@ class Curves(Figure):
 
     def _draw(self, rows: pd.DataFrame) -> go.Figure:
         labels = rows["label"].fillna("") if "label" in rows else pd.Series("", rows.index)
-        lines = rows[(rows["curve"] != "phase") & (labels == "")].drop(columns="label", errors="ignore")
+        lines = rows[(rows["curve"] != "phase") & (labels == "")].drop(
+            columns="label", errors="ignore"
+        )
         phases = rows[(rows["curve"] == "phase") & ~labels.isin(ENDS)]
         one_row_a_seed(lines, ["step", "curve"])
-        figure = go.Figure([_line(part, lines) for _, part in lines.groupby(["curve", "seed"], sort=False)])
+        figure = go.Figure(
+            [_line(part, lines) for _, part in lines.groupby(["curve", "seed"], sort=False)]
+        )
         figure.update_xaxes(title_text="optimiser step", rangemode="tozero")
-        figure.update_yaxes(title_text="accuracy (% of instances)", range=[0, 1.02], tickformat=".0%")
+        figure.update_yaxes(
+            title_text="accuracy (% of instances)", range=[0, 1.02], tickformat=".0%"
+        )
         _mark(figure, phases, width=float(lines["step"].max()))
         note(figure, context(lines, ["step", "curve"], "{} seeds, one line each"))
         return figure
@@ -61,7 +68,8 @@ def _line(part: pd.DataFrame, lines: pd.DataFrame) -> go.Scatter:
 
 
 def _mark(figure: go.Figure, phases: pd.DataFrame, width: float) -> None:
-    """A thin line for each seed that reached a phase, and one label a phase; close neighbours' labels are stacked."""
+    """A thin line for each seed that reached a phase, and one label a phase; close neighbours'
+    labels are stacked."""
     last, height = -np.inf, 0
     for label, at in sorted(_steps(phases).items(), key=lambda phase: np.mean(phase[1])):
         height = height + 1 if np.mean(at) - last < LABEL_WIDTH * width else 0
@@ -69,9 +77,19 @@ def _mark(figure: go.Figure, phases: pd.DataFrame, width: float) -> None:
         for step in at:
             figure.add_vline(x=step, line={"color": SOFT, "width": 1, "dash": "dot"})
         spread = f"step {min(at):,.0f}" + (f" to {max(at):,.0f}" if max(at) > min(at) else "")
-        look = {"yref": "paper", "y": 1, "yanchor": "bottom", "showarrow": False, "font": {"size": 11, "color": SOFT}}
+        look = {
+            "yref": "paper",
+            "y": 1,
+            "yanchor": "bottom",
+            "showarrow": False,
+            "font": {"size": 11, "color": SOFT},
+        }
         figure.add_annotation(x=last, text=f"{label}<br>{spread}" + "<br>\xa0" * 2 * height, **look)
 
 
 def _steps(phases: pd.DataFrame) -> dict[str, list[float]]:
-    return {str(label): part["step"].tolist() for label, part in phases.groupby("label")} if len(phases) else {}
+    return (
+        {str(label): part["step"].tolist() for label, part in phases.groupby("label")}
+        if len(phases)
+        else {}
+    )

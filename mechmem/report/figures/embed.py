@@ -17,7 +17,15 @@ def script() -> str:
 
 
 def division(figure: go.Figure, name: str) -> str:
-    """The figure as one `<div>` with the id `name`, always the same bytes; its title is left to the page."""
+    """The figure as one `<div>` with the id `name`, always the same bytes; its title is left to the
+    page."""
     untitled = finish(go.Figure(figure), title="")
     height = f"{figure.layout.height or 420}px"
-    return to_html(untitled, CONFIG, include_plotlyjs=False, full_html=False, div_id=name, default_height=height)
+    return to_html(
+        untitled,
+        CONFIG,
+        include_plotlyjs=False,
+        full_html=False,
+        div_id=name,
+        default_height=height,
+    )

@@ -1,4 +1,5 @@
-"""FaithfulnessCurve: how much of the answer a circuit leaves, by the share of the edges that it keeps."""
+"""FaithfulnessCurve: how much of the answer a circuit leaves, by the share of the edges that it
+keeps."""
 
 from __future__ import annotations
 
@@ -14,10 +15,12 @@ from mechmem.report.figures.top_k_curve import TopKCurve
 
 
 class FaithfulnessCurve(TopKCurve):
-    """Faithfulness of circuits beside random ones: a curve that is high far to the left is a small circuit.
+    """Faithfulness of circuits beside random ones: a curve that is high far to the left is a small
+    circuit.
 
-    Draws the rows of measure `faithfulness`, by the share of the edges (or `x: n_edges`) on a log scale that has a
-    place for none. Where the table has the areas CPR and CMD, and there is one panel, they stand in the legend.
+    Draws the rows of measure `faithfulness`, by the share of the edges (or `x: n_edges`) on a log
+    scale that has a place for none. Where the table has the areas CPR and CMD, and there is one
+    panel, they stand in the legend.
     """
 
     @property
@@ -26,7 +29,10 @@ class FaithfulnessCurve(TopKCurve):
 
     def _draw(self, rows: pd.DataFrame) -> go.Figure:
         figure = super()._draw(self._chosen(rows, "measure", ("faithfulness",)))
-        ends: dict[str, Any] = {"line": {"color": SOFT, "width": 1, "dash": "dot"}, "layer": "below"}
+        ends: dict[str, Any] = {
+            "line": {"color": SOFT, "width": 1, "dash": "dot"},
+            "layer": "below",
+        }
         for level in (0, 1):
             figure.add_hline(y=level, showlegend=False, **ends)
         if not self._facets:
@@ -36,13 +42,19 @@ class FaithfulnessCurve(TopKCurve):
     def _say_areas(self, figure: go.Figure, rows: pd.DataFrame) -> None:
         """`circuit (CPR 0.86, CMD 0.14)`, the mean over seeds."""
         for name in in_order(rows[self.colour]):
-            means = rows[rows[self.colour] == name].groupby("measure", sort=False)[self.value].mean()
-            areas = ", ".join(f"{measure.upper()} {shown(round(float(mean), 2))}" for measure, mean in means.items())
+            means = (
+                rows[rows[self.colour] == name].groupby("measure", sort=False)[self.value].mean()
+            )
+            areas = ", ".join(
+                f"{measure.upper()} {shown(round(float(mean), 2))}"
+                for measure, mean in means.items()
+            )
             legend = f"{named(name, self.colour)}: {areas}"
             figure.update_traces(name=legend, selector={"legendgroup": shown(name)})
 
     def _placed(self, ks: Sequence[float]) -> list[float]:
-        """log(1 + 1000 k): the published sizes, 0.001 to 1, nearly evenly spaced, and 0 to their left."""
+        """log(1 + 1000 k): the published sizes, 0.001 to 1, nearly evenly spaced, and 0 to their
+        left."""
         is_share = self.x == "k" and self.scale == "log"
         return super()._placed([1000 * k for k in ks] if is_share else ks)
 
@@ -53,4 +65,7 @@ class FaithfulnessCurve(TopKCurve):
         ks = in_order(rows["k"])
         share = dict(zip(self._placed(ks), ks, strict=True))
         title = axis["title_text"].replace("k", "share of the edges that is kept", 1)
-        return axis | {"ticktext": [f"{100 * share[at]:.3g} %" for at in axis["tickvals"]], "title_text": title}
+        return axis | {
+            "ticktext": [f"{100 * share[at]:.3g} %" for at in axis["tickvals"]],
+            "title_text": title,
+        }

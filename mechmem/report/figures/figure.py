@@ -39,7 +39,8 @@ class Figure(Component, registry="figure"):
     def draw(self, table: pd.DataFrame) -> go.Figure:
         """The figure of the rows that `where` chooses; the same table gives the same bytes.
 
-        Raises InputError for an unknown column, a value that no row has, or rows that do not make one picture.
+        Raises InputError for an unknown column, a value that no row has, or rows that do not make
+        one picture.
         """
         return finish(self._draw(self.rows(table)), self.title)
 
@@ -48,7 +49,9 @@ class Figure(Component, registry="figure"):
         rows = readable(table)
         for column in (*self.columns, *self.where):
             if column not in rows:
-                raise InputError(f"table {self.table} has no column {column!r}; {suggest(column, rows.columns)}")
+                raise InputError(
+                    f"table {self.table} has no column {column!r}; {suggest(column, rows.columns)}"
+                )
         if rows.empty:
             raise InputError(f"table {self.table} has no rows")
         for column, wanted in self.where.items():

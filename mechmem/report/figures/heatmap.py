@@ -19,7 +19,13 @@ MOST_NUMBERS = 200
 WIDE = 9
 """Columns up to which a long word fits into a cell."""
 FROM_ZERO = ((0.0, "#f5f8fa"), (0.5, "#7fb2d6"), (1.0, "#08457e"))
-AROUND_ZERO = ((0.0, "#a84a12"), (0.25, "#e3a57a"), (0.5, "#f7f7f5"), (0.75, "#86b4d6"), (1.0, "#0b5c92"))
+AROUND_ZERO = (
+    (0.0, "#a84a12"),
+    (0.25, "#e3a57a"),
+    (0.5, "#f7f7f5"),
+    (0.75, "#86b4d6"),
+    (1.0, "#0b5c92"),
+)
 SIGNED = {"recovery", "logit_difference"}
 """What is drawn around zero, over at least -1 to 1, so that a small effect looks small."""
 ALL_GREY: dict[str, Any] = {"colorscale": [[0, UNDEFINED], [1, UNDEFINED]], "showscale": False}
@@ -28,7 +34,8 @@ ALL_GREY: dict[str, Any] = {"colorscale": [[0, UNDEFINED], [1, UNDEFINED]], "sho
 class Heatmap(Figure):
     """The mean over seeds in each cell: where in the model an intervention changes the answer.
 
-    A grey cell is undefined in every seed (a recovery without a difference to recover); an empty one has no row.
+    A grey cell is undefined in every seed (a recovery without a difference to recover); an empty
+    one has no row.
     Raises InputError if a cell stands for several rows of a seed, or a row for no cell.
     """
 
@@ -43,7 +50,9 @@ class Heatmap(Figure):
     def _draw(self, rows: pd.DataFrame) -> go.Figure:
         for axis in (self.x, self.y):
             if rows[axis].isna().any():
-                raise InputError(f"table {self.table} has rows without a {axis}; leave them out with `where`")
+                raise InputError(
+                    f"table {self.table} has rows without a {axis}; leave them out with `where`"
+                )
         title, unit = measured(rows, self.value)
         z, texts = self._cells(rows)
         is_signed = not SIGNED.isdisjoint([self.value, *rows.get("measure", [])])
@@ -54,7 +63,8 @@ class Heatmap(Figure):
         return figure
 
     def _cells(self, rows: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
-        """The values and the hover texts, with `y` down and `x` across; both missing where there is no row."""
+        """The values and the hover texts, with `y` down and `x` across; both missing where there is
+        no row."""
         held = averaged(rows, [self.y, self.x])
         held = held.assign(texts=hover(held))
         for axis in (self.y, self.x):
@@ -74,12 +84,24 @@ class Heatmap(Figure):
         height = min(max(44 * len(in_order(rows[self.y])), 130), 640)
         figure.update_layout(height=168 + height)
         figure.update_xaxes(title_text=titled(self.x), type="category", showgrid=False, ticks="")
-        figure.update_yaxes(title_text=titled(self.y), type="category", showgrid=False, ticks="", autorange=upwards)
+        figure.update_yaxes(
+            title_text=titled(self.y), type="category", showgrid=False, ticks="", autorange=upwards
+        )
 
 
 def _grid(z: pd.DataFrame, texts: pd.DataFrame) -> dict[str, Any]:
-    cells = {"x": list(z.columns), "y": list(z.index), "z": z.to_numpy().tolist(), "xgap": 1, "ygap": 1}
-    return cells | {"hovertext": texts.to_numpy().tolist(), "hoverinfo": "text", "hoverongaps": False}
+    cells = {
+        "x": list(z.columns),
+        "y": list(z.index),
+        "z": z.to_numpy().tolist(),
+        "xgap": 1,
+        "ygap": 1,
+    }
+    return cells | {
+        "hovertext": texts.to_numpy().tolist(),
+        "hoverinfo": "text",
+        "hoverongaps": False,
+    }
 
 
 def _defined(z: pd.DataFrame, texts: pd.DataFrame, title: str, scale: dict[str, Any]) -> go.Heatmap:
@@ -94,7 +116,9 @@ def _undefined(z: pd.DataFrame, texts: pd.DataFrame) -> go.Heatmap:
     word, size = ("undefined", 12) if z.shape[1] <= WIDE else ("un-<br>defined", 9)
     words = np.where(is_undefined, word, "").tolist()
     marked = is_undefined.astype(float).where(is_undefined)
-    return go.Heatmap(**_grid(marked, texts), text=words, texttemplate="%{text}", textfont_size=size, **ALL_GREY)
+    return go.Heatmap(
+        **_grid(marked, texts), text=words, texttemplate="%{text}", textfont_size=size, **ALL_GREY
+    )
 
 
 def _scale(z: pd.DataFrame, unit: str, is_signed: bool) -> dict[str, Any]:
@@ -103,4 +127,8 @@ def _scale(z: pd.DataFrame, unit: str, is_signed: bool) -> dict[str, Any]:
     if is_signed or (z < 0).any(axis=None):
         most = max(most, 1.0) if is_signed else most
         return {"colorscale": AROUND_ZERO, "zmin": -most, "zmax": most}
-    return {"colorscale": FROM_ZERO, "zmin": 0, "zmax": 1 if unit in ("fraction", "probability") else most}
+    return {
+        "colorscale": FROM_ZERO,
+        "zmin": 0,
+        "zmax": 1 if unit in ("fraction", "probability") else most,
+    }

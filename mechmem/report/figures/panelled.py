@@ -1,4 +1,5 @@
-"""Panelled: what bars and curves of an effect share: conditions by colour, one panel for each swept value."""
+"""Panelled: what bars and curves of an effect share: conditions by colour, one panel for each swept
+value."""
 
 from __future__ import annotations
 
@@ -18,10 +19,11 @@ WIDEST = 3
 
 
 class Panelled(Figure):
-    """An effect beside its controls, with 95 % intervals; the mean over seeds, and of the seeds' own intervals.
+    """An effect beside its controls, with 95 % intervals; the mean over seeds, and of the seeds'
+    own intervals.
 
-    A row without `x` (such as the baseline model) holds for its whole panel and is a dashed line; a row without a
-    facet holds for every panel.
+    A row without `x` (such as the baseline model) holds for its whole panel and is a dashed line; a
+    row without a facet holds for every panel.
     """
 
     interval: ClassVar[str]
@@ -53,8 +55,14 @@ class Panelled(Figure):
         keys = [self.x, self.colour, *self._facets]
         held = averaged(rows, keys)
         panels, palette = _panels(held, self._facets), colours(held[self.colour])
-        n_columns = held[self.facet].nunique() if self.facet and self.facet_row else min(len(panels), WIDEST)
-        figure = _empty(list(panels), n_columns, self._x_axis(held, n_columns), value_axis(rows, self.value))
+        n_columns = (
+            held[self.facet].nunique()
+            if self.facet and self.facet_row
+            else min(len(panels), WIDEST)
+        )
+        figure = _empty(
+            list(panels), n_columns, self._x_axis(held, n_columns), value_axis(rows, self.value)
+        )
         for i, part in enumerate(panels.values()):
             for name in in_order(held[self.colour]):
                 place = {"row": i // n_columns + 1, "col": i % n_columns + 1}
@@ -64,7 +72,9 @@ class Panelled(Figure):
         note(figure, context(rows, keys, "mean of {} seeds") + interval)
         return figure
 
-    def _add(self, figure: go.Figure, rows: pd.DataFrame, colour: str, place: dict[str, int]) -> None:
+    def _add(
+        self, figure: go.Figure, rows: pd.DataFrame, colour: str, place: dict[str, int]
+    ) -> None:
         along = rows[rows[self.x].notna()]
         for trace in self._series(along, colour) if len(along) else []:
             figure.add_trace(trace, **place)
@@ -84,18 +94,26 @@ def _panels(rows: pd.DataFrame, facets: tuple[str, ...]) -> dict[str, pd.DataFra
     panels = {"": rows}
     for facet in facets:
         panels = {
-            ", ".join(filter(None, (title, named(value, facet)))): part[part[facet].isna() | (part[facet] == value)]
+            ", ".join(filter(None, (title, named(value, facet)))): part[
+                part[facet].isna() | (part[facet] == value)
+            ]
             for title, part in panels.items()
             for value in in_order(rows[facet]) or [None]
         }
     return panels
 
 
-def _empty(titles: list[str], n_columns: int, x_axis: dict[str, Any], y_axis: dict[str, Any]) -> go.Figure:
-    """Panels with titles; an axis title stands only where no other panel is beneath or to the left."""
+def _empty(
+    titles: list[str], n_columns: int, x_axis: dict[str, Any], y_axis: dict[str, Any]
+) -> go.Figure:
+    """Panels with titles; an axis title stands only where no other panel is beneath or to the
+    left."""
     n_rows = -(-len(titles) // n_columns)
     height = 300 * n_rows + 120
-    spacing = {"vertical_spacing": 100 / (height - 160) if n_rows > 1 else 0.0, "horizontal_spacing": 0.04}
+    spacing = {
+        "vertical_spacing": 100 / (height - 160) if n_rows > 1 else 0.0,
+        "horizontal_spacing": 0.04,
+    }
     figure = make_subplots(n_rows, n_columns, subplot_titles=titles, shared_yaxes="all", **spacing)
     figure.update_annotations(font={"size": 13})
     figure.update_layout(height=height)
@@ -103,16 +121,25 @@ def _empty(titles: list[str], n_columns: int, x_axis: dict[str, Any], y_axis: di
     figure.update_yaxes(**(y_axis | {"title_text": None}))
     for i in range(len(titles)):
         place = {"row": i // n_columns + 1, "col": i % n_columns + 1}
-        figure.update_xaxes(title_text=x_axis["title_text"] if i + n_columns >= len(titles) else None, **place)
-        figure.update_yaxes(**({"title_text": y_axis["title_text"]} if i % n_columns == 0 else {"ticks": ""}), **place)
+        figure.update_xaxes(
+            title_text=x_axis["title_text"] if i + n_columns >= len(titles) else None, **place
+        )
+        figure.update_yaxes(
+            **({"title_text": y_axis["title_text"]} if i % n_columns == 0 else {"ticks": ""}),
+            **place,
+        )
     return figure
 
 
-def _level(figure: go.Figure, value: float, legend: dict[str, Any], colour: str, place: dict[str, int]) -> None:
+def _level(
+    figure: go.Figure, value: float, legend: dict[str, Any], colour: str, place: dict[str, int]
+) -> None:
     """A dashed line over a whole panel, with its value at the right end."""
     end = {"text": shown(value), "font": {"size": 11, "color": SOFT}}
     line = {"color": colour, "width": 1.5, "dash": "dash"}
-    figure.add_hline(y=value, line=line, annotation=end, annotation_position="top right", **legend, **place)
+    figure.add_hline(
+        y=value, line=line, annotation=end, annotation_position="top right", **legend, **place
+    )
 
 
 def _legend_once(figure: go.Figure) -> None:

@@ -16,7 +16,8 @@ RESULTS = ("value", "low", "high", "recovery", "n")
 
 
 def in_order(values: pd.Series) -> list[Any]:
-    """The values there are: numbers by size, names by first appearance (so positions stay in reading order)."""
+    """The values there are: numbers by size, names by first appearance (so positions stay in
+    reading order)."""
     there = list(dict.fromkeys(values.dropna().tolist()))
     return sorted(there) if is_numeric_dtype(values) else there
 
@@ -31,18 +32,27 @@ def shown(value: Any) -> str:
 
 
 def readable(table: pd.DataFrame) -> pd.DataFrame:
-    """The table without its values per example, with results as plain floats and other lists in words."""
+    """The table without its values per example, with results as plain floats and other lists in
+    words."""
     table = table.drop(columns="per_example", errors="ignore")
-    lists = [c for c in table if table[c].dtype == object and table[c].map(lambda v: np.ndim(v) > 0).any()]
-    numbers = {c: pd.to_numeric(table[c]).to_numpy(float, na_value=np.nan) for c in RESULTS if c in table}
+    lists = [
+        c
+        for c in table
+        if table[c].dtype == object and table[c].map(lambda v: np.ndim(v) > 0).any()
+    ]
+    numbers = {
+        c: pd.to_numeric(table[c]).to_numpy(float, na_value=np.nan) for c in RESULTS if c in table
+    }
     return table.assign(**{c: table[c].map(_worded) for c in lists}, **numbers)
 
 
 def averaged(rows: pd.DataFrame, keys: Sequence[str | None]) -> pd.DataFrame:
-    """One row for each combination of `keys`: numbers are means over the seeds that have one, names are listed.
+    """One row for each combination of `keys`: numbers are means over the seeds that have one, names
+    are listed.
 
     Seeds are the unit of replication; `low` and `high` become the mean of the seeds' own intervals.
-    Raises InputError if a seed has several rows for one combination: their mean would hide what they differ in.
+    Raises InputError if a seed has several rows for one combination: their mean would hide what
+    they differ in.
     """
     by = [key for key in dict.fromkeys(keys) if key is not None]
     one_row_a_seed(rows, by)
@@ -52,29 +62,44 @@ def averaged(rows: pd.DataFrame, keys: Sequence[str | None]) -> pd.DataFrame:
 
 
 def one_row_a_seed(rows: pd.DataFrame, by: list[str]) -> None:
-    """Raises InputError if a seed has several rows for one combination of `by`, and says what they differ in."""
+    """Raises InputError if a seed has several rows for one combination of `by`, and says what they
+    differ in."""
     key = [*by, *(["seed"] if "seed" not in by else [])]
     alike = rows[rows.duplicated(key, keep=False)]
     if alike.empty:
         return
     _, first = next(iter(alike.groupby(key, sort=False, dropna=False)))
-    differ = {c: in_order(first[c]) for c in first if c not in RESULTS and len(set(map(shown, first[c]))) > 1}
+    differ = {
+        c: in_order(first[c])
+        for c in first
+        if c not in RESULTS and len(set(map(shown, first[c]))) > 1
+    }
     listed = "; ".join(f"{c} ({', '.join(map(shown, values))})" for c, values in differ.items())
     at = ", ".join(f"{c} {shown(first[c].iloc[0])}" for c in key)
-    raise InputError(f"{len(first)} rows for {at}: they differ in {listed or 'nothing'}; choose one with `where`")
+    raise InputError(
+        f"{len(first)} rows for {at}: they differ in {listed or 'nothing'}; choose one with `where`"
+    )
 
 
 def context(rows: pd.DataFrame, keys: Sequence[str | None], seeds: str) -> str:
     """What all rows share (examples, prefix, place ...), and what `seeds` says of several seeds."""
     names = [c for c in rows if c not in (*keys, *RESULTS, "seed", "measure", "unit")]
-    shared = [f"{name} {shown(in_order(rows[name])[0])}" for name in names if len(in_order(rows[name])) == 1]
+    shared = [
+        f"{name} {shown(in_order(rows[name])[0])}"
+        for name in names
+        if len(in_order(rows[name])) == 1
+    ]
     there = in_order(rows["seed"])
-    return " · ".join([*shared, seeds.format(len(there)) if len(there) > 1 else f"seed {shown(there[0])} only"])
+    return " · ".join(
+        [*shared, seeds.format(len(there)) if len(there) > 1 else f"seed {shown(there[0])} only"]
+    )
 
 
 def hover(rows: pd.DataFrame) -> list[str]:
     """For each row, every column with its value."""
-    return ["<br>".join(f"{c}: {shown(v)}" for c, v in row.items()) for row in rows.to_dict("records")]
+    return [
+        "<br>".join(f"{c}: {shown(v)}" for c, v in row.items()) for row in rows.to_dict("records")
+    ]
 
 
 def _worded(value: Any) -> Any:

@@ -16,7 +16,8 @@ MOST_IN_SVG = 4000
 
 
 class Scatter(Figure):
-    """One point for each row: neurons above the diagonal are shifted more on one set of instances than on the other.
+    """One point for each row: neurons above the diagonal are shifted more on one set of instances
+    than on the other.
 
     Every seed has its own neurons, so nothing is averaged; the hover text has the seed.
     """
@@ -36,13 +37,18 @@ class Scatter(Figure):
         points = go.Scattergl if len(rows) > MOST_IN_SVG else go.Scatter
         figure = go.Figure()
         for value in in_order(rows[self.colour]):
-            figure.add_trace(points(**self._points(rows[rows[self.colour] == value], value, palette[value])))
+            figure.add_trace(
+                points(**self._points(rows[rows[self.colour] == value], value, palette[value]))
+            )
         if self.diagonal:
             figure.add_trace(self._equal(rows))
         figure.update_layout(height=520)
         figure.update_xaxes(title_text=titled(self.x, unit_of(rows, self.x)))
         figure.update_yaxes(title_text=titled(self.y, unit_of(rows, self.y)))
-        note(figure, context(rows, [self.x, self.y, self.colour], "{} seeds, each with its own neurons"))
+        note(
+            figure,
+            context(rows, [self.x, self.y, self.colour], "{} seeds, each with its own neurons"),
+        )
         return figure
 
     def _points(self, rows: pd.DataFrame, value: Any, colour: str) -> dict[str, Any]:
@@ -60,4 +66,6 @@ class Scatter(Figure):
         both = pd.concat([rows[self.x], rows[self.y]])
         ends = [float(both.min()), float(both.max())]
         line = {"color": SOFT, "width": 1, "dash": "dash"}
-        return go.Scatter(x=ends, y=ends, mode="lines", line=line, name="equal on both", hoverinfo="skip")
+        return go.Scatter(
+            x=ends, y=ends, mode="lines", line=line, name="equal on both", hoverinfo="skip"
+        )

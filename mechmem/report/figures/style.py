@@ -21,17 +21,34 @@ SLATE, GREY, SAND = "#535d69", "#9ea6b1", "#cdbb8a"
 COLOURS = {
     **{"clean": BLUE, "noisy": VERMILLION, "memorised": VERMILLION, "accuracy_given": VERMILLION},
     **{"corrected": GREEN, "accuracy_true": GREEN, "held_out": INK, "chance": GREY},
-    **{"baseline": SLATE, "intervened": PLUM, "top": PLUM, "control": GREY, "random": GREY, "source": AMBER},
+    **{
+        "baseline": SLATE,
+        "intervened": PLUM,
+        "top": PLUM,
+        "control": GREY,
+        "random": GREY,
+        "source": AMBER,
+    },
     **{"ranked": PLUM, "together": PLUM},
     "head_permuted": SLATE,
     **{"lens": PLUM, "untrained": SLATE, "shifted": PLUM, "rest": SLATE},
     **{"probe": PLUM, "shuffled": GREY, "majority": SAND, "variance_matched": SAND},
 }
-"""What always has the same colour, told apart by all common kinds of colour vision (after Okabe and Ito)."""
+"""What always has the same colour, told apart by all common kinds of colour vision (after Okabe and
+Ito)."""
 OTHERS = ("#332288", "#44AA99", "#999933", "#882255", "#88CCEE", "#DDCC77")
 """Colours of names that have no fixed one (after Paul Tol)."""
 
-UNWANTED = ["sendcharttocloud", "zoom2d", "pan2d", "select2d", "lasso2d", "zoomin2d", "zoomout2d", "autoscale2d"]
+UNWANTED = [
+    "sendcharttocloud",
+    "zoom2d",
+    "pan2d",
+    "select2d",
+    "lasso2d",
+    "zoomin2d",
+    "zoomout2d",
+    "autoscale2d",
+]
 """Buttons of plotly's that a reader does not need; the first would send the figure to a server."""
 
 MEANINGS = {
@@ -53,7 +70,13 @@ MEANINGS = {
     "source": "source (where patches come from)",
 }
 UNITS = {
-    **{"accuracy": "fraction", "probability": "probability", "logit": "nats", "kl": "nats", "loss": "nats"},
+    **{
+        "accuracy": "fraction",
+        "probability": "probability",
+        "logit": "nats",
+        "kl": "nats",
+        "loss": "nats",
+    },
     **{"rank": "0 is best", "recovery": "0 baseline, 1 source", "shift": "standard deviations"},
     **{"auc": "0.5 is no difference", "step": "optimiser steps"},
 }
@@ -61,11 +84,15 @@ UNITS = {
 
 
 def colours(values: pd.Series) -> dict[Any, str]:
-    """A colour for each value: the fixed one of a name, a step of a dark-to-light scale for numbers."""
+    """A colour for each value: the fixed one of a name, a step of a dark-to-light scale for
+    numbers."""
     there = in_order(values)
     if values.dtype.kind in "if":
         steps = [0.8 * i / max(len(there) - 1, 1) for i in range(len(there))]
-        return {value: _hex(rgb) for value, rgb in zip(there, sample_colorscale("Viridis", steps), strict=True)}
+        return {
+            value: _hex(rgb)
+            for value, rgb in zip(there, sample_colorscale("Viridis", steps), strict=True)
+        }
     others = [value for value in there if value not in COLOURS]
     return COLOURS | {value: OTHERS[i % len(OTHERS)] for i, value in enumerate(others)}
 
@@ -75,7 +102,8 @@ def _hex(rgb: str) -> str:
 
 
 def named(value: Any, column: str) -> str:
-    """What a legend or the head of a panel calls a value: `noisy instances`, `layer 1`, `layer 0+1`."""
+    """What a legend or the head of a panel calls a value: `noisy instances`, `layer 1`, `layer
+    0+1`."""
     if isinstance(value, str) and not value.replace("+", "").isdigit():
         return MEANINGS.get(value, value)
     return f"{column.replace('_', ' ')} {shown(value)}"
@@ -84,7 +112,9 @@ def named(value: Any, column: str) -> str:
 def titled(name: str, unit: str | None = None) -> str:
     """The title of an axis: the name in words, with its unit."""
     stem, _, label = name.rpartition("_")
-    words = f"{stem}, {label} label" if stem and label in ("true", "given", "noisy", "clean") else name
+    words = (
+        f"{stem}, {label} label" if stem and label in ("true", "given", "noisy", "clean") else name
+    )
     if label == "pair" and not stem.endswith("_less"):
         words = f"{stem}, the pair's label"
     if label in ("noisy", "clean"):
@@ -100,14 +130,21 @@ def unit_of(rows: pd.DataFrame, column: str) -> str:
 
 
 def measured(rows: pd.DataFrame, value: str) -> tuple[str, str]:
-    """Title and unit of what the column `value` holds. Raises InputError for measures of several units."""
+    """Title and unit of what the column `value` holds. Raises InputError for measures of several
+    units."""
     if value != "value" or "measure" not in rows:
         unit = unit_of(rows, value)
         return titled(value, unit), unit
     names = in_order(rows["measure"])
-    units = in_order(rows["unit"]) if "unit" in rows else [UNITS.get(name.split("_")[0], "") for name in names]
+    units = (
+        in_order(rows["unit"])
+        if "unit" in rows
+        else [UNITS.get(name.split("_")[0], "") for name in names]
+    )
     if len(set(units)) > 1:
-        raise InputError(f"the measures {', '.join(names)} share no unit; choose with `where: {{measure: ...}}`")
+        raise InputError(
+            f"the measures {', '.join(names)} share no unit; choose with `where: {{measure: ...}}`"
+        )
     stem = names[0] if len(names) == 1 else names[0].split("_")[0]
     return titled(stem, units[0]), units[0]
 
@@ -115,11 +152,14 @@ def measured(rows: pd.DataFrame, value: str) -> tuple[str, str]:
 def value_axis(rows: pd.DataFrame, value: str) -> dict[str, Any]:
     """The axis of what is drawn; shares and probabilities always go from 0 to 1."""
     title, unit = measured(rows, value)
-    return {"title_text": title} | ({"range": [0, 1.03]} if unit in ("fraction", "probability") else {})
+    return {"title_text": title} | (
+        {"range": [0, 1.03]} if unit in ("fraction", "probability") else {}
+    )
 
 
 def note(figure: go.Figure, text: str) -> None:
-    """Say beneath the title what the figure is about (which examples, which prefix, how many seeds)."""
+    """Say beneath the title what the figure is about (which examples, which prefix, how many
+    seeds)."""
     whole = " · ".join(part.replace(" ", "\xa0") for part in text.split(" · "))
     figure.update_layout(title_subtitle_text="<br>".join(textwrap.wrap(whole, 96)))
 
@@ -147,7 +187,14 @@ def template(colorway: Sequence[str] = OTHERS) -> go.layout.Template:
         "tickcolor": SOFT,
     }
     axis |= {"zeroline": False, "automargin": True, "title": {"standoff": 10, "font": {"size": 13}}}
-    legend = {"orientation": "h", "yref": "container", "y": 0, "yanchor": "bottom", "x": 0, "font": {"size": 12}}
+    legend = {
+        "orientation": "h",
+        "yref": "container",
+        "y": 0,
+        "yanchor": "bottom",
+        "x": 0,
+        "font": {"size": 12},
+    }
     heading: dict[str, Any] = {
         "x": 0,
         "xref": "container",
@@ -158,10 +205,17 @@ def template(colorway: Sequence[str] = OTHERS) -> go.layout.Template:
     }
     heading |= {"font": {"size": 16}, "subtitle": {"font": {"size": 12, "color": SOFT}}}
     layout = {
-        **{"font": {"family": FONT, "size": 12, "color": INK}, "colorway": list(colorway), "legend": legend},
+        **{
+            "font": {"family": FONT, "size": 12, "color": INK},
+            "colorway": list(colorway),
+            "legend": legend,
+        },
         **{"paper_bgcolor": "white", "plot_bgcolor": "white", "xaxis": axis, "yaxis": axis},
         **{"title": heading, "margin": {"l": 64, "r": 24, "b": 64}, "height": 420},
-        **{"hoverlabel": {"align": "left", "font": {"size": 12}, "bgcolor": "white"}, "hovermode": "closest"},
+        **{
+            "hoverlabel": {"align": "left", "font": {"size": 12}, "bgcolor": "white"},
+            "hovermode": "closest",
+        },
         **{"modebar": {"remove": UNWANTED}},
     }
     return go.layout.Template(layout=layout)

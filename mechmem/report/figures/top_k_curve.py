@@ -44,11 +44,21 @@ class TopKCurve(Panelled):
         )
         return [*(self._band(rows, at, colour, legend) if self._has_interval(rows) else []), line]
 
-    def _band(self, rows: pd.DataFrame, at: list[float], colour: str, legend: dict[str, Any]) -> list[go.Scatter]:
-        edge: dict[str, Any] = {"x": at, "mode": "lines", "line": {"width": 0, "color": colour}, "hoverinfo": "skip"}
+    def _band(
+        self, rows: pd.DataFrame, at: list[float], colour: str, legend: dict[str, Any]
+    ) -> list[go.Scatter]:
+        edge: dict[str, Any] = {
+            "x": at,
+            "mode": "lines",
+            "line": {"width": 0, "color": colour},
+            "hoverinfo": "skip",
+        }
         edge |= {"showlegend": False, "legendgroup": legend["legendgroup"]}
         fill = {"fill": "tonexty", "fillcolor": _faint(colour)}
-        return [go.Scatter(y=rows["low"].tolist(), **edge), go.Scatter(y=rows["high"].tolist(), **fill, **edge)]
+        return [
+            go.Scatter(y=rows["low"].tolist(), **edge),
+            go.Scatter(y=rows["high"].tolist(), **fill, **edge),
+        ]
 
     def _placed(self, ks: Sequence[float]) -> list[float]:
         return (np.log1p(ks) if self.scale == "log" else np.asarray(ks, dtype=float)).tolist()
@@ -59,12 +69,18 @@ class TopKCurve(Panelled):
         at = self._placed(ks)
         kept = _apart(at, NARROWEST * n_columns)
         texts = [shown(ks[i]) for i in kept]
-        ticks = {"tickmode": "array", "tickvals": [at[i] for i in kept], "ticktext": texts, "tickangle": 0}
+        ticks = {
+            "tickmode": "array",
+            "tickvals": [at[i] for i in kept],
+            "ticktext": texts,
+            "tickangle": 0,
+        }
         return ticks | {"title_text": title}
 
 
 def _apart(at: list[float], least: float) -> list[int]:
-    """Which of the places are far enough from the one before to be labelled; `least` is a share of their range."""
+    """Which of the places are far enough from the one before to be labelled; `least` is a share of
+    their range."""
     kept: list[int] = []
     for i, place in enumerate(at):
         if not kept or place - at[kept[-1]] >= least * (at[-1] - at[0]):

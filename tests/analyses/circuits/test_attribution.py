@@ -1,4 +1,5 @@
-"""Attribution scores by hand, against autograd and against patching one part at a time through hooks."""
+"""Attribution scores by hand, against autograd and against patching one part at a time through
+hooks."""
 
 from __future__ import annotations
 
@@ -26,12 +27,19 @@ SITE_OF = {"embed": "embed", "head": "z", "mlp": "mlp_out", "neuron": "neurons"}
 @pytest.fixture(scope="module")
 def pairs(task):
     train = task.sample("train")
-    return task.pairs(train.select(train.is_noisy), MinimalPair(flip="carry_2")).select(torch.arange(8)).as_set()
+    return (
+        task.pairs(train.select(train.is_noisy), MinimalPair(flip="carry_2"))
+        .select(torch.arange(8))
+        .as_set()
+    )
 
 
 @pytest.fixture
 def session(model, other_model, pairs, others):
-    return Session(models={"after": model, "before": other_model}, example_sets={"noisy": pairs, "clean": others})
+    return Session(
+        models={"after": model, "before": other_model},
+        example_sets={"noisy": pairs, "clean": others},
+    )
 
 
 def close(found, expected):
@@ -40,7 +48,10 @@ def close(found, expected):
 
 def scores_by_part(contrast):
     units = parts(contrast)
-    return {(u.component, u.layer): s.detach() for u, s in zip(units, scores_of(contrast, units), strict=True)}
+    return {
+        (u.component, u.layer): s.detach()
+        for u, s in zip(units, scores_of(contrast, units), strict=True)
+    }
 
 
 def metric_of(model, examples, metric, parts=()):
@@ -50,13 +61,18 @@ def metric_of(model, examples, metric, parts=()):
 
 
 def test_scores_of_a_linear_model_by_hand(random_models, pairs):
-    """One layer, no norm, uniform attention: a score is minus the change of z along W_O and the two logits' columns."""
+    """One layer, no norm, uniform attention: a score is minus the change of z along W_O and the two
+    logits' columns."""
     model = random_models(0, n_layers=1, attn_only=True, norm=None)
     with torch.no_grad():
         model.blocks[0].attn.W_Q.zero_()
         model.blocks[0].attn.b_Q.zero_()
-    contrast = Attribution().contrast(Session(models={"after": model}, example_sets={"noisy": pairs}))
-    embed = [model.W_E[tokens] + model.W_pos for tokens in (pairs.tokens, pairs.counterfactual.tokens)]
+    contrast = Attribution().contrast(
+        Session(models={"after": model}, example_sets={"noisy": pairs})
+    )
+    embed = [
+        model.W_E[tokens] + model.W_pos for tokens in (pairs.tokens, pairs.counterfactual.tokens)
+    ]
     change = embed[1] - embed[0]  # n pos d_model
     uniform = torch.tril(torch.ones(14, 14)) / torch.arange(1.0, 15)[:, None]
     z = torch.einsum("qk,nkd,hde->nqhe", uniform, change, model.blocks[0].attn.W_V)
@@ -70,23 +86,32 @@ def test_scores_of_a_linear_model_by_hand(random_models, pairs):
     direct = -torch.einsum("nqd,nqd->n", change[:, -5:], towards)
     close(found["embed", -1][:, 0], (direct + heads.sum(1)).detach())
     table = Attribution(exact="all").table(contrast.session)
-    np.testing.assert_allclose(table["exact"], table["value"], atol=1e-5)  # linear: first order is all there is
-    np.testing.assert_allclose(table["value"], torch.cat([found["embed", -1], heads], 1).mean(0).detach(), atol=1e-5)
+    np.testing.assert_allclose(
+        table["exact"], table["value"], atol=1e-5
+    )  # linear: first order is all there is
+    np.testing.assert_allclose(
+        table["value"], torch.cat([found["embed", -1], heads], 1).mean(0).detach(), atol=1e-5
+    )
 
 
 @pytest.mark.parametrize(
-    "metric", [Logit(label="given"), Logit(label="given", against="pair"), Probability(), LogitDifference()]
+    "metric",
+    [Logit(label="given"), Logit(label="given", against="pair"), Probability(), LogitDifference()],
 )
 def test_scores_are_what_autograd_through_the_hooks_gives(metric, session, model, pairs):
     found = scores_by_part(Attribution(metric=metric).contrast(session))
-    hooks = {(c, layer): SITES[SITE_OF[c]].hook(layer if layer >= 0 else None) for c, layer in found}
+    hooks = {
+        (c, layer): SITES[SITE_OF[c]].hook(layer if layer >= 0 else None) for c, layer in found
+    }
     clean, corrupted = {}, {}
 
     def keep(x, hook):
         x.retain_grad()
         clean[hook.name] = x
 
-    logits = model.run_with_hooks(pairs.tokens, fwd_hooks=[(h, keep) for h in hooks.values()])[:, -5:]
+    logits = model.run_with_hooks(pairs.tokens, fwd_hooks=[(h, keep) for h in hooks.values()])[
+        :, -5:
+    ]
     metric.whole(metric(logits, pairs, logits)).sum().backward()
     model.zero_grad()
     seen = [(h, lambda x, hook: corrupted.update({hook.name: x.detach()})) for h in hooks.values()]
@@ -100,13 +125,19 @@ def test_scores_are_what_autograd_through_the_hooks_gives(metric, session, model
         close(found[part] / scale, expected / scale)
 
 
-@pytest.mark.parametrize("source", [Source(pair=True), Source(mean_over="clean"), Source(checkpoint="before")], ids=str)
+@pytest.mark.parametrize(
+    "source", [Source(pair=True), Source(mean_over="clean"), Source(checkpoint="before")], ids=str
+)
 def test_exact_effects_are_those_of_patching_through_hooks(source, session, model, pairs):
     metric = Logit(label="given", against="pair")
     table = Attribution(exact="all", corrupted=source).table(session)
     before = metric_of(model, pairs, metric)
-    for row in table[(table["component"] != "neuron") | (table["index"] % 6 == 0)].to_dict("records"):
-        unit = {"head": {"head": row["index"]}, "neuron": {"neurons": (row["index"],)}}.get(row["component"], {})
+    for row in table[(table["component"] != "neuron") | (table["index"] % 6 == 0)].to_dict(
+        "records"
+    ):
+        unit = {"head": {"head": row["index"]}, "neuron": {"neurons": (row["index"],)}}.get(
+            row["component"], {}
+        )
         layer = row["layer"] if row["layer"] >= 0 else None
         patch = Patch(site=SITE_OF[row["component"]], layer=layer, source=source, **unit)
         with torch.no_grad(), applied(model, [patch], pairs, session) as patched:
@@ -147,12 +178,16 @@ def test_the_largest_are_patched_and_agreement_is_among_them(session):
             some["value"][largest].corr(some["exact"][largest]), abs=1e-6
         )
         every = whole[(whole["component"] == "neuron") & (whole["layer"] == layer)]
-        assert every["spearman"].unique().item() == pytest.approx(every["value"].corr(every["exact"], "spearman"))
+        assert every["spearman"].unique().item() == pytest.approx(
+            every["value"].corr(every["exact"], "spearman")
+        )
         assert every["pearson"].iloc[0] > 0.7  # first order says something even of a random model
 
 
 def test_attention_only_models_have_no_mlps(random_models, pairs):
-    session = Session(models={"after": random_models(0, attn_only=True)}, example_sets={"noisy": pairs})
+    session = Session(
+        models={"after": random_models(0, attn_only=True)}, example_sets={"noisy": pairs}
+    )
     assert set(Attribution(exact=1).table(session)["component"]) == {"embed", "head"}
 
 
@@ -178,9 +213,19 @@ def test_batches_make_no_difference(session, monkeypatch):
     ("fields", "said"),
     [
         ({"metric": Accuracy()}, "accuracy_true has no gradient"),
-        ({"metric": LogitDifference(), "examples": "clean", "corrupted": Source(mean_over="noisy")}, "no slope"),
+        (
+            {
+                "metric": LogitDifference(),
+                "examples": "clean",
+                "corrupted": Source(mean_over="noisy"),
+            },
+            "no slope",
+        ),
         ({"examples": "clean"}, "pair"),
-        ({"examples": "clean", "corrupted": Source(mean_over="noisy")}, "measure of the pair's label"),
+        (
+            {"examples": "clean", "corrupted": Source(mean_over="noisy")},
+            "measure of the pair's label",
+        ),
     ],
 )
 def test_what_cannot_be_attributed_is_refused(fields, said, session):
@@ -204,13 +249,19 @@ def test_correlation_by_hand():
 
 def test_logit_less_that_of_another_label(pairs):
     logits = torch.randn(8, 5, 12, generator=torch.Generator().manual_seed(0))
-    given, pair = (logits.gather(-1, labels[..., None])[..., 0] for labels in (pairs.given, pairs.counterfactual.true))
+    given, pair = (
+        logits.gather(-1, labels[..., None])[..., 0]
+        for labels in (pairs.given, pairs.counterfactual.true)
+    )
     close(Logit(label="given")(logits, pairs, logits), given)
     contrast = Logit(label="given", against="pair")
     close(contrast(logits, pairs, logits), given - pair)
     assert (contrast.name, Logit().name) == ("logit_given_less_pair", "logit_true")
     assert contrast.unit == "nats"
-    close(Logit(label="true", against="given")(logits, pairs, logits), LogitDifference()(logits, pairs, logits))
+    close(
+        Logit(label="true", against="given")(logits, pairs, logits),
+        LogitDifference()(logits, pairs, logits),
+    )
 
 
 def test_a_metric_without_slope_at_the_clean_run_is_refused(session):

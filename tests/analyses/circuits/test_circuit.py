@@ -1,4 +1,5 @@
-"""Circuits: faithfulness at its ends, areas by hand, a planted circuit that is found, and matched random ones."""
+"""Circuits: faithfulness at its ends, areas by hand, a planted circuit that is found, and matched
+random ones."""
 
 from __future__ import annotations
 
@@ -28,7 +29,11 @@ METHODS = pytest.mark.parametrize("method", ["eap", "eap_ig", "exact"])
 @pytest.fixture(scope="module")
 def pairs(task):
     train = task.sample("train")
-    return task.pairs(train.select(train.is_noisy), MinimalPair(flip="carry_2")).select(torch.arange(8)).as_set()
+    return (
+        task.pairs(train.select(train.is_noisy), MinimalPair(flip="carry_2"))
+        .select(torch.arange(8))
+        .as_set()
+    )
 
 
 @pytest.fixture
@@ -83,7 +88,9 @@ def test_circuits_are_the_connected_part_of_the_top_edges(method, session):
     scores = EdgeScores(methods=(method,)).table(session)[method].abs().to_numpy()
     for n, kept in zip(analysis.sizes(contrast), analysis.circuits(contrast), strict=True):
         top = torch.zeros_like(contrast.graph.exists)
-        top[contrast.graph.exists] = torch.from_numpy(scores >= np.sort(scores)[::-1][n - 1] if n else scores < 0)
+        top[contrast.graph.exists] = torch.from_numpy(
+            scores >= np.sort(scores)[::-1][n - 1] if n else scores < 0
+        )
         assert top.sum() == n
         assert torch.equal(kept, contrast.graph.connected(top))
 
@@ -93,7 +100,11 @@ def test_the_interval_is_that_of_resampling_both_ends_and_the_circuit_together()
     full, corrupted = 3 + generator.normal(size=400), generator.normal(size=400)
     circuit_ = corrupted + 0.7 * (full - corrupted) + 0.3 * generator.normal(size=400)
     runs = Runs.__new__(Runs)
-    runs.full, runs.corrupted, runs.values = full, corrupted, np.stack([full, corrupted, circuit_])[None]
+    runs.full, runs.corrupted, runs.values = (
+        full,
+        corrupted,
+        np.stack([full, corrupted, circuit_])[None],
+    )
     whole, none, part = runs.faithfulness[0]
     assert np.allclose(whole, 1)
     assert np.allclose(none, 0)
@@ -101,7 +112,9 @@ def test_the_interval_is_that_of_resampling_both_ends_and_the_circuit_together()
     ratios = (circuit_ - corrupted)[drawn].mean(1) / (full - corrupted)[drawn].mean(1)
     row = over_examples(part)
     assert row["value"] == pytest.approx((circuit_ - corrupted).mean() / (full - corrupted).mean())
-    assert [row["low"], row["high"]] == pytest.approx(np.quantile(ratios, [0.025, 0.975]).tolist(), abs=0.002)
+    assert [row["low"], row["high"]] == pytest.approx(
+        np.quantile(ratios, [0.025, 0.975]).tolist(), abs=0.002
+    )
 
 
 def test_random_circuits_have_as_many_edges(session):
@@ -112,7 +125,9 @@ def test_random_circuits_have_as_many_edges(session):
     assert (drawn.sum((2, 3)) == torch.tensor(analysis.sizes(contrast))).all()
     assert len({tuple(d[1].flatten().tolist()) for d in drawn}) == 6
     assert torch.equal(drawn, analysis.random_circuits(contrast, analysis.sizes(contrast)))
-    assert not torch.equal(drawn, circuit(seed=1).random_circuits(contrast, analysis.sizes(contrast)))
+    assert not torch.equal(
+        drawn, circuit(seed=1).random_circuits(contrast, analysis.sizes(contrast))
+    )
 
 
 @METHODS
@@ -136,7 +151,8 @@ def test_a_random_circuits_faithfulness_stands_beside_each_circuits(method, sess
 
 @METHODS
 def test_a_planted_circuit_is_found(method, random_models, pairs):
-    """Only head 1 of layer 1 writes anything: five edges do all that the model does, and any of them is needed."""
+    """Only head 1 of layer 1 writes anything: five edges do all that the model does, and any of
+    them is needed."""
     model = random_models(0, norm=None)
     with torch.no_grad():
         for layer, block in enumerate(model.blocks):
@@ -148,9 +164,14 @@ def test_a_planted_circuit_is_found(method, random_models, pairs):
     (kept,) = analysis.circuits(analysis.contrast(session))
     graph = analysis.contrast(session).graph
     edges = {(graph.sources[s].name, graph.targets[t].name) for s, t in kept.nonzero().tolist()}
-    assert edges == {("embed", f"a1.h1.{x}") for x in "qkv"} | {("embed", "logits"), ("a1.h1", "logits")}
+    assert edges == {("embed", f"a1.h1.{x}") for x in "qkv"} | {
+        ("embed", "logits"),
+        ("a1.h1", "logits"),
+    }
     table = analysis.table(session)
-    assert rows(table, condition="circuit", measure="faithfulness")["value"].item() == pytest.approx(1, abs=1e-5)
+    assert rows(table, condition="circuit", measure="faithfulness")[
+        "value"
+    ].item() == pytest.approx(1, abs=1e-5)
     assert rows(table, condition="random", measure="faithfulness")["value"].item() < 0.8
 
 
@@ -159,12 +180,20 @@ def test_areas_by_hand():
     curve = np.array([[0.0], [1.5], [1.0]])
     cpr, cmd = areas(fractions, np.repeat(curve, 4, axis=1))
     assert (cpr["measure"], cpr["value"]) == ("cpr", pytest.approx(0.5 * 0.75 + 0.5 * 1.25))
-    assert (cmd["measure"], cmd["value"]) == ("cmd", pytest.approx(0.5 * (1 + 0.5) / 2 + 0.5 * (0.5 + 0) / 2))
+    assert (cmd["measure"], cmd["value"]) == (
+        "cmd",
+        pytest.approx(0.5 * (1 + 0.5) / 2 + 0.5 * (0.5 + 0) / 2),
+    )
     assert cpr["low"] == pytest.approx(cpr["high"]) == pytest.approx(cpr["value"])
-    mixed = np.array([[0.0, 0.0], [2.0, 1.0], [1.0, 1.0]])  # CMD is that of the mean curve, not the mean of the CMDs
+    mixed = np.array(
+        [[0.0, 0.0], [2.0, 1.0], [1.0, 1.0]]
+    )  # CMD is that of the mean curve, not the mean of the CMDs
     assert areas(fractions, mixed)[1]["value"] == cmd["value"]
     draws = areas_of_draws(fractions, [np.repeat(curve, 4, axis=1), np.zeros((3, 4))])
-    assert [row["value"] for row in draws] == [pytest.approx(cpr["value"] / 2), pytest.approx((cmd["value"] + 1) / 2)]
+    assert [row["value"] for row in draws] == [
+        pytest.approx(cpr["value"] / 2),
+        pytest.approx((cmd["value"] + 1) / 2),
+    ]
     assert draws[0]["n"] == 2
 
 
@@ -185,27 +214,50 @@ def test_the_table_is_as_documented_and_survives_the_disk(session):
     kept = io.BytesIO()
     table.to_parquet(kept, index=False)
     again = pd.read_parquet(kept)
-    pd.testing.assert_frame_equal(again.drop(columns="per_example"), table.drop(columns="per_example"))
+    pd.testing.assert_frame_equal(
+        again.drop(columns="per_example"), table.drop(columns="per_example")
+    )
     assert set(table["condition"]) == {"circuit", "random", "full", "corrupted"}
-    assert set(table["measure"]) == {"faithfulness", "connected", "cpr", "cmd", "logit_given_less_pair"}
+    assert set(table["measure"]) == {
+        "faithfulness",
+        "connected",
+        "cpr",
+        "cmd",
+        "logit_given_less_pair",
+    }
     assert rows(table, measure="cpr", condition="circuit")["value"].item() == pytest.approx(
-        np.trapezoid(rows(table, measure="faithfulness", condition="circuit")["value"], FRACTIONS), abs=1e-6
+        np.trapezoid(rows(table, measure="faithfulness", condition="circuit")["value"], FRACTIONS),
+        abs=1e-6,
     )
 
 
 def test_claims_can_set_circuits_against_random_ones(session):
     table = pd.concat([circuit().table(session).assign(seed=seed) for seed in (0, 1)])
     where = {"condition": "circuit", "measure": "faithfulness", "k": 0.5}
-    measured = Quantity(table="circuit", where=where, minus={"condition": "random"}).measure({"circuit": table})
-    values = [rows(table, **(where | {"condition": c, "seed": 0}))["value"].item() for c in ("circuit", "random")]
+    measured = Quantity(table="circuit", where=where, minus={"condition": "random"}).measure(
+        {"circuit": table}
+    )
+    values = [
+        rows(table, **(where | {"condition": c, "seed": 0}))["value"].item()
+        for c in ("circuit", "random")
+    ]
     assert measured.value == pytest.approx(values[0] - values[1], abs=1e-5)
     assert measured.n_seeds == 2
-    area = Quantity(table="circuit", where={"condition": "circuit", "measure": "cmd"}, minus={"condition": "random"})
+    area = Quantity(
+        table="circuit",
+        where={"condition": "circuit", "measure": "cmd"},
+        minus={"condition": "random"},
+    )
     assert area.measure({"circuit": table}).n_seeds == 2
 
 
 def test_without_a_difference_to_leave_faithfulness_is_undefined(session):
-    analysis = circuit(metric=LogitDifference(), examples="clean", corrupted=Source(mean_over="noisy"), method="exact")
+    analysis = circuit(
+        metric=LogitDifference(),
+        examples="clean",
+        corrupted=Source(mean_over="noisy"),
+        method="exact",
+    )
     assert rows(analysis.table(session), measure="faithfulness")["value"].isna().all()
 
 
@@ -235,4 +287,7 @@ def test_the_spec_makes_a_round_trip(block):
     spec = Analysis.model_validate(block)
     assert Analysis.model_validate(spec.block()) == spec
     assert spec.block()["metric"] == {"kind": "logit", "label": "given", "against": "pair"}
-    assert Analysis.model_validate(block | {"metric": "probability_given"}).metric.name == "probability_given"
+    assert (
+        Analysis.model_validate(block | {"metric": "probability_given"}).metric.name
+        == "probability_given"
+    )

@@ -25,7 +25,9 @@ def sets(task):
     """Paired noisy and paired clean instances."""
     train, pair = task.sample("train"), MinimalPair(flip="carry_2")
     chosen = {"noisy": train.select(train.is_noisy), "clean": train.select(~train.is_noisy)}
-    return {name: task.pairs(s, pair).select(torch.arange(7)).as_set() for name, s in chosen.items()}
+    return {
+        name: task.pairs(s, pair).select(torch.arange(7)).as_set() for name, s in chosen.items()
+    }
 
 
 @pytest.fixture
@@ -55,7 +57,9 @@ def test_shared_edges_and_nodes_by_hand(session):
         return circuit
 
     a = made(("embed", "a0.h0.v"), ("a0.h0", "m1"), ("m1", "logits"), ("embed", "logits"))
-    b = made(("embed", "a0.h0.q"), ("a0.h0", "m1"), ("m1", "logits"), ("embed", "m0"), ("m0", "logits"))
+    b = made(
+        ("embed", "a0.h0.q"), ("a0.h0", "m1"), ("m1", "logits"), ("embed", "m0"), ("m0", "logits")
+    )
     assert shared(contrast, a, b) == {
         "edge_iou": pytest.approx(2 / 7),
         "node_iou": pytest.approx(2 / 3),  # a0.h0 and m1 of a0.h0, m0 and m1
@@ -67,11 +71,14 @@ def test_shared_edges_and_nodes_by_hand(session):
 
 
 @pytest.mark.parametrize(
-    ("n_edges", "n_a", "n_b", "n_shared"), [(46, 12, 9, 6), (10, 4, 5, 0), (10, 10, 3, 3), (8, 0, 3, 0)]
+    ("n_edges", "n_a", "n_b", "n_shared"),
+    [(46, 12, 9, 6), (10, 4, 5, 0), (10, 10, 3, 3), (8, 0, 3, 0)],
 )
 def test_hypergeometric_p_counts_as_many_or_more(n_edges, n_a, n_b, n_shared):
     found = hypergeometric_p(n_edges, n_a, n_b, n_shared)
-    ways = sum(comb(n_a, x) * comb(n_edges - n_a, n_b - x) for x in range(n_shared, min(n_a, n_b) + 1))
+    ways = sum(
+        comb(n_a, x) * comb(n_edges - n_a, n_b - x) for x in range(n_shared, min(n_a, n_b) + 1)
+    )
     assert found == pytest.approx(ways / comb(n_edges, n_b))
     table = [[n_shared, n_a - n_shared], [n_b - n_shared, n_edges - n_a - n_b + n_shared]]
     assert found == pytest.approx(stats.fisher_exact(table, alternative="greater").pvalue)
@@ -89,7 +96,9 @@ def test_a_circuit_is_itself(session):
     for k, name in itertools.product(FRACTIONS, ("edge_iou", "node_iou", "recall", "recall_other")):
         assert value(table, k=k, measure=name, condition="circuits") == 1
     for k in FRACTIONS:
-        own, cross = (value(table, k=k, measure="faithfulness", condition=c) for c in ("own", "cross"))
+        own, cross = (
+            value(table, k=k, measure="faithfulness", condition=c) for c in ("own", "cross")
+        )
         assert own == cross
     assert value(table, k=1.0, measure="hypergeometric_p") == pytest.approx(1)
     assert value(table, k=0.25, measure="hypergeometric_p") < 1e-3
@@ -99,7 +108,10 @@ def test_a_circuit_is_itself(session):
 def test_the_circuit_of_a_is_judged_on_b_by_the_baselines_of_b(other, session):
     analysis = overlap(**other)
     table = analysis.table(session)
-    a, b = analysis.contrast(session), analysis.contrast(session, analysis.other_model, analysis.other_examples)
+    a, b = (
+        analysis.contrast(session),
+        analysis.contrast(session, analysis.other_model, analysis.other_examples),
+    )
     exists = b.graph.exists
     full, corrupted = b.values(torch.stack([exists, torch.zeros_like(exists)])).mean(1)
     circuits = {"cross": analysis.circuits(a), "own": analysis.circuits(b)}
@@ -120,22 +132,33 @@ def test_its_own_faithfulness_is_that_of_the_circuit_analysis(session):
     for k in FRACTIONS:
         for theirs, ours in (("circuit", "own"), ("random", "random")):
             expected = value(circuit, k=k, condition=theirs, measure="faithfulness")
-            assert value(table, k=k, condition=ours, measure="faithfulness") == pytest.approx(expected)
+            assert value(table, k=k, condition=ours, measure="faithfulness") == pytest.approx(
+                expected
+            )
 
 
 def test_either_circuit_has_its_own_metric(session):
-    metrics = {"metric": Logit(label="true", against="pair"), "other_metric": Logit(label="given", against="pair")}
+    metrics = {
+        "metric": Logit(label="true", against="pair"),
+        "other_metric": Logit(label="given", against="pair"),
+    }
     table = overlap(**metrics).table(session)
     a, b = (Circuit(metric=m, fractions=FRACTIONS, n_random=5) for m in metrics.values())
     found = shared(b.contrast(session), *(c.circuits(c.contrast(session))[0] for c in (a, b)))
-    assert value(table, k=0.25, measure="edge_iou", condition="circuits") == pytest.approx(found["edge_iou"])
+    assert value(table, k=0.25, measure="edge_iou", condition="circuits") == pytest.approx(
+        found["edge_iou"]
+    )
     assert found["edge_iou"] < 1
     own = value(b.table(session), k=0.25, measure="faithfulness", condition="circuit")
     assert value(table, k=0.25, measure="faithfulness", condition="own") == pytest.approx(own)
     circuits = a.circuits(a.contrast(session))
     full, corrupted, kept = (
         b.contrast(session)
-        .values(torch.stack([b.contrast(session).graph.exists, torch.zeros_like(circuits[0]), circuits[0]]))
+        .values(
+            torch.stack(
+                [b.contrast(session).graph.exists, torch.zeros_like(circuits[0]), circuits[0]]
+            )
+        )
         .mean(1)
     )
     cross = value(table, k=0.25, measure="faithfulness", condition="cross")
@@ -145,10 +168,17 @@ def test_either_circuit_has_its_own_metric(session):
 def test_random_circuits_of_the_sizes_of_both_stand_beside(session):
     table = overlap(other_examples="clean", n_random=40, fractions=(0.5,)).table(session)
     analysis = overlap(other_examples="clean", fractions=(0.5,))
-    sizes = [int(analysis.circuits(analysis.contrast(session, None, name))[0].sum()) for name in ("noisy", "clean")]
+    sizes = [
+        int(analysis.circuits(analysis.contrast(session, None, name))[0].sum())
+        for name in ("noisy", "clean")
+    ]
     expected = sizes[0] * sizes[1] / 46  # edges that random sets of these sizes share on average
-    assert value(table, measure="recall", condition="random") == pytest.approx(expected / sizes[0], abs=0.1)
-    assert value(table, measure="recall_other", condition="random") == pytest.approx(expected / sizes[1], abs=0.1)
+    assert value(table, measure="recall", condition="random") == pytest.approx(
+        expected / sizes[0], abs=0.1
+    )
+    assert value(table, measure="recall_other", condition="random") == pytest.approx(
+        expected / sizes[1], abs=0.1
+    )
 
 
 def test_beside_stands_the_circuit_of_a_with_other_heads(session):
@@ -156,11 +186,17 @@ def test_beside_stands_the_circuit_of_a_with_other_heads(session):
     table = analysis.table(session)
     a, b = (analysis.contrast(session, None, name) for name in ("noisy", "clean"))
     ours, theirs = analysis.circuits(a)[0], analysis.circuits(b)[0]
-    drawn = torch.stack([a.graph.head_permuted(ours, torch.Generator().manual_seed(4 + i)) for i in range(3)])
+    drawn = torch.stack(
+        [a.graph.head_permuted(ours, torch.Generator().manual_seed(4 + i)) for i in range(3)]
+    )
     shares = [(theirs & other).sum() / (theirs | other).sum() for other in drawn]
-    assert value(table, measure="edge_iou", condition="head_permuted") == pytest.approx(np.mean(shares))
+    assert value(table, measure="edge_iou", condition="head_permuted") == pytest.approx(
+        np.mean(shares)
+    )
     exists = b.graph.exists
-    full, corrupted, *kept = b.values(torch.cat([torch.stack([exists, torch.zeros_like(exists)]), drawn])).mean(1)
+    full, corrupted, *kept = b.values(
+        torch.cat([torch.stack([exists, torch.zeros_like(exists)]), drawn])
+    ).mean(1)
     expected = np.mean([((k - corrupted) / (full - corrupted)).item() for k in kept])
     found = value(table, measure="faithfulness", condition="head_permuted")
     assert found == pytest.approx(expected, abs=1e-5)
@@ -175,7 +211,9 @@ def test_the_table_is_as_documented(session):
 
 
 def test_two_architectures_share_no_edges(random_models, model, sets):
-    session = Session(models={"after": model, "before": random_models(0, n_layers=1)}, example_sets=sets)
+    session = Session(
+        models={"after": model, "before": random_models(0, n_layers=1)}, example_sets=sets
+    )
     with pytest.raises(InputError, match="two architectures"):
         overlap(other_model="before").table(session)
 

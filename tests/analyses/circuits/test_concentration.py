@@ -1,4 +1,5 @@
-"""Measures of concentration by hand and against their definitions; a model that reads one token is concentrated."""
+"""Measures of concentration by hand and against their definitions; a model that reads one token is
+concentrated."""
 
 from __future__ import annotations
 
@@ -59,7 +60,8 @@ def values(table: pd.DataFrame, measure: str) -> dict[str, float]:
 
 @pytest.fixture
 def linear(random_models, examples, others) -> Session:
-    """One layer of uniform attention, no norm: what a token adds to the logits is its own embedding's doing."""
+    """One layer of uniform attention, no norm: what a token adds to the logits is its own
+    embedding's doing."""
     model = random_models(0, n_layers=1, n_heads=2, attn_only=True, norm=None)
     with torch.no_grad():
         model.blocks[0].attn.W_Q.zero_()
@@ -71,12 +73,16 @@ def test_tokens_of_a_linear_model_by_hand(linear, examples, others):
     model = linear.model("after")
     change = model.W_E[others.tokens].mean(0) - model.W_E[examples.tokens]  # n pos d_model
     towards = model.W_U[:, examples.given].permute(1, 2, 0) / 5  # n place d_model
-    through = torch.einsum("nqd,hed,hfe->nqf", towards, model.blocks[0].attn.W_O, model.blocks[0].attn.W_V)
+    through = torch.einsum(
+        "nqd,hed,hfe->nqf", towards, model.blocks[0].attn.W_O, model.blocks[0].attn.W_V
+    )
     scores = torch.zeros(12, 14)
     for place, readout in enumerate(range(9, 14)):
         direct = (change[:, readout] * towards[:, place]).sum(-1)
         scores[:, readout] -= direct.detach()
-        attended = torch.einsum("npd,nd->np", change[:, : readout + 1], through[:, place]) / (readout + 1)
+        attended = torch.einsum("npd,nd->np", change[:, : readout + 1], through[:, place]) / (
+            readout + 1
+        )
         scores[:, : readout + 1] -= attended.detach()
     contrast = Concentration().contrast(linear)
     found = scores_of(contrast, [Units("token", -1, "hook_embed")])[0]
@@ -89,11 +95,17 @@ def test_tokens_of_a_linear_model_by_hand(linear, examples, others):
 
 
 def test_tokens_sum_to_the_embedding(session):
-    contrast = Concentration(examples="clean", corrupted=Source(mean_over="noisy")).contrast(session)
-    tokens, embed = scores_of(contrast, [Units("token", -1, "hook_embed"), Units("embed", -1, "hook_embed")])
+    contrast = Concentration(examples="clean", corrupted=Source(mean_over="noisy")).contrast(
+        session
+    )
+    tokens, embed = scores_of(
+        contrast, [Units("token", -1, "hook_embed"), Units("embed", -1, "hook_embed")]
+    )
     torch.testing.assert_close(tokens.sum(1, keepdim=True), embed, atol=1e-5, rtol=1e-4)
     assert tokens.shape == (12, 14)
-    alone = scores_of(contrast, [Units("embed", -1, "hook_embed")])[0]  # the same hook, and not what is kept of tokens
+    alone = scores_of(contrast, [Units("embed", -1, "hook_embed")])[
+        0
+    ]  # the same hook, and not what is kept of tokens
     torch.testing.assert_close(alone, embed)
 
 
@@ -127,8 +139,12 @@ def test_a_model_without_mlps_has_no_neurons(linear):
 
 def test_a_metric_without_a_slope_is_refused(session):
     with pytest.raises(InputError, match="choose another"):
-        Concentration(examples="clean", metric=LogitDifference(), corrupted=Source(mean_over="noisy")).table(session)
-    assert Concentration(metric=Logit(label="true")).table(session)["metric"].unique().tolist() == ["logit_true"]
+        Concentration(
+            examples="clean", metric=LogitDifference(), corrupted=Source(mean_over="noisy")
+        ).table(session)
+    assert Concentration(metric=Logit(label="true")).table(session)["metric"].unique().tolist() == [
+        "logit_true"
+    ]
 
 
 def test_examples_that_no_token_tells_apart_are_refused(session):

@@ -1,4 +1,5 @@
-"""The computational graph, the forward by edges against TransformerLens's hooks, and the laws of edge scores."""
+"""The computational graph, the forward by edges against TransformerLens's hooks, and the laws of
+edge scores."""
 
 from __future__ import annotations
 
@@ -30,20 +31,28 @@ FIELDS = [
     {"attn_only": True},
     {"attn_only": True, "norm": None, "n_layers": 3, "n_heads": 3, "d_head": 4},
 ]
-MODELS = pytest.mark.parametrize("fields", FIELDS, ids=lambda f: "-".join(map(str, f.values())) or "default")
+MODELS = pytest.mark.parametrize(
+    "fields", FIELDS, ids=lambda f: "-".join(map(str, f.values())) or "default"
+)
 
 
 @pytest.fixture(scope="module")
 def pairs(task):
     """Nine noisy instances with their minimal pairs."""
     train = task.sample("train")
-    return task.pairs(train.select(train.is_noisy), MinimalPair(flip="carry_2")).select(torch.arange(9)).as_set()
+    return (
+        task.pairs(train.select(train.is_noisy), MinimalPair(flip="carry_2"))
+        .select(torch.arange(9))
+        .as_set()
+    )
 
 
 @pytest.fixture
 def contrast_of(pairs, random_models):
     def made(fields, **analysis):
-        session = Session(models={"after": random_models(0, **fields)}, example_sets={"noisy": pairs})
+        session = Session(
+            models={"after": random_models(0, **fields)}, example_sets={"noisy": pairs}
+        )
         return Attribution(**analysis).contrast(session)
 
     return made
@@ -63,7 +72,8 @@ def loss_of(contrast, batch):
 
 
 def switched_on(model):
-    """The same model with the hooks that TransformerLens leaves out unless its configuration asks for them."""
+    """The same model with the hooks that TransformerLens leaves out unless its configuration asks
+    for them."""
     model = copy.deepcopy(model)
     model.set_use_attn_result(True)
     model.set_use_split_qkv_input(True)
@@ -79,7 +89,9 @@ def target_hook(graph, model, t):
         return f"blocks.{model.cfg.n_layers - 1}.hook_resid_post", None
     if node.kind == "mlp":
         return f"blocks.{node.layer}.hook_mlp_in", None
-    return f"blocks.{node.layer}.hook_{node.kind}_input", int(node.name.split(".h")[1].split(".")[0])
+    return f"blocks.{node.layer}.hook_{node.kind}_input", int(
+        node.name.split(".h")[1].split(".")[0]
+    )
 
 
 def at_head(x, head):
@@ -99,7 +111,13 @@ def test_sources_and_targets_are_as_many_as_they_should_be(n_layers, n_heads, ha
 def test_the_graph_of_one_layer_and_one_head_by_hand():
     graph = Graph(1, 1, True)
     assert [node.name for node in graph.sources] == ["embed", "a0.h0", "m0"]
-    assert [node.name for node in graph.targets] == ["a0.h0.q", "a0.h0.k", "a0.h0.v", "m0", "logits"]
+    assert [node.name for node in graph.targets] == [
+        "a0.h0.q",
+        "a0.h0.k",
+        "a0.h0.v",
+        "m0",
+        "logits",
+    ]
     assert graph.exists.int().tolist() == [[1, 1, 1, 1, 1], [0, 0, 0, 1, 1], [0, 0, 0, 0, 1]]
     assert graph.owner.tolist() == [1, 1, 1, 2, 3]
 
@@ -136,12 +154,15 @@ def test_relabelled_edges_are_those_of_other_heads_with_their_inputs():
         other = graph.head_permuted(circuit, torch.Generator().manual_seed(i))
         assert not (other & ~graph.exists).any()
         assert kinds_of(graph, other) == kinds_of(graph, circuit)
-        assert graph.nodes(graph.connected(other)).sum() == graph.nodes(graph.connected(circuit)).sum()
+        assert (
+            graph.nodes(graph.connected(other)).sum() == graph.nodes(graph.connected(circuit)).sum()
+        )
         assert not torch.equal(other, circuit)
     assert torch.equal(graph.head_permuted(graph.exists, torch.Generator()), graph.exists)
     alone = Graph(2, 1, True)
     assert torch.equal(
-        alone.head_permuted(alone.drawn(9, torch.Generator()), torch.Generator()), alone.drawn(9, torch.Generator())
+        alone.head_permuted(alone.drawn(9, torch.Generator()), torch.Generator()),
+        alone.drawn(9, torch.Generator()),
     )
 
 
@@ -152,13 +173,21 @@ def kinds_of(graph, edges):
 
 
 def test_relabelling_by_hand():
-    """With two heads, the one draw that exchanges them moves every edge of the first to the second."""
+    """With two heads, the one draw that exchanges them moves every edge of the first to the
+    second."""
     graph = Graph(1, 2, True)
     edges = torch.zeros_like(graph.exists)
-    edges[0, 0] = edges[0, 4] = edges[1, 6] = True  # embed -> a0.h0.q, embed -> a0.h0.v, a0.h0 -> m0
+    edges[0, 0] = edges[0, 4] = edges[1, 6] = (
+        True  # embed -> a0.h0.q, embed -> a0.h0.v, a0.h0 -> m0
+    )
     assert [graph.targets[t].name for t in (0, 4, 6)] == ["a0.h0.q", "a0.h0.v", "m0"]
     found = {
-        tuple(map(tuple, graph.head_permuted(edges, torch.Generator().manual_seed(i)).nonzero().tolist()))
+        tuple(
+            map(
+                tuple,
+                graph.head_permuted(edges, torch.Generator().manual_seed(i)).nonzero().tolist(),
+            )
+        )
         for i in range(9)
     }
     assert found == {((0, 0), (0, 4), (1, 6)), ((0, 1), (0, 5), (2, 6))}
@@ -206,7 +235,8 @@ def test_all_edges_are_the_model_and_no_edge_is_the_corrupted_run(fields, n_read
 
 @torch.no_grad()
 def test_the_metric_sets_the_given_label_against_the_pairs_true_one(contrast_of, pairs):
-    """The clean run is fed the given label's digits, the corrupted run the pair's operands and the pair's own digits."""
+    """The clean run is fed the given label's digits, the corrupted run the pair's operands and the
+    pair's own digits."""
     contrast = contrast_of({})
     exists, pair = contrast.graph.exists, pairs.counterfactual
     assert (pairs.given != pairs.true).any(1).all()
@@ -215,7 +245,9 @@ def test_the_metric_sets_the_given_label_against_the_pairs_true_one(contrast_of,
     expected = []
     for prompt, answer in runs:
         logits = contrast.model(torch.cat([prompt, answer[:, :-1]], 1))[:, -5:]
-        given, other = (logits.gather(-1, labels[..., None])[..., 0] for labels in (pairs.given, pair.true))
+        given, other = (
+            logits.gather(-1, labels[..., None])[..., 0] for labels in (pairs.given, pair.true)
+        )
         expected.append((given - other).mean(1))
     full, corrupted = contrast.values(torch.stack([exists, torch.zeros_like(exists)]))
     close(full, expected[0])
@@ -233,12 +265,16 @@ def test_a_forward_goes_on_from_any_layer(fields, contrast_of):
 
 
 @torch.no_grad()
-def test_corrupted_by_a_mean_every_node_takes_the_mean_of_its_own_values(random_models, pairs, others):
+def test_corrupted_by_a_mean_every_node_takes_the_mean_of_its_own_values(
+    random_models, pairs, others
+):
     model = random_models(0)
     session = Session(models={"after": model}, example_sets={"noisy": pairs, "clean": others})
     contrast = Attribution(corrupted=Source(mean_over="clean")).contrast(session)
     batch = batch_of(contrast)
-    found = batch.wiring.logits(batch.clean[:1], torch.zeros_like(contrast.graph.exists)[None].float())[0]
+    found = batch.wiring.logits(
+        batch.clean[:1], torch.zeros_like(contrast.graph.exists)[None].float()
+    )[0]
     resid = model.run_with_cache(others.tokens)[1]["blocks.1.hook_resid_post"].mean(0, keepdim=True)
     close(found, model.unembed(model.ln_final(resid))[:, -5:].expand_as(found))
 
@@ -246,10 +282,13 @@ def test_corrupted_by_a_mean_every_node_takes_the_mean_of_its_own_values(random_
 @MODELS
 @torch.no_grad()
 def test_any_circuit_is_what_transformer_lens_hooks_make_of_it(fields, contrast_of):
-    """The oracle edits every input as it comes: less what the sources left out now say, plus what they should say."""
+    """The oracle edits every input as it comes: less what the sources left out now say, plus what
+    they should say."""
     contrast = contrast_of(fields)
     graph, batch, model = contrast.graph, batch_of(contrast), switched_on(contrast.model)
-    circuits = torch.stack([graph.drawn(graph.n_edges // 2, torch.Generator().manual_seed(i)) for i in range(4)])
+    circuits = torch.stack(
+        [graph.drawn(graph.n_edges // 2, torch.Generator().manual_seed(i)) for i in range(4)]
+    )
     found = batch.wiring.logits(batch.clean[:1], circuits.float())
     for circuit, logits in zip(circuits, found, strict=True):
         hooks = circuit_hooks(graph, model, circuit, batch.wiring.corrupted)
@@ -261,13 +300,20 @@ def circuit_hooks(graph, model, circuit, corrupted):
     now = {}
 
     def write(first, value, hook):
-        now.update({first + i: v for i, v in enumerate(value.movedim(2, 0) if value.ndim == 4 else [value])})
+        now.update(
+            {
+                first + i: v
+                for i, v in enumerate(value.movedim(2, 0) if value.ndim == 4 else [value])
+            }
+        )
 
     def read(t, head, x, hook):
         x = x.clone()
         for s in (graph.exists[:, t] & ~circuit[:, t]).nonzero()[:, 0].tolist():
             bias = (
-                model.blocks[graph.sources[s].layer].attn.b_O / graph.n_heads if graph.sources[s].kind == "head" else 0
+                model.blocks[graph.sources[s].layer].attn.b_O / graph.n_heads
+                if graph.sources[s].kind == "head"
+                else 0
             )
             at_head(x, head).add_(corrupted[s] - bias - now[s])
         return x
@@ -279,10 +325,14 @@ def circuit_hooks(graph, model, circuit, corrupted):
     hooks.append(("blocks.0.hook_resid_pre", lambda x, hook: write(0, x, hook)))
     for layer in range(graph.n_layers):
         first = 1 + layer * graph.per_layer
-        hooks.append((f"blocks.{layer}.attn.hook_result", lambda x, hook, first=first: write(first, x, hook)))
+        hooks.append(
+            (f"blocks.{layer}.attn.hook_result", lambda x, hook, first=first: write(first, x, hook))
+        )
         if graph.has_mlp:
             at = first + graph.n_heads
-            hooks.append((f"blocks.{layer}.hook_mlp_out", lambda x, hook, at=at: write(at, x, hook)))
+            hooks.append(
+                (f"blocks.{layer}.hook_mlp_out", lambda x, hook, at=at: write(at, x, hook))
+            )
     return hooks
 
 
@@ -305,7 +355,9 @@ def test_patching_each_edge_is_what_transformer_lens_hooks_make_of_it(fields, co
             return x
 
         logits = model.run_with_hooks(batch.examples.tokens, fwd_hooks=[(name, edge)])[:, -5:]
-        close(found[s, t], (before - contrast.measured(logits, batch.examples, batch.baseline)).sum())
+        close(
+            found[s, t], (before - contrast.measured(logits, batch.examples, batch.baseline)).sum()
+        )
     assert not found[~graph.exists].any()
 
 
@@ -317,14 +369,18 @@ def test_scores_of_all_edges_into_a_node_sum_to_the_score_of_its_input(fields, c
     clean, gradients, corrupted = {}, {}, {}
     names = {target_hook(graph, model, t)[0] for t in range(len(graph.targets))}
     forwards = [(name, lambda x, hook: clean.update({hook.name: x.detach()})) for name in names]
-    backwards = [(name, lambda g, hook: gradients.update({hook.name: g.detach()})) for name in names]
+    backwards = [
+        (name, lambda g, hook: gradients.update({hook.name: g.detach()})) for name in names
+    ]
     with model.hooks(forwards, backwards):
         loss_of(contrast, batch)(model(batch.examples.tokens)[:, -5:]).backward()
     other = [(name, lambda x, hook: corrupted.update({hook.name: x.detach()})) for name in names]
     model.run_with_hooks(batch.examples.counterfactual.tokens, fwd_hooks=other)
     for t in range(len(graph.targets)):
         name, head = target_hook(graph, model, t)
-        expected = (at_head(corrupted[name] - clean[name], head) * at_head(gradients[name], head)).sum()
+        expected = (
+            at_head(corrupted[name] - clean[name], head) * at_head(gradients[name], head)
+        ).sum()
         close(scores[:, t].sum(), expected)
 
 
@@ -358,9 +414,16 @@ def test_with_frozen_norms_too_eap_is_exact(norm, contrast_of, monkeypatch):
     contrast = contrast_of({"attn_only": True, "norm": norm, "n_layers": 3})
     batch, hooks = batch_of(contrast), [f"blocks.{i}.attn.hook_pattern" for i in range(3)]
     patterns = list(contrast.session.activations(contrast.model, contrast.examples, hooks).values())
-    frozen, loss = Wiring(contrast.model, batch.wiring.corrupted, 5, patterns), loss_of(contrast, batch)
-    assert not torch.allclose(attributed(frozen, batch.clean, loss), patched(frozen, batch.clean, loss), atol=0.01)
-    monkeypatch.setattr("mechmem.analyses.wiring.normed", frozen_norms(contrast.model, contrast.examples.tokens))
+    frozen, loss = (
+        Wiring(contrast.model, batch.wiring.corrupted, 5, patterns),
+        loss_of(contrast, batch),
+    )
+    assert not torch.allclose(
+        attributed(frozen, batch.clean, loss), patched(frozen, batch.clean, loss), atol=0.01
+    )
+    monkeypatch.setattr(
+        "mechmem.analyses.wiring.normed", frozen_norms(contrast.model, contrast.examples.tokens)
+    )
     close(frozen.logits(batch.clean[:1])[0], batch.baseline)
     eap = attributed(frozen, batch.clean, loss)
     close(eap, patched(frozen, batch.clean, loss))
@@ -370,12 +433,18 @@ def test_with_frozen_norms_too_eap_is_exact(norm, contrast_of, monkeypatch):
 def frozen_norms(model, tokens):
     """Every norm divides by what it divides by in the clean run, whatever it reads."""
     _, cache = model.run_with_cache(tokens)
-    scales = {id(block.ln1): cache[f"blocks.{i}.ln1.hook_scale"] for i, block in enumerate(model.blocks)}
+    scales = {
+        id(block.ln1): cache[f"blocks.{i}.ln1.hook_scale"] for i, block in enumerate(model.blocks)
+    }
     scales[id(model.ln_final)] = cache["ln_final.hook_scale"]
 
     def normed(norm, x):
         scale = scales[id(norm)].detach()[:, -x.shape[-2] :]
-        return (x - x.mean(-1, keepdim=True)) / scale * norm.w + norm.b if hasattr(norm, "b") else x / scale * norm.w
+        return (
+            (x - x.mean(-1, keepdim=True)) / scale * norm.w + norm.b
+            if hasattr(norm, "b")
+            else x / scale * norm.w
+        )
 
     return normed
 
@@ -401,7 +470,8 @@ def test_eap_ig_takes_the_mean_over_its_inputs(contrast_of):
 
 
 def test_eap_ig_out_of_the_embedding_sums_to_what_the_metric_loses(contrast_of):
-    """Integrated gradients are complete: over a fine enough line they sum to the difference of the ends."""
+    """Integrated gradients are complete: over a fine enough line they sum to the difference of the
+    ends."""
     contrast = contrast_of({"activation": "gelu"})
     exists = contrast.graph.exists
     full, corrupted = contrast.values(torch.stack([exists, torch.zeros_like(exists)]))
@@ -451,14 +521,26 @@ def test_the_table_has_a_row_for_each_edge_and_the_agreement(bench_of_pairs):
     table = EdgeScores(methods=("eap", "eap_ig", "exact")).table(bench_of_pairs)
     assert list(table) == list(EdgeScores.columns)
     assert len(table) == Graph(2, 2, True).n_edges
-    assert table["spearman_eap_ig"].unique().item() == pytest.approx(table["eap_ig"].corr(table["exact"], "spearman"))
+    assert table["spearman_eap_ig"].unique().item() == pytest.approx(
+        table["eap_ig"].corr(table["exact"], "spearman")
+    )
     row = table[(table["source"] == "a0.h1") & (table["target"] == "a1.h0.k")].iloc[0]
     assert (row["source_layer"], row["layer"], row["into"]) == (0, 1, "k")
-    left_out = {"exact", "spearman_eap", "spearman_eap_top", "spearman_eap_ig", "spearman_eap_ig_top"}
-    assert list(EdgeScores().table(bench_of_pairs)) == [c for c in EdgeScores.columns if c not in left_out]
+    left_out = {
+        "exact",
+        "spearman_eap",
+        "spearman_eap_top",
+        "spearman_eap_ig",
+        "spearman_eap_ig_top",
+    }
+    assert list(EdgeScores().table(bench_of_pairs)) == [
+        c for c in EdgeScores.columns if c not in left_out
+    ]
 
 
-def test_agreement_among_the_top_edges_is_of_those_with_the_largest_exact_score(bench_of_pairs, monkeypatch):
+def test_agreement_among_the_top_edges_is_of_those_with_the_largest_exact_score(
+    bench_of_pairs, monkeypatch
+):
     monkeypatch.setattr("mechmem.analyses.edge_scores.N_TOP", 10)
     table = EdgeScores(methods=("exact", "eap")).table(bench_of_pairs)
     top = table.reindex(table["exact"].abs().sort_values(ascending=False).index[:10])
@@ -476,18 +558,24 @@ def test_scores_are_learnt_once_for_all_analyses(bench_of_pairs):
 
 @pytest.fixture
 def bench_of_pairs(model, pairs, others):
-    return Session(models={"after": model, "before": model}, example_sets={"noisy": pairs, "clean": others})
+    return Session(
+        models={"after": model, "before": model}, example_sets={"noisy": pairs, "clean": others}
+    )
 
 
 def test_what_has_no_slope_is_refused(bench_of_pairs):
     with pytest.raises(InputError, match="accuracy_true has no gradient"):
         EdgeScores(metric=Accuracy()).table(bench_of_pairs)
-    clean = EdgeScores(metric=LogitDifference(), examples="clean", corrupted=Source(mean_over="noisy"))
+    clean = EdgeScores(
+        metric=LogitDifference(), examples="clean", corrupted=Source(mean_over="noisy")
+    )
     with pytest.raises(InputError, match="logit_difference has no slope"):
         clean.table(bench_of_pairs)
 
 
-def test_sets_without_pairs_and_corrupted_runs_of_other_models_are_refused(bench_of_pairs, other_model):
+def test_sets_without_pairs_and_corrupted_runs_of_other_models_are_refused(
+    bench_of_pairs, other_model
+):
     with pytest.raises(InputError, match="pair"):
         EdgeScores(examples="clean").table(bench_of_pairs)
     session = Session(bench_of_pairs.models | {"before": other_model}, bench_of_pairs.example_sets)
@@ -503,4 +591,7 @@ def test_exact_scores_need_no_gradient(bench_of_pairs):
 def test_a_distance_from_the_clean_run_has_a_slope_on_the_way_to_it_only(bench_of_pairs):
     with pytest.raises(InputError, match="kl is least at the clean run"):
         EdgeScores(methods=("eap",), metric=KL()).table(bench_of_pairs)
-    assert EdgeScores(methods=("eap_ig",), metric=KL()).table(bench_of_pairs)["eap_ig"].abs().max() > 0.001
+    assert (
+        EdgeScores(methods=("eap_ig",), metric=KL()).table(bench_of_pairs)["eap_ig"].abs().max()
+        > 0.001
+    )

@@ -27,11 +27,14 @@ GIVEN = Probability(label="given")
 
 
 def ablation(component: str, **fields) -> Ablation:
-    return Ablation(component=component, **({"n_random": 3, "greedy": False, "measures": (GIVEN,)} | fields))
+    return Ablation(
+        component=component, **({"n_random": 3, "greedy": False, "measures": (GIVEN,)} | fields)
+    )
 
 
 def by_hooks(model, examples, parts, over, method="mean"):
-    """Logits with these parts replaced by zero or by their mean over a set, in TransformerLens's own way."""
+    """Logits with these parts replaced by zero or by their mean over a set, in TransformerLens's
+    own way."""
     _, cache = model.run_with_cache(over.tokens)
 
     def knock_out(x, hook):
@@ -47,10 +50,17 @@ def by_hooks(model, examples, parts, over, method="mean"):
             x[:] = value
         return x
 
-    names = {"z": "attn.hook_z", "neurons": "mlp.hook_post", "attn_out": "hook_attn_out", "mlp_out": "hook_mlp_out"}
+    names = {
+        "z": "attn.hook_z",
+        "neurons": "mlp.hook_post",
+        "attn_out": "hook_attn_out",
+        "mlp_out": "hook_mlp_out",
+    }
     hooks = {f"blocks.{p.layer}.{names[p.site]}" for p in parts}
     with torch.no_grad():
-        logits = model.run_with_hooks(examples.tokens, fwd_hooks=[(hook, knock_out) for hook in hooks])
+        logits = model.run_with_hooks(
+            examples.tokens, fwd_hooks=[(hook, knock_out) for hook in hooks]
+        )
     return logits[:, FIRST_READOUT:]
 
 
@@ -61,7 +71,9 @@ def probability(logits, labels) -> float:
 def curve(
     table: pd.DataFrame, condition: str, prefix: str = "given", measure: str = "probability_given"
 ) -> list[float]:
-    rows = table[(table["place"] == "all") & (table["condition"] == condition) & (table["prefix"] == prefix)]
+    rows = table[
+        (table["place"] == "all") & (table["condition"] == condition) & (table["prefix"] == prefix)
+    ]
     return rows[rows["measure"] == measure].sort_values("k")["value"].tolist()
 
 
@@ -85,7 +97,9 @@ def test_the_area_is_in_units_of_what_is_there_unpatched():
 
 def test_the_most_there_can_be_is_one():
     ks = np.linspace(0, 1, 1001)
-    ranked, random = (np.repeat((ks <= end)[:, None], 3, axis=1).astype(float) for end in (0, 0.999))
+    ranked, random = (
+        np.repeat((ks <= end)[:, None], 3, axis=1).astype(float) for end in (0, 0.999)
+    )
     assert area(ks.tolist(), ranked, random).mean() == pytest.approx(1, abs=0.01)
 
 
@@ -105,7 +119,9 @@ def test_the_ranked_curve_is_that_of_plain_hooks(component, how, session, model,
 def test_without_a_set_the_mean_is_of_the_examples_that_are_patched(session, model, examples):
     analysis = ablation("head", k=(2,))
     logits = by_hooks(model, examples, analysis.ranking(session)[:2], examples)
-    assert curve(analysis.table(session), "ranked")[1] == pytest.approx(probability(logits, examples.given), rel=1e-4)
+    assert curve(analysis.table(session), "ranked")[1] == pytest.approx(
+        probability(logits, examples.given), rel=1e-4
+    )
 
 
 @pytest.mark.parametrize("component", N_PARTS)
@@ -128,7 +144,9 @@ def test_attribution_ranks_a_linear_model_as_the_effects_do(random_models, other
     model = random_models(0, n_layers=1, n_heads=8, attn_only=True, norm=None)
     session = Session(models={"after": model}, example_sets={"clean": others})
     fields = {"metric": Logit(label="true"), "reference_set": "clean", "examples": "clean"}
-    by_effect, by_attribution = (ablation("head", ranked_by=by, **fields) for by in ("effect", "attribution"))
+    by_effect, by_attribution = (
+        ablation("head", ranked_by=by, **fields) for by in ("effect", "attribution")
+    )
     assert by_attribution.ranking(session) == by_effect.ranking(session)
     assert len(by_effect.ranking(session)) == 8
 
@@ -136,7 +154,12 @@ def test_attribution_ranks_a_linear_model_as_the_effects_do(random_models, other
 @pytest.mark.parametrize("component", N_PARTS)
 def test_attribution_is_the_gradient_times_the_step_to_the_mean(component, session, model, others):
     analysis = ablation(component, ranked_by="attribution", metric=Logit(label="true"))
-    names = {"z": "attn.hook_z", "neurons": "mlp.hook_post", "attn_out": "hook_attn_out", "mlp_out": "hook_mlp_out"}
+    names = {
+        "z": "attn.hook_z",
+        "neurons": "mlp.hook_post",
+        "attn_out": "hook_attn_out",
+        "mlp_out": "hook_mlp_out",
+    }
     parts, kept = analysis.every(model), {}
     hooks = {f"blocks.{p.layer}.{names[p.site]}" for p in parts}
 
@@ -145,7 +168,9 @@ def test_attribution_is_the_gradient_times_the_step_to_the_mean(component, sessi
         kept[hook.name] = x
         return x
 
-    logits = model.run_with_hooks(others.tokens, fwd_hooks=[(hook, keep) for hook in hooks])[:, FIRST_READOUT:]
+    logits = model.run_with_hooks(others.tokens, fwd_hooks=[(hook, keep) for hook in hooks])[
+        :, FIRST_READOUT:
+    ]
     logits.gather(-1, others.true[..., None]).mean((1, 2)).sum().backward()
     model.zero_grad()
     scores = {}
@@ -169,7 +194,9 @@ def test_a_head_that_does_everything_goes_first(random_models, examples, others)
                 if (layer, head) != (1, 0):
                     block.attn.W_O[head] = 0
     session = Session(models={"after": model}, example_sets={"noisy": examples, "clean": others})
-    analysis = ablation("head", k=(1, 2, 3), metric=GIVEN, ranked_on="noisy", measures=(Logit(label="given"),))
+    analysis = ablation(
+        "head", k=(1, 2, 3), metric=GIVEN, ranked_on="noisy", measures=(Logit(label="given"),)
+    )
     assert analysis.ranking(session)[0].name == "a1.h0"
     values = curve(analysis.table(session), "ranked", measure="logit_given")
     assert values[1:] == pytest.approx([values[1]] * 4, rel=1e-5)
@@ -188,8 +215,13 @@ def test_all_curves_meet_at_the_ends(component, session, model, examples):
 def test_a_random_curve_is_the_mean_over_its_orders(session, model, examples):
     analysis = ablation("head", n_random=3, k=(1,), reference_set="noisy", seed=5)
     orders = analysis.orders(analysis.ranking(session))
-    left = [probability(by_hooks(model, examples, order[:1], examples), examples.given) for order in orders]
-    rows = analysis.table(session).query("condition == 'random' and place == 'all' and prefix == 'given' and k == 1")
+    left = [
+        probability(by_hooks(model, examples, order[:1], examples), examples.given)
+        for order in orders
+    ]
+    rows = analysis.table(session).query(
+        "condition == 'random' and place == 'all' and prefix == 'given' and k == 1"
+    )
     assert rows["value"].tolist() == pytest.approx([np.mean(left)], rel=1e-4)
     assert rows["low"].item() >= min(left) * (1 - 1e-4)
     assert rows["high"].item() <= max(left) * (1 + 1e-4)
@@ -201,7 +233,9 @@ def test_orders_hold_every_part_once_and_follow_the_seed(session):
     orders = analysis.orders(analysis.ranking(session))
     assert all(sorted(order) == sorted(orders[0]) for order in orders)
     assert len({tuple(order) for order in orders}) == 4
-    assert analysis.model_copy(update={"seed": 1}).orders(analysis.ranking(session))[0] not in orders
+    assert (
+        analysis.model_copy(update={"seed": 1}).orders(analysis.ranking(session))[0] not in orders
+    )
 
 
 def test_every_part_comes_first_equally_often(session):
@@ -210,7 +244,9 @@ def test_every_part_comes_first_equally_often(session):
     for n_random in (len(ranked), 2 * len(ranked)):
         orders = analysis.model_copy(update={"n_random": n_random}).orders(ranked)
         firsts = [order[0] for order in orders]
-        assert {part: firsts.count(part) for part in ranked} == dict.fromkeys(ranked, n_random // len(ranked))
+        assert {part: firsts.count(part) for part in ranked} == dict.fromkeys(
+            ranked, n_random // len(ranked)
+        )
 
 
 def test_the_interval_of_an_area_holds_the_spread_of_the_orders(session):
@@ -224,7 +260,9 @@ def test_the_interval_of_an_area_holds_the_spread_of_the_orders(session):
 
 def test_the_area_is_that_of_the_curves_in_the_table(session):
     table = ablation("head", k=(1, 2, 3), measures=(Logit(label="given"),)).table(session)
-    ranked, random = (curve(table, condition, measure="logit_given") for condition in ("ranked", "random"))
+    ranked, random = (
+        curve(table, condition, measure="logit_given") for condition in ("ranked", "random")
+    )
     between = np.trapezoid(np.subtract(random, ranked), np.linspace(0, 1, 5))
     row = table.query("measure == 'area_logit_given' and place == 'all' and prefix == 'given'")
     assert row["value"].item() == pytest.approx(between / ranked[0], rel=1e-5)
@@ -233,9 +271,9 @@ def test_the_area_is_that_of_the_curves_in_the_table(session):
 
 
 def test_a_part_alone_is_what_intervene_makes_of_it(session):
-    table = ablation("head", method="resample", measures=(GIVEN, Accuracy(label="true")), seed=4, greedy=True).table(
-        session
-    )
+    table = ablation(
+        "head", method="resample", measures=(GIVEN, Accuracy(label="true")), seed=4, greedy=True
+    ).table(session)
     part = Ablate(site="z", layer=1, head=0, method="resample", seed=4)
     alone = Intervene(intervention=part, measures=(GIVEN, Accuracy(label="true"))).table(session)
     keys = ["prefix", "place", "measure"]
@@ -246,7 +284,10 @@ def test_a_part_alone_is_what_intervene_makes_of_it(session):
 
 
 def test_how_many_examples_were_ranked_on_too(session, examples):
-    session.example_sets = {**session.example_sets, "half": examples.select(torch.arange(3)).as_set()}
+    session.example_sets = {
+        **session.example_sets,
+        "half": examples.select(torch.arange(3)).as_set(),
+    }
     for ranked_on, expected in (("noisy", 1), ("clean", 0), ("half", 0.25)):
         table = ablation("layer", ranked_on=ranked_on).table(session)
         assert table.loc[table["measure"] == "ranked_on_too", "value"].tolist() == [expected]
@@ -256,12 +297,18 @@ def test_every_prefix_has_its_rows_and_few_random_orders_are_decoded(session):
     fields = {"greedy": True, "measures": (Accuracy(label="given"),), "n_control_greedy": 2}
     table = ablation("layer", **fields).table(session)
     rows = table[(table["condition"] == "random") & (table["place"] == "all")]
-    assert rows.groupby("prefix")["n"].unique().map(list).to_dict() == {"given": [3], "true": [3], "greedy": [2]}
+    assert rows.groupby("prefix")["n"].unique().map(list).to_dict() == {
+        "given": [3],
+        "true": [3],
+        "greedy": [2],
+    }
     table = ablation("layer", **fields | {"n_control_greedy": 0}).table(session)
     assert set(table.loc[table["prefix"] == "greedy", "condition"]) == {"ranked", "alone"}
 
 
-@pytest.mark.parametrize(("n", "k", "sizes"), [(12, None, [0, 1, 2, 4, 8, 12]), (4, None, [0, 1, 2, 4])])
+@pytest.mark.parametrize(
+    ("n", "k", "sizes"), [(12, None, [0, 1, 2, 4, 8, 12]), (4, None, [0, 1, 2, 4])]
+)
 def test_sizes_double_unless_given(n, k, sizes):
     assert ablation("head", k=k).sizes(n) == sizes
     assert ablation("head", k=(3, 0, 3)).sizes(n) == [0, 3, n]
@@ -269,15 +316,25 @@ def test_sizes_double_unless_given(n, k, sizes):
 
 def test_the_same_spec_gives_the_same_bytes(model, other_model, examples, others):
     def made(seed: int) -> bytes:
-        session = Session(models={"after": model}, example_sets={"noisy": examples, "clean": others})
-        return ablation("neuron", k=(5,), method="gaussian", seed=seed).table(session).to_parquet(index=False)
+        session = Session(
+            models={"after": model}, example_sets={"noisy": examples, "clean": others}
+        )
+        return (
+            ablation("neuron", k=(5,), method="gaussian", seed=seed)
+            .table(session)
+            .to_parquet(index=False)
+        )
 
     assert made(0) == made(0)
     assert made(0) != made(1)
 
 
 def test_the_table_can_be_saved_with_a_sweep(session):
-    fields = {"method": each("zero", "mean"), "examples": each("noisy", "clean"), "measures": (Logit(label="given"),)}
+    fields = {
+        "method": each("zero", "mean"),
+        "examples": each("noisy", "clean"),
+        "measures": (Logit(label="given"),),
+    }
     swept = ablation(each("head", "layer"), **fields)
     saved = pd.read_parquet(io.BytesIO(swept.run(session, {}).to_parquet(index=False)))
     assert set(saved.columns) == {*Ablation.columns, "how"}
@@ -301,7 +358,9 @@ def test_what_cannot_be_is_refused(session, random_models):
         ablation("head", k=(5,)).table(session)
     with pytest.raises(ValidationError, match="draws its own control"):
         ablation("head", control="random_direction")
-    attention_only = Session(models={"after": random_models(0, attn_only=True)}, example_sets=session.example_sets)
+    attention_only = Session(
+        models={"after": random_models(0, attn_only=True)}, example_sets=session.example_sets
+    )
     with pytest.raises(InputError, match="it has no MLP; knock out heads or layers"):
         ablation("neuron").table(attention_only)
     with pytest.raises(InputError, match="did you mean 'clean'"):

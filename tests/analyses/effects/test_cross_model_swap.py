@@ -43,7 +43,9 @@ def values(table: pd.DataFrame, condition: str, prefix: str = "given") -> torch.
 def probabilities(logits, examples) -> torch.Tensor:
     found = []
     for label in ("true", "given"):
-        each_place = logits[:, -5:].softmax(-1).gather(-1, examples.labels(label)[..., None])[..., 0]
+        each_place = (
+            logits[:, -5:].softmax(-1).gather(-1, examples.labels(label)[..., None])[..., 0]
+        )
         found += [each_place.prod(1), *each_place.unbind(1)]
     return torch.stack(found)
 
@@ -55,20 +57,26 @@ def close(found, expected):
 def put_together(random_models, prefixes: tuple[str, ...]):
     """The model with these parameters of its twin."""
     hybrid, other = random_models(0), random_models(1).state_dict()
-    hybrid.load_state_dict(hybrid.state_dict() | {n: v for n, v in other.items() if n.startswith(prefixes)})
+    hybrid.load_state_dict(
+        hybrid.state_dict() | {n: v for n, v in other.items() if n.startswith(prefixes)}
+    )
     return hybrid
 
 
 @pytest.mark.parametrize("into", ["model", "twin"])
 @pytest.mark.parametrize("prefix", ["given", "true"])
-def test_with_everything_exchanged_it_is_the_other_model(into, prefix, session, model, other_model, examples):
+def test_with_everything_exchanged_it_is_the_other_model(
+    into, prefix, session, model, other_model, examples
+):
     table = twin(component=EVERYTHING, into=into).table(session)
     host, other = (model, other_model) if into == "model" else (other_model, model)
     fed = examples.with_prefix(prefix)
     close(values(table, "intervened", prefix), probabilities(other(fed.tokens), fed))
     close(values(table, "source", prefix), probabilities(other(fed.tokens), fed))
     close(values(table, "baseline", prefix), probabilities(host(fed.tokens), fed))
-    assert not torch.allclose(values(table, "baseline", prefix), values(table, "source", prefix), atol=0.01)
+    assert not torch.allclose(
+        values(table, "baseline", prefix), values(table, "source", prefix), atol=0.01
+    )
     defined = table.loc[table["condition"] == "intervened", "recovery"].dropna()
     assert len(defined) > 8
     assert defined.tolist() == pytest.approx([1.0] * len(defined), abs=1e-3)
@@ -104,13 +112,19 @@ def test_weights_make_the_model_that_state_dicts_put_together(
     ],
 )
 @torch.no_grad()
-def test_activations_are_those_of_the_twin(component, layer, hooks, session, model, other_model, examples):
+def test_activations_are_those_of_the_twin(
+    component, layer, hooks, session, model, other_model, examples
+):
     table = twin(component=component, layer=layer, method="activations").table(session)
     _, cache = other_model.run_with_cache(examples.tokens)
-    logits = model.run_with_hooks(examples.tokens, fwd_hooks=[(h, lambda x, hook: cache[hook.name]) for h in hooks])
+    logits = model.run_with_hooks(
+        examples.tokens, fwd_hooks=[(h, lambda x, hook: cache[hook.name]) for h in hooks]
+    )
     close(values(table, "intervened"), probabilities(logits, examples))
     by_weights = values(twin(component=component, layer=layer).table(session), "intervened")
-    assert torch.allclose(by_weights, values(table, "intervened"), atol=1e-5) == (component == "embed")
+    assert torch.allclose(by_weights, values(table, "intervened"), atol=1e-5) == (
+        component == "embed"
+    )
 
 
 def test_the_activation_of_the_unembedding_is_the_twins_answer(session):
@@ -120,7 +134,9 @@ def test_the_activation_of_the_unembedding_is_the_twins_answer(session):
 
 @pytest.mark.parametrize("how", ["weights", "activations"])
 def test_exchanged_with_itself_it_stays_as_it_is(how, session):
-    table = twin(component=EVERYTHING, method=how, twin="after", control=RandomDirection(n=1)).table(session)
+    table = twin(
+        component=EVERYTHING, method=how, twin="after", control=RandomDirection(n=1)
+    ).table(session)
     close(values(table, "intervened"), values(table, "baseline"))
     close(values(table, "control"), values(table, "baseline"))
     assert table["recovery"].isna().all()
@@ -128,7 +144,9 @@ def test_exchanged_with_itself_it_stays_as_it_is(how, session):
 
 def test_into_the_twin_is_the_exchange_seen_from_the_twin(session):
     there = twin(component="mlp", layer=1, into="twin", control=RandomDirection(n=2)).table(session)
-    swapped = twin(component="mlp", layer=1, model="twin", twin="after", control=RandomDirection(n=2)).table(session)
+    swapped = twin(
+        component="mlp", layer=1, model="twin", twin="after", control=RandomDirection(n=2)
+    ).table(session)
     pd.testing.assert_frame_equal(there, swapped)
 
 
@@ -136,10 +154,16 @@ def test_the_whole_twin_has_an_answer_of_its_own_too(session):
     table = CrossModelSwap(component="mlp", layer=0).table(session)
     assert list(table) == list(EffectAnalysis.columns) == list(CrossModelSwap.columns)
     found = set(zip(table["condition"], table["prefix"], strict=True))
-    assert found == {(c, p) for c in ("baseline", "intervened", "source") for p in ("given", "true", "greedy")}
-    whole = PatchGrid(model="twin", site="attn_out", layer=0, source=Source(checkpoint="after")).table(session)
+    assert found == {
+        (c, p) for c in ("baseline", "intervened", "source") for p in ("given", "true", "greedy")
+    }
+    whole = PatchGrid(
+        model="twin", site="attn_out", layer=0, source=Source(checkpoint="after")
+    ).table(session)
     answers = whole[(whole["condition"] == "baseline") & (whole["prefix"] == "greedy")]
-    close(values(table, "source", "greedy"), torch.tensor(np.stack(answers["per_example"].tolist())))
+    close(
+        values(table, "source", "greedy"), torch.tensor(np.stack(answers["per_example"].tolist()))
+    )
 
 
 @torch.no_grad()
@@ -150,15 +174,24 @@ def test_controls_move_each_part_as_far_and_no_two_alike(session, model, example
     moved = {}
     for hook in ("hook_embed", "hook_pos_embed"):
         with applied(model, draws[0], examples, session):
-            moved[hook] = model.run_with_cache(examples.tokens)[1][hook] - session.activation(model, examples, hook)
-        change = session.activation(session.model("twin"), examples, hook) - session.activation(model, examples, hook)
+            moved[hook] = model.run_with_cache(examples.tokens)[1][hook] - session.activation(
+                model, examples, hook
+            )
+        change = session.activation(session.model("twin"), examples, hook) - session.activation(
+            model, examples, hook
+        )
         close(moved[hook].norm(dim=-1), change.norm(dim=-1))
     cosine = torch.cosine_similarity(moved["hook_embed"], moved["hook_pos_embed"], dim=-1)
     assert cosine.abs().max() < 0.95
 
 
 def test_the_first_parts_control_is_as_it_was(session):
-    grid = PatchGrid(site="attn_out", layer=0, source=Source(checkpoint="twin"), control=RandomDirection(n=1, seed=5))
+    grid = PatchGrid(
+        site="attn_out",
+        layer=0,
+        source=Source(checkpoint="twin"),
+        control=RandomDirection(n=1, seed=5),
+    )
     (part,) = grid.parts(session)
     assert grid.control_draws(session, [part]) == [[RandomDisplacement(of=part, seed=5)]]
     assert isinstance(part, Patch)
@@ -175,7 +208,10 @@ def test_what_has_no_layers_takes_none(session):
 
 def test_a_sweep_names_what_was_exchanged(session):
     sweep = CrossModelSwap(
-        component=each("attn", "mlp"), layer=each(), method=each("weights", "activations"), greedy=False
+        component=each("attn", "mlp"),
+        layer=each(),
+        method=each("weights", "activations"),
+        greedy=False,
     )
     table = sweep.run(session, {"layer": range(2)})
     assert list(table.columns[:3]) == ["how", "component", "layer"]

@@ -36,10 +36,17 @@ GRID = PatchGrid(site="attn_out", layer=1, source=BEFORE)
 INTERVENTIONS = {
     "none": [],
     "checkpoint": [Patch(site="attn_out", layer=1, source=BEFORE)],
-    "examples": [Patch(site="resid_pre", layer=1, position=("a0", "b0", "="), source=Source(examples="clean"))],
+    "examples": [
+        Patch(
+            site="resid_pre", layer=1, position=("a0", "b0", "="), source=Source(examples="clean")
+        )
+    ],
     "mean": [Patch(site="neurons", layer=0, neurons=(1, 5, 9), source=Source(mean_over="clean"))],
     "scrambled": [RandomDisplacement(of=Patch(site="neurons", layer=1, source=BEFORE))],
-    "several": [Patch(site="z", layer=0, head=1, source=BEFORE), Patch(site="mlp_out", layer=1, source=BEFORE)],
+    "several": [
+        Patch(site="z", layer=0, head=1, source=BEFORE),
+        Patch(site="mlp_out", layer=1, source=BEFORE),
+    ],
 }
 
 
@@ -57,7 +64,8 @@ def the(table: pd.DataFrame, **where) -> pd.Series:
 
 @torch.no_grad()
 def naively_decoded(session: Session, model, examples: Examples, parts) -> torch.Tensor:
-    """Token by token through the hook path; what is not decoded yet is fed as zeros, which cannot be seen."""
+    """Token by token through the hook path; what is not decoded yet is fed as zeros, which cannot
+    be seen."""
     answer = torch.zeros_like(examples.given)
     for place in range(examples.n_answer):
         fed = examples.continued_with(answer)
@@ -74,13 +82,17 @@ def test_decoding_is_greedy_token_by_token(parts, seed, random_models, session, 
     model = session.model("after")
     for prefix in ("given", "true"):
         fed = examples.with_prefix(prefix)
-        assert torch.equal(greedy_answer(session, model, fed, parts), naively_decoded(session, model, fed, parts))
+        assert torch.equal(
+            greedy_answer(session, model, fed, parts), naively_decoded(session, model, fed, parts)
+        )
 
 
 def test_decoding_reads_no_label(session, model, examples):
     """Another guess to start from ends at the same answer."""
     other = replace(examples, given=(examples.given + 1) % 10)
-    assert torch.equal(greedy_answer(session, model, examples, []), greedy_answer(session, model, other, []))
+    assert torch.equal(
+        greedy_answer(session, model, examples, []), greedy_answer(session, model, other, [])
+    )
 
 
 def test_decoding_a_right_guess_costs_one_forward(session, model, examples):
@@ -93,7 +105,9 @@ def test_decoding_a_right_guess_costs_one_forward(session, model, examples):
 def test_noisy_sets_are_fed_both_prefixes_and_clean_ones_the_only_one(examples, others):
     assert prefixes(examples) == ("given", "true")
     assert prefixes(others) == ("given",)
-    last_digit_wrong = replace(others, given=torch.cat([others.given[:, :-1], (others.given[:, -1:] + 1) % 10], dim=1))
+    last_digit_wrong = replace(
+        others, given=torch.cat([others.given[:, :-1], (others.given[:, -1:] + 1) % 10], dim=1)
+    )
     assert prefixes(last_digit_wrong) == ("given",)
 
 
@@ -103,7 +117,9 @@ def test_the_table_has_the_documented_columns_and_every_row_once(session):
     keys = table[["condition", "prefix", "place", "measure"]]
     assert not keys.duplicated().any()
     found = {(c, p) for c, p, *_ in keys.itertuples(index=False)}
-    fed = {(c, p) for c in ("baseline", "intervened", "control", "source") for p in ("given", "true")}
+    fed = {
+        (c, p) for c in ("baseline", "intervened", "control", "source") for p in ("given", "true")
+    }
     assert found == fed | {(c, "greedy") for c in ("baseline", "intervened", "control")}
     assert set(table["place"]) == {"all", "s4", "s3", "s2", "s1", "s0"}
     assert set(table["n"]) == {12}
@@ -119,21 +135,33 @@ def test_only_accuracies_are_decoded_and_only_if_asked(session):
     grid = GRID.model_copy(update={"measures": (Accuracy(), KL())})
     assert set(rows(grid.table(session), prefix="greedy")["measure"]) == {"accuracy_true"}
     assert "greedy" not in set(grid.model_copy(update={"greedy": False}).table(session)["prefix"])
-    assert "greedy" not in set(grid.model_copy(update={"measures": (KL(),)}).table(session)["prefix"])
+    assert "greedy" not in set(
+        grid.model_copy(update={"measures": (KL(),)}).table(session)["prefix"]
+    )
 
 
 @pytest.mark.parametrize("prefix", ["given", "true"])
 @pytest.mark.parametrize("condition", ["baseline", "intervened", "source"])
-def test_values_are_the_measure_of_the_hook_path(condition, prefix, session, model, other_model, examples):
+def test_values_are_the_measure_of_the_hook_path(
+    condition, prefix, session, model, other_model, examples
+):
     measure, fed = Probability(label="true"), examples.with_prefix(prefix)
-    table = GRID.model_copy(update={"measures": (measure,), "source": Source(checkpoint="before", examples="clean")})
+    table = GRID.model_copy(
+        update={"measures": (measure,), "source": Source(checkpoint="before", examples="clean")}
+    )
     table = rows(table.table(session), condition=condition, prefix=prefix)
     part = Patch(site="attn_out", layer=1, source=Source(checkpoint="before", examples="clean"))
     clean = session.examples("clean").with_prefix(prefix)
     with torch.no_grad(), applied(model, [part], fed, session):
         patched = model(fed.tokens)[:, -5:]
-    logits = {"baseline": model(fed.tokens)[:, -5:], "intervened": patched, "source": other_model(clean.tokens)[:, -5:]}
-    probabilities = logits[condition].detach().softmax(-1).gather(-1, examples.true[..., None])[..., 0]
+    logits = {
+        "baseline": model(fed.tokens)[:, -5:],
+        "intervened": patched,
+        "source": other_model(clean.tokens)[:, -5:],
+    }
+    probabilities = (
+        logits[condition].detach().softmax(-1).gather(-1, examples.true[..., None])[..., 0]
+    )
     by_place = {"all": probabilities.prod(1)} | {f"s{4 - i}": probabilities[:, i] for i in range(5)}
     for place, expected in by_place.items():
         found = the(table, place=place)
@@ -148,7 +176,9 @@ def test_decoded_accuracies_are_those_of_the_free_answer(session, model, example
         right = answer == examples.labels(label)
         found = the(table, place="all", measure=f"accuracy_{label}")
         assert found["per_example"].tolist() == right.all(1).float().tolist()
-        assert the(table, place="s0", measure=f"accuracy_{label}")["value"] == pytest.approx(right[:, 4].float().mean())
+        assert the(table, place="s0", measure=f"accuracy_{label}")["value"] == pytest.approx(
+            right[:, 4].float().mean()
+        )
 
 
 def test_kl_is_measured_from_the_unpatched_model(session):
@@ -158,10 +188,19 @@ def test_kl_is_measured_from_the_unpatched_model(session):
 
 
 @pytest.mark.parametrize("greedy", [0, 2])
-@pytest.mark.parametrize("control", [RandomDirection(n=3), RandomNeurons(n=3, seed=4)], ids=["direction", "neurons"])
+@pytest.mark.parametrize(
+    "control", [RandomDirection(n=3), RandomNeurons(n=3, seed=4)], ids=["direction", "neurons"]
+)
 def test_the_control_is_the_mean_over_its_draws(control, greedy, session, model, examples):
-    fields = {"site": "neurons", "neurons": (0, 4, 8, 9), "control": control, "n_control_greedy": greedy}
-    grid = PatchGrid(layer=1, source=BEFORE, measures=("logit_difference", "accuracy_true"), **fields)
+    fields = {
+        "site": "neurons",
+        "neurons": (0, 4, 8, 9),
+        "control": control,
+        "n_control_greedy": greedy,
+    }
+    grid = PatchGrid(
+        layer=1, source=BEFORE, measures=("logit_difference", "accuracy_true"), **fields
+    )
     table = rows(grid.table(session), condition="control")
     draws = control.draws(grid.parts(session)[0], model)
     by_hand = []
@@ -172,7 +211,9 @@ def test_the_control_is_the_mean_over_its_draws(control, greedy, session, model,
     np.testing.assert_allclose(found["per_example"], torch.stack(by_hand).mean(0), atol=1e-5)
     assert len(rows(table, prefix="greedy")) == (6 if greedy else 0)
     if greedy:
-        answers = torch.stack([greedy_answer(session, model, examples, draw) for draw in draws[:greedy]])
+        answers = torch.stack(
+            [greedy_answer(session, model, examples, draw) for draw in draws[:greedy]]
+        )
         right = (answers == examples.true).all(-1).double().mean(0)
         found = the(table, prefix="greedy", place="all")
         np.testing.assert_allclose(found["per_example"], right, atol=1e-6)
@@ -195,9 +236,17 @@ def readings(*values: float) -> Readings:
     ],
 )
 def test_recovery_by_hand(baseline, patched, source, expected):
-    conditions = {"baseline": readings(*baseline), "intervened": readings(*patched), "source": readings(*source)}
+    conditions = {
+        "baseline": readings(*baseline),
+        "intervened": readings(*patched),
+        "source": readings(*source),
+    }
     found = effect_table("noisy", conditions).set_index("condition")["recovery"]
-    assert found["intervened"] is pd.NA if expected is None else found["intervened"] == pytest.approx(expected)
+    assert (
+        found["intervened"] is pd.NA
+        if expected is None
+        else found["intervened"] == pytest.approx(expected)
+    )
     assert found[["baseline", "source"]].isna().all()
 
 
@@ -213,7 +262,13 @@ def test_without_a_source_run_there_is_no_recovery():
 
 
 def test_intervals_are_those_of_the_examples(session):
-    row = the(GRID.table(session), condition="intervened", prefix="given", place="s2", measure="accuracy_true")
+    row = the(
+        GRID.table(session),
+        condition="intervened",
+        prefix="given",
+        place="s2",
+        measure="accuracy_true",
+    )
     low, high = interval(row["per_example"][None].astype(float))
     assert (row["low"], row["high"]) == pytest.approx((low[0], high[0]))
     assert row["low"] <= row["value"] <= row["high"]
@@ -223,19 +278,24 @@ def test_the_unpatched_model_is_read_once_for_a_whole_sweep(session, monkeypatch
     GRID.table(session)
     calls = []
     read = EffectAnalysis._readings
-    monkeypatch.setattr(EffectAnalysis, "_readings", lambda self, *a: calls.append(a[3]) or read(self, *a))
+    monkeypatch.setattr(
+        EffectAnalysis, "_readings", lambda self, *a: calls.append(a[3]) or read(self, *a)
+    )
     GRID.model_copy(update={"layer": 0}).table(session)
     assert [list(parts) for parts in calls] == [[Patch(site="attn_out", layer=0, source=BEFORE)]]
 
 
 def test_sets_of_the_same_prompts_with_other_pairs_are_kept_apart(task, model, other_model):
-    """What is shared between analyses must not be shared between sets that a measure tells apart."""
+    """What is shared between analyses must not be shared between sets that a measure tells
+    apart."""
     train, sets = task.sample("train"), {}
     for flip in ("carry_1", "digit_sum_3"):
         sets[flip] = task.pairs(train, MinimalPair(flip=flip))
-    shared = [i for i, row in enumerate(sets["carry_1"].prompt.tolist()) if row in sets["digit_sum_3"].prompt.tolist()][
-        :6
-    ]
+    shared = [
+        i
+        for i, row in enumerate(sets["carry_1"].prompt.tolist())
+        if row in sets["digit_sum_3"].prompt.tolist()
+    ][:6]
     first = sets["carry_1"].select(torch.tensor(shared)).as_set()
     rows_of = [sets["digit_sum_3"].prompt.tolist().index(row) for row in first.prompt.tolist()]
     second = sets["digit_sum_3"].select(torch.tensor(rows_of)).as_set()

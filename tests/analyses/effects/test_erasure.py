@@ -20,7 +20,9 @@ from mechmem.session import Session
 from mechmem.spec.errors import InputError
 from mechmem.spec.sweep import each
 
-with warnings.catch_warnings():  # concept-erasure scripts a function of its own, which torch deprecates
+with (
+    warnings.catch_warnings()
+):  # concept-erasure scripts a function of its own, which torch deprecates
     warnings.filterwarnings("ignore", "`torch.jit.script` is deprecated", DeprecationWarning)
     from concept_erasure import LeaceFitter
 
@@ -39,7 +41,9 @@ def session(model, other_model, examples, clean) -> Session:
 
 
 def erase(**fields) -> Erase:
-    return Erase(**({"site": "resid_post", "layer": 1, "variable": "carry_4", "position": "="} | fields))
+    return Erase(
+        **({"site": "resid_post", "layer": 1, "variable": "carry_4", "position": "="} | fields)
+    )
 
 
 def erasure(erase: Erase, **fields) -> Erasure:
@@ -48,7 +52,9 @@ def erasure(erase: Erase, **fields) -> Erasure:
 
 def values(table: pd.DataFrame, measure: str, prefix: str = "given") -> pd.Series:
     """By condition, for the whole answer."""
-    chosen = table[(table["measure"] == measure) & (table["prefix"] == prefix) & (table["place"] == "all")]
+    chosen = table[
+        (table["measure"] == measure) & (table["prefix"] == prefix) & (table["place"] == "all")
+    ]
     return chosen.set_index("condition")["value"]
 
 
@@ -61,10 +67,12 @@ def effects(table: pd.DataFrame, condition: str) -> pd.DataFrame:
 def test_the_answers_are_those_of_the_intervention(session):
     table = erasure(erase()).table(session)
     pd.testing.assert_frame_equal(
-        effects(table, "intervened"), effects(Intervene(intervention=erase()).table(session), "intervened")
+        effects(table, "intervened"),
+        effects(Intervene(intervention=erase()).table(session), "intervened"),
     )
     pd.testing.assert_frame_equal(
-        effects(table, "baseline"), effects(Intervene(intervention=erase()).table(session), "baseline")
+        effects(table, "baseline"),
+        effects(Intervene(intervention=erase()).table(session), "baseline"),
     )
 
 
@@ -77,7 +85,9 @@ def test_a_control_is_the_mean_over_its_draws(control, method, session):
     by_hand = [Intervene(intervention=draw, **asked).table(session) for draw in drawn]
     expected = [np.stack(effects(t, "intervened")["per_example"]) for t in by_hand]
     assert not np.allclose(*expected, atol=1e-3)
-    np.testing.assert_allclose(np.stack(effects(table, control)["per_example"]), np.mean(expected, axis=0), atol=1e-5)
+    np.testing.assert_allclose(
+        np.stack(effects(table, control)["per_example"]), np.mean(expected, axis=0), atol=1e-5
+    )
 
 
 @pytest.mark.parametrize("method", ["leace", "inlp"])
@@ -95,7 +105,8 @@ def test_it_says_how_much_was_removed_and_that_the_controls_match(method, sessio
     assert (left["baseline"], left["intervened"]) == (1, pytest.approx(found.variance_left))
     assert left["variance_matched"] == pytest.approx(found.variance_left)
     drawn = [
-        erase(method="random", matched_to=method, seed=i).erasers(model, clean, session)[HOOK, "="] for i in (0, 1)
+        erase(method="random", matched_to=method, seed=i).erasers(model, clean, session)[HOOK, "="]
+        for i in (0, 1)
     ]
     assert left["random"] == pytest.approx(np.mean([e.variance_left for e in drawn]))
     assert 0 < left["intervened"] < 1
@@ -114,14 +125,20 @@ def test_several_activations_count_by_their_mean(session, model, clean):
         x = session.activation(model, clean, hook)[:, clean.positions[position]]
         y, noisy = clean.variables["digit_sum_3"], session.examples("noisy")
         read = session.activation(model, noisy, hook)[:, clean.positions[position]]
-        reads.append((fitted(x, y, [10.0], 0)(read) == noisy.variables["digit_sum_3"]).double().mean().item())
+        reads.append(
+            (fitted(x, y, [10.0], 0)(read) == noisy.variables["digit_sum_3"]).double().mean().item()
+        )
     assert values(table, "probe_digit_sum_3")["baseline"] == pytest.approx(np.mean(reads))
 
 
 def test_the_probe_before_erasure_is_that_of_the_probe_analysis(session):
-    table = erasure(erase(), examples="clean", also_probed=("digit_sum_0",), penalties=(1.0, 10.0)).table(session)
+    table = erasure(
+        erase(), examples="clean", also_probed=("digit_sum_0",), penalties=(1.0, 10.0)
+    ).table(session)
     for variable in ("carry_4", "digit_sum_0"):
-        read = mm.Probe(variable=variable, layer=1, position="=", penalties=(1.0, 10.0), test_on=()).table(session)
+        read = mm.Probe(
+            variable=variable, layer=1, position="=", penalties=(1.0, 10.0), test_on=()
+        ).table(session)
         read = read[(read["measure"] == "accuracy") & (read["condition"] == "probe")]
         assert values(table, f"probe_{variable}")["baseline"] == read["value"].item()
         n = table[table["measure"] == f"probe_{variable}"]["n"]
@@ -130,20 +147,32 @@ def test_the_probe_before_erasure_is_that_of_the_probe_analysis(session):
 
 def test_where_there_is_nothing_to_erase_nothing_changes(session):
     table = erasure(erase(site="embed", layer=None, position="+"), greedy=False).table(session)
-    wide = table.pivot_table(index=["prefix", "place", "measure"], columns="condition", values="value")
+    wide = table.pivot_table(
+        index=["prefix", "place", "measure"], columns="condition", values="value"
+    )
     for condition in ("intervened", "random", "variance_matched"):
         pd.testing.assert_series_equal(wide[condition], wide["baseline"], check_names=False)
 
 
 def test_the_table_has_the_documented_columns_and_every_row_once(session):
-    table = erasure(erase(), control=RandomDirection(n=2), also_probed=("out_0", "carry_4")).table(session)
+    table = erasure(erase(), control=RandomDirection(n=2), also_probed=("out_0", "carry_4")).table(
+        session
+    )
     assert list(table.columns) == list(Erasure.columns)
     assert not table[LABELS].duplicated().any()
-    assert set(table["condition"]) == {"baseline", "intervened", "control", "random", "variance_matched"}
+    assert set(table["condition"]) == {
+        "baseline",
+        "intervened",
+        "control",
+        "random",
+        "variance_matched",
+    }
     assert not table.drop(columns="recovery").isna().any(axis=None)
     probes = table[table["measure"] == "probe_out_0"]
     assert set(zip(probes["condition"], probes["prefix"], strict=True)) == {
-        (c, p) for c in ("baseline", "intervened", "random", "variance_matched") for p in ("given", "true")
+        (c, p)
+        for c in ("baseline", "intervened", "random", "variance_matched")
+        for p in ("given", "true")
     }
     assert (table["low"] <= table["value"] + 1e-12).all()
     assert (table["value"] <= table["high"] + 1e-12).all()
@@ -156,17 +185,24 @@ def test_what_is_fitted_is_shared_by_all_sets_of_a_sweep(session, monkeypatch):
     assert len(fits) == 1 + 1 + 2 * 2  # baseline, erased, two draws of two controls
 
 
-def test_the_same_spec_gives_the_same_bytes_and_another_seed_other_controls(session, model, examples, clean):
+def test_the_same_spec_gives_the_same_bytes_and_another_seed_other_controls(
+    session, model, examples, clean
+):
     again = Session({"after": model}, {"noisy": examples, "clean": clean})
     first = erasure(erase()).table(session)
     pd.testing.assert_frame_equal(first, erasure(erase()).table(again))
     other = erasure(erase(seed=9)).table(session)
     assert values(other, "variance_left")["random"] != values(first, "variance_left")["random"]
-    assert values(other, "variance_left")["intervened"] == values(first, "variance_left")["intervened"]
+    assert (
+        values(other, "variance_left")["intervened"] == values(first, "variance_left")["intervened"]
+    )
 
 
 def test_a_rehearsal_on_four_examples_says_the_same_labels(session, model, examples, clean):
-    few = {"noisy": examples.select(torch.arange(4)).as_set(), "clean": clean.select(torch.arange(4)).as_set()}
+    few = {
+        "noisy": examples.select(torch.arange(4)).as_set(),
+        "clean": clean.select(torch.arange(4)).as_set(),
+    }
     rehearsal = Session({"after": model}, few, is_rehearsal=True)
     part = erasure(erase(variable="digit_sum_3", n_codes=3), also_probed=("out_0",))
     pd.testing.assert_frame_equal(part.table(rehearsal)[LABELS], part.table(session)[LABELS])
@@ -178,10 +214,18 @@ def test_a_rehearsal_on_four_examples_says_the_same_labels(session, model, examp
         ({"variable": "cary_4"}, {}, "there is no variable 'cary_4'"),
         ({}, {"also_probed": ("cary_4",)}, "there is no variable 'cary_4'"),
         ({"position": "s9"}, {}, "there is no position 's9'"),
-        ({"fit_on": "noisy"}, {}, "a probe is fitted on clean instances only, and 7 of the 12 in 'noisy' are noisy"),
+        (
+            {"fit_on": "noisy"},
+            {},
+            "a probe is fitted on clean instances only, and 7 of the 12 in 'noisy' are noisy",
+        ),
         ({"fit_on": "three"}, {}, "'three' has 3 examples: a probe needs 4"),
         ({"fit_on": "uniform"}, {}, "carry_4 is always 1"),
-        ({"fit_on": "uniform", "variable": "carry_1"}, {"also_probed": ("carry_4",)}, "carry_4 is always 1"),
+        (
+            {"fit_on": "uniform", "variable": "carry_1"},
+            {"also_probed": ("carry_4",)},
+            "carry_4 is always 1",
+        ),
         (
             {"variable": "digit_sum_3"},
             {},
@@ -214,7 +258,10 @@ def shipped() -> Session:
         "clean": mm.ExampleSet(noisy=False, n=3000),
         "held_out": mm.ExampleSet(split="held_out", n=1000),
     }
-    return Session({"after": trained.at("memorised")}, {name: chosen.of(trained.task) for name, chosen in sets.items()})
+    return Session(
+        {"after": trained.at("memorised")},
+        {name: chosen.of(trained.task) for name, chosen in sets.items()},
+    )
 
 
 def test_on_the_shipped_model_the_carry_goes_and_an_unrelated_digit_sum_stays(shipped):
@@ -240,7 +287,8 @@ def test_on_the_shipped_model_the_carry_goes_and_an_unrelated_digit_sum_stays(sh
 def test_the_probe_after_erasure_is_scikit_learns_after_that_of_concept_erasure(shipped):
     clean, held_out = shipped.examples("clean"), shipped.examples("held_out")
     x, new = (
-        shipped.activation(shipped.model("after"), s, HOOK)[:, s.positions["s3"]].double() for s in (clean, held_out)
+        shipped.activation(shipped.model("after"), s, HOOK)[:, s.positions["s3"]].double()
+        for s in (clean, held_out)
     )
     one_hot = F.one_hot(clean.variables["carry_2"]).double()
     oracle = LeaceFitter.fit(x, one_hot, shrinkage=False, svd_tol=1e-6).eraser
@@ -256,4 +304,6 @@ def test_the_probe_after_erasure_is_scikit_learns_after_that_of_concept_erasure(
         greedy=False,
         n_draws=1,
     )
-    assert values(part.table(shipped), "probe_digit_sum_2")["intervened"] == pytest.approx(expected, abs=0.003)
+    assert values(part.table(shipped), "probe_digit_sum_2")["intervened"] == pytest.approx(
+        expected, abs=0.003
+    )

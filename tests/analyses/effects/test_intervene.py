@@ -16,7 +16,9 @@ BEFORE = Source(checkpoint="before")
 def test_it_reports_the_effect_of_the_intervention_it_states(session):
     patch = {"site": "attn_out", "layer": 1, "source": BEFORE}
     found = Intervene(intervention=Patch(**patch)).table(session)
-    of_grid = PatchGrid(**patch).table(session).query("condition != 'source'").reset_index(drop=True)
+    of_grid = (
+        PatchGrid(**patch).table(session).query("condition != 'source'").reset_index(drop=True)
+    )
     pd.testing.assert_frame_equal(found.drop(columns="recovery"), of_grid.drop(columns="recovery"))
 
 
@@ -33,7 +35,9 @@ def test_its_control_is_drawn_for_the_intervention(session):
     assert draws == RandomNeurons(n=2).draws(part, session.model("after"))
 
 
-@pytest.mark.parametrize("block", [{"kind": "patch", "site": "embed", "source": {"checkpoint": "before"}}])
+@pytest.mark.parametrize(
+    "block", [{"kind": "patch", "site": "embed", "source": {"checkpoint": "before"}}]
+)
 def test_a_block_names_any_intervention_of_the_shelf(block):
     analysis = Intervene.model_validate({"kind": "intervene", "intervention": block})
     assert isinstance(analysis.intervention, Intervention)

@@ -29,16 +29,25 @@ def deep_bench(deep, examples, others) -> Session:
 
 
 def grid(site, swept: str) -> PatchGrid:
-    chosen = {"layer": each(), swept: each(), "source": Source(examples="clean"), "measures": ("logit_difference",)}
+    chosen = {
+        "layer": each(),
+        swept: each(),
+        "source": Source(examples="clean"),
+        "measures": ("logit_difference",),
+    }
     return PatchGrid(site=site, **chosen, greedy=False)
 
 
 @pytest.mark.parametrize("site", ORACLES)
-def test_the_grid_is_that_of_transformer_lens(site, deep, deep_bench, examples, others, monkeypatch):
+def test_the_grid_is_that_of_transformer_lens(
+    site, deep, deep_bench, examples, others, monkeypatch
+):
     monkeypatch.setattr(patching, "tqdm", list)  # no bars
 
     def mean_logit_difference(logits):
-        at_true, at_given = (logits[:, -5:].gather(-1, y[..., None]) for y in (examples.true, examples.given))
+        at_true, at_given = (
+            logits[:, -5:].gather(-1, y[..., None]) for y in (examples.true, examples.given)
+        )
         return (at_true - at_given).mean()
 
     with torch.no_grad():
@@ -49,7 +58,9 @@ def test_the_grid_is_that_of_transformer_lens(site, deep, deep_bench, examples, 
     patched = table.query("condition == 'patched' and prefix == 'given' and place == 'all'")
     found = patched.pivot_table(values="value", index="layer", columns=swept, sort=False)
     assert found.shape == expected.shape == ((3, 2) if site == "z" else (3, 14))
-    torch.testing.assert_close(torch.tensor(found.to_numpy()).float(), expected, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(
+        torch.tensor(found.to_numpy()).float(), expected, atol=1e-5, rtol=1e-5
+    )
     assert expected.std() > 1e-3
 
 
@@ -60,16 +71,22 @@ def test_swept_values_stand_beside_the_effects(deep_bench):
     assert len(cells) == 2 * 3 * 2
 
 
-def test_the_source_row_is_the_run_that_is_patched_in(session, model, other_model, examples, others):
+def test_the_source_row_is_the_run_that_is_patched_in(
+    session, model, other_model, examples, others
+):
     source = Source(checkpoint="before", examples="clean")
     analysis = PatchGrid(site="embed", source=source)
     assert torch.equal(analysis.target(session, examples), session.logits(other_model, others))
     same_examples = PatchGrid(site="embed", source=Source(checkpoint="before"))
-    assert torch.equal(same_examples.target(session, examples), session.logits(other_model, examples))
+    assert torch.equal(
+        same_examples.target(session, examples), session.logits(other_model, examples)
+    )
 
 
 def test_patching_everything_recovers_everything(session):
-    table = PatchGrid(site="logits", source=Source(checkpoint="before"), measures=("probability_true",)).table(session)
+    table = PatchGrid(
+        site="logits", source=Source(checkpoint="before"), measures=("probability_true",)
+    ).table(session)
     recovery = table.query("condition == 'patched'")["recovery"].dropna()
     assert len(recovery) > 8
     assert recovery.tolist() == pytest.approx([1.0] * len(recovery), abs=1e-4)
@@ -82,12 +99,19 @@ def test_a_mean_is_no_run_and_has_no_recovery(session):
 
 
 def test_the_grid_applies_the_patch_that_it_states(session):
-    chosen = {"site": "neurons", "layer": 1, "position": "=", "neurons": (3, 4), "source": Source(checkpoint="before")}
+    chosen = {
+        "site": "neurons",
+        "layer": 1,
+        "position": "=",
+        "neurons": (3, 4),
+        "source": Source(checkpoint="before"),
+    }
     assert PatchGrid(**chosen).parts(session) == [Patch(**chosen)]
 
 
 def test_what_the_grid_patches_resumes_and_costs_less(deep_bench, examples):
-    """Every patched forward starts at the patched layer, from the residual that the baseline run has left."""
+    """Every patched forward starts at the patched layer, from the residual that the baseline run
+    has left."""
     import mechmem.session as home
 
     starts, plain = [], home.forward
@@ -95,7 +119,9 @@ def test_what_the_grid_patches_resumes_and_costs_less(deep_bench, examples):
         starts.append(0 if start is None else start[0]) or plain(*a, start=start, **k)
     )
     try:
-        PatchGrid(site="attn_out", layer=2, source=Source(examples="clean"), greedy=False).table(deep_bench)
+        PatchGrid(site="attn_out", layer=2, source=Source(examples="clean"), greedy=False).table(
+            deep_bench
+        )
     finally:
         home.forward = plain
     assert starts.count(2) == 2  # once for each prefix

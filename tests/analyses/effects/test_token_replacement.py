@@ -1,4 +1,5 @@
-"""Look-ups built by hand are recognised, and replaced tokens are what plain greedy decoding of the changed input gives."""
+"""Look-ups built by hand are recognised, and replaced tokens are what plain greedy decoding of the
+changed input gives."""
 
 from __future__ import annotations
 
@@ -30,14 +31,19 @@ def greedy(model, prompt):
 
 
 def bench_of(model, examples, others) -> Session:
-    """The examples are labelled as the model answers them, and the rule is to answer as the model does."""
+    """The examples are labelled as the model answers them, and the rule is to answer as the model
+    does."""
     given = greedy(model, examples.prompt)
     sets = {"noisy": replace(examples, given=given), "clean": others}
     return Session({"after": model}, sets, rule=lambda prompt: greedy(model, prompt), chance=0.125)
 
 
 def survival(table: pd.DataFrame, condition: str, by: str, measure: str = "accuracy_given") -> dict:
-    rows = table[(table["condition"] == condition) & (table["place"] == "all") & (table["measure"] == measure)]
+    rows = table[
+        (table["condition"] == condition)
+        & (table["place"] == "all")
+        & (table["measure"] == measure)
+    ]
     return rows.set_index(by)["value"].to_dict()
 
 
@@ -46,12 +52,16 @@ def pool(task):
     return task.sample("train").select(torch.arange(60)).as_set()
 
 
-@pytest.mark.parametrize("sources", [[6, 6, 6, 6, 6], [6, 3, 6, 3, 3], [0, 1, 2, 3, 5]], ids=["one", "two", "five"])
+@pytest.mark.parametrize(
+    "sources", [[6, 6, 6, 6, 6], [6, 3, 6, 3, 3], [0, 1, 2, 3, 5]], ids=["one", "two", "five"]
+)
 def test_a_look_up_is_recognised_by_the_tokens_it_is_keyed_on(sources, examples, pool):
     session = bench_of(copying(sources), examples, pool)
     table = TokenReplacement(n_draws=1).table(session)
     names = [list(examples.positions)[i] for i in sources]
-    assert survival(table, "alone", "position") == {name: float(name not in names) for name in DIGITS}
+    assert survival(table, "alone", "position") == {
+        name: float(name not in names) for name in DIGITS
+    }
     needed = table[table["measure"] == "tokens_needed"]
     assert needed["value"].item() == needed["high"].item() == pytest.approx(len(set(sources)))
 
@@ -66,21 +76,29 @@ def test_several_replaced_leave_what_is_not_keyed_on_them(examples, pool):
 
 
 def test_a_pure_look_up_is_the_mean_over_all_sets_of_tokens(examples, pool):
-    table = TokenReplacement(n_draws=1, look_up=(3,)).table(bench_of(copying([6] * 5), examples, pool))
+    table = TokenReplacement(n_draws=1, look_up=(3,)).table(
+        bench_of(copying([6] * 5), examples, pool)
+    )
     subsets = {m: [*combinations(range(8), m)] for m in range(9)}
-    expected = {m: np.mean([not {0, 4, 5} & set(chosen) for chosen in sets]) for m, sets in subsets.items()}
+    expected = {
+        m: np.mean([not {0, 4, 5} & set(chosen) for chosen in sets]) for m, sets in subsets.items()
+    }
     assert survival(table, "look_up_3", "n_replaced") == pytest.approx(expected)
 
 
 def test_pure_look_ups_by_hand(examples, pool):
-    table = TokenReplacement(n_draws=1, look_up=(1, 2, 8)).table(bench_of(copying([6] * 5), examples, pool))
+    table = TokenReplacement(n_draws=1, look_up=(1, 2, 8)).table(
+        bench_of(copying([6] * 5), examples, pool)
+    )
     assert survival(table, "look_up_1", "n_replaced")[3] == pytest.approx(5 / 8)
     assert survival(table, "look_up_2", "n_replaced")[2] == pytest.approx(15 / 28)
     assert list(survival(table, "look_up_8", "n_replaced").values()) == [1] + [0] * 8
     assert survival(table, "chance", "place") == {"all": 0.125}
 
 
-def test_a_replaced_token_gives_what_plain_decoding_of_the_changed_input_gives(model, examples, pool):
+def test_a_replaced_token_gives_what_plain_decoding_of_the_changed_input_gives(
+    model, examples, pool
+):
     table = TokenReplacement(n_draws=1).table(bench_of(model, examples, pool))
     for condition, by in (("alone", "position"), ("together", "n_replaced")):
         assert set(survival(table, condition, by, "accuracy_rule").values()) == {1.0}
@@ -99,7 +117,9 @@ def test_all_tokens_replaced_is_the_donors_answer_and_none_is_the_models_own(mod
     expected = (answer == changed).all(1).double().numpy()
     assert draw.hits(*DIGITS)["accuracy_given"][:, 0].tolist() == expected.tolist()
     assert draw.hits()["accuracy_given"].all()
-    assert draw.hits()["accuracy_true"][:, 1:].tolist() == (changed == examples.true).double().tolist()
+    assert (
+        draw.hits()["accuracy_true"][:, 1:].tolist() == (changed == examples.true).double().tolist()
+    )
 
 
 def test_the_residual_is_what_plain_hooks_put_there(model, examples, pool):
@@ -133,7 +153,10 @@ def test_a_donor_has_another_token_at_every_position(model, examples, pool):
 
 
 def test_what_is_answered_by_hand():
-    labels = {"given": torch.tensor([[1, 2], [1, 2], [1, 2]]), "rule": torch.tensor([[3, 2], [3, 4], [5, 6]])}
+    labels = {
+        "given": torch.tensor([[1, 2], [1, 2], [1, 2]]),
+        "rule": torch.tensor([[3, 2], [3, 4], [5, 6]]),
+    }
     found = _hits(torch.tensor([[1, 2], [1, 4], [7, 7]]), labels)
     assert found["accuracy_given"].tolist() == [[1, 1, 1], [0, 1, 0], [0, 0, 0]]
     assert found["accuracy_rule"].tolist() == [[0, 0, 1], [0, 0, 1], [0, 0, 0]]
@@ -144,16 +167,23 @@ def test_tokens_needed_is_of_the_answers_that_are_given_unpatched(examples, pool
     session = bench_of(copying([6] * 5), examples, pool)
     half = session.examples("noisy").given.clone()
     half[::2] = 10  # never answered
-    session.example_sets = {**session.example_sets, "noisy": replace(session.examples("noisy"), given=half)}
+    session.example_sets = {
+        **session.example_sets,
+        "noisy": replace(session.examples("noisy"), given=half),
+    }
     table = TokenReplacement(n_draws=1).table(session)
     assert survival(table, "together", "n_replaced")[0] == 0.5
     assert table.loc[table["measure"] == "tokens_needed", "value"].item() == pytest.approx(1)
 
 
 def test_given_positions_may_hold_what_every_prompt_holds(model, examples, pool):
-    table = TokenReplacement(n_draws=1, positions=("a0", "+", "="), layer=1).table(bench_of(model, examples, pool))
+    table = TokenReplacement(n_draws=1, positions=("a0", "+", "="), layer=1).table(
+        bench_of(model, examples, pool)
+    )
     assert list(survival(table, "alone", "position")) == ["a0", "+", "="]
-    at_start = TokenReplacement(n_draws=1, positions=("a0", "+", "=")).table(bench_of(model, examples, pool))
+    at_start = TokenReplacement(n_draws=1, positions=("a0", "+", "=")).table(
+        bench_of(model, examples, pool)
+    )
     assert survival(at_start, "alone", "position")["="] == 1
 
 
@@ -166,14 +196,18 @@ def test_a_sweep_can_be_saved_and_rehearsed(model, examples, pool):
     assert saved[["value", "low", "high", "n", "unit", "measure", "place"]].notna().all(axis=None)
     keys = [c for c in saved if c not in ("value", "low", "high", "n", "per_example")]
     assert not saved.duplicated(keys).any()
-    few = {name: session.examples(name).select(torch.arange(4)).as_set() for name in ("noisy", "clean")}
+    few = {
+        name: session.examples(name).select(torch.arange(4)).as_set() for name in ("noisy", "clean")
+    }
     rehearsed = swept.run(Session(session.models, few, rule=session.rule, is_rehearsal=True), {})
     assert rehearsed[keys].equals(table[keys])
 
 
 def test_the_same_spec_gives_the_same_bytes(model, examples, pool):
     first, again, other = (
-        TokenReplacement(n_draws=1, seed=seed).table(bench_of(model, examples, pool)).to_parquet(index=False)
+        TokenReplacement(n_draws=1, seed=seed)
+        .table(bench_of(model, examples, pool))
+        .to_parquet(index=False)
         for seed in (0, 0, 1)
     )
     assert first == again != other
@@ -190,7 +224,9 @@ def test_what_cannot_be_is_refused(model, examples, pool):
     with pytest.raises(InputError, match="layer 2 is out of range"):
         TokenReplacement(layer=2, n_draws=1).table(session)
     few = Session(
-        session.models, {"noisy": examples, "clean": examples.select(torch.arange(2)).as_set()}, rule=session.rule
+        session.models,
+        {"noisy": examples, "clean": examples.select(torch.arange(2)).as_set()},
+        rule=session.rule,
     )
     with pytest.raises(InputError, match="take a larger set of donors"):
         TokenReplacement().table(few)

@@ -1,4 +1,5 @@
-"""Heuristics: planted neurons, effects against plain TransformerLens hooks, and shifted neurons against the rest."""
+"""Heuristics: planted neurons, effects against plain TransformerLens hooks, and shifted neurons
+against the rest."""
 
 from __future__ import annotations
 
@@ -31,9 +32,15 @@ def sets(task):
     train = task.sample("train")
     clean = train.select(~train.is_noisy)
     pairs = {
-        f"pairs_{i}": task.pairs(clean, MinimalPair(flip=f"out_{i}")).select(torch.arange(6)).as_set() for i in range(4)
+        f"pairs_{i}": task.pairs(clean, MinimalPair(flip=f"out_{i}"))
+        .select(torch.arange(6))
+        .as_set()
+        for i in range(4)
     }
-    a, b = (torch.randint(1000, 10_000, (3000,), generator=torch.Generator().manual_seed(s)) for s in (0, 1))
+    a, b = (
+        torch.randint(1000, 10_000, (3000,), generator=torch.Generator().manual_seed(s))
+        for s in (0, 1)
+    )
     return {"clean": task.examples(a, b), "noisy": train.select(train.is_noisy).as_set()} | pairs
 
 
@@ -62,11 +69,16 @@ def test_a_map_is_the_mean_over_the_examples_of_each_cell_where_the_place_is_rea
     activation = torch.arange(3 * 14 * 2.0).reshape(3, 14, 2)
     means = Grid.of(examples, "s0").means(activation)
     at = {tuple(cell): row for cell, row in zip(CELLS.tolist(), means, strict=True)}
-    np.testing.assert_allclose(at[4, 1, 0], activation[:2, 13].mean(0))  # s0 is read at the last position, s1
+    np.testing.assert_allclose(
+        at[4, 1, 0], activation[:2, 13].mean(0)
+    )  # s0 is read at the last position, s1
     np.testing.assert_allclose(at[1, 1, 0], activation[2, 13])
     assert not at[5, 5, 0].any()
     np.testing.assert_allclose(
-        {tuple(c): r for c, r in zip(CELLS.tolist(), Grid.of(examples, "s3").means(activation), strict=True)}[5, 4, 0],
+        {
+            tuple(c): r
+            for c, r in zip(CELLS.tolist(), Grid.of(examples, "s3").means(activation), strict=True)
+        }[5, 4, 0],
         activation[1, 10],
     )
 
@@ -79,7 +91,15 @@ def planted(monkeypatch):
         found = session.examples(examples)
         a, b, carry = torch.tensor(CELLS)[Grid.of(found, "s1").index].T
         total = a + b + carry
-        rules = [(a >= 3) & (a <= 5), total % 10 == 3, a == b, carry == 1, total >= 12, b % 2 == 1, a < 0]
+        rules = [
+            (a >= 3) & (a <= 5),
+            total % 10 == 3,
+            a == b,
+            carry == 1,
+            total >= 12,
+            b % 2 == 1,
+            a < 0,
+        ]
         activation = torch.zeros(len(found), 14, 24)
         activation[:, 12, : len(rules)] = torch.stack(rules, dim=1).float()
         return [torch.zeros_like(activation), activation]
@@ -106,7 +126,8 @@ def test_planted_neurons_are_called_what_they_are(session):
 
 
 def test_the_effect_is_that_of_a_plain_hook(session, model, sets):
-    """1/2 [(p*_c' - p_c') / p_c' + (p_c - p*_c) / p*_c], with one neuron patched at the five last positions."""
+    """1/2 [(p*_c' - p_c') / p_c' + (p_c - p*_c) / p*_c], with one neuron patched at the five last
+    positions."""
     pairs = sets["pairs_1"]
     table = Heuristics(pairs=PAIRS).table(session)
     with torch.no_grad():
@@ -119,7 +140,11 @@ def test_the_effect_is_that_of_a_plain_hook(session, model, sets):
                 activation[:, -5:, index] = theirs[:, -5:, index]
                 return activation
 
-            patched = model.run_with_hooks(pairs.tokens, fwd_hooks=[(hook, patch)])[:, -5:].double().softmax(-1)
+            patched = (
+                model.run_with_hooks(pairs.tokens, fwd_hooks=[(hook, patch)])[:, -5:]
+                .double()
+                .softmax(-1)
+            )
             own, theirs = pairs.given[..., None], pairs.counterfactual.true[..., None]
             p, p_star = (x.gather(-1, own)[..., 0] for x in (plain, patched))
             q, q_star = (x.gather(-1, theirs)[..., 0] for x in (plain, patched))
@@ -163,7 +188,9 @@ def test_similarity_is_the_correlation_of_two_maps(session, sets):
 
 def test_silent_maps_are_alike_only_to_silent_ones():
     x = np.array([[0.0, 0, 1, 1], [0, 0, 2, 2]])
-    np.testing.assert_allclose(correlations(x, np.array([[3.0, 1, 2, 5], [3, 2, 1, 6]])), [1, 0, -1, 1])
+    np.testing.assert_allclose(
+        correlations(x, np.array([[3.0, 1, 2, 5], [3, 2, 1, 6]])), [1, 0, -1, 1]
+    )
 
 
 def test_the_table_is_tidy(session):
@@ -186,7 +213,9 @@ def test_what_cannot_be_is_refused(session, sets):
         Heuristics(pairs=("clean",)).table(session)
     world = TwoHopReasoning(n_entities=12, n_relations=5).sample("train").select(torch.arange(9))
     session.example_sets = {"clean": world}
-    with pytest.raises(InputError, match=r"operand digits at positions a0, b0 \.\.\.; this task has e, r1, r2, ="):
+    with pytest.raises(
+        InputError, match=r"operand digits at positions a0, b0 \.\.\.; this task has e, r1, r2, ="
+    ):
         Heuristics().places(session)
     session.example_sets = sets
     with pytest.raises(InputError, match="k 24 leaves no neurons beside the shifted ones"):
@@ -199,19 +228,30 @@ def test_what_cannot_be_is_refused(session, sets):
 
 @pytest.mark.usefixtures("planted")
 def test_the_shifted_neurons_are_counted_beside_the_rest(session, monkeypatch):
-    shifts = pd.DataFrame([(la, i, float(10 - i if la else -1)) for la in (0, 1) for i in range(24)])
+    shifts = pd.DataFrame(
+        [(la, i, float(10 - i if la else -1)) for la in (0, 1) for i in range(24)]
+    )
     monkeypatch.setattr(
-        NeuronShift, "kept", lambda self, session: shifts.set_axis(["layer", "neuron", "shift_noisy"], axis=1)
+        NeuronShift,
+        "kept",
+        lambda self, session: shifts.set_axis(["layer", "neuron", "shift_noisy"], axis=1),
     )
     table = HeuristicTypes(layer=1, k=2).table(session)
     by_place = table.groupby("place", sort=False)[["p", "q"]].first()
-    assert by_place["q"].tolist() == pytest.approx(stats.false_discovery_control(by_place["p"]).tolist())
+    assert by_place["q"].tolist() == pytest.approx(
+        stats.false_discovery_control(by_place["p"]).tolist()
+    )
     found = table[table["place"] == "s1"].set_index(["group", "type"])["value"]
-    assert found["shifted"].to_dict() == {t: 0.5 * (t in ("operand_range", "result_modulo")) for t in TYPES}
+    assert found["shifted"].to_dict() == {
+        t: 0.5 * (t in ("operand_range", "result_modulo")) for t in TYPES
+    }
     rest = {"identical_digits": 1, "carry": 1, "result_range": 1, "operand_modulo": 1, "silent": 18}
     assert found["rest"].to_dict() == pytest.approx({t: rest.get(t, 0) / 22 for t in TYPES})
     assert found["chance"][["none", "silent"]].tolist() == pytest.approx([6 / 24, 18 / 24])
-    assert table[table["place"] == "s0"].set_index(["group", "type"])["value"]["shifted", "silent"] == 1
+    assert (
+        table[table["place"] == "s0"].set_index(["group", "type"])["value"]["shifted", "silent"]
+        == 1
+    )
     assert table.groupby(["place", "group"])["value"].sum().to_numpy() == pytest.approx(1)
     both = HeuristicTypes(layer=(0, 1), k=2).table(session)
     assert both[both["group"] == "chance"]["n"].unique().tolist() == [48]
@@ -224,7 +264,9 @@ def test_the_real_shift_ranks_the_neurons(session):
     shift = NeuronShift(matched="clean").table(session).nlargest(3, "shift_noisy")
     types = HeuristicTypes().classified(session, "after").merge(shift, on=["layer", "neuron"])
     for place, rows in types.groupby("place"):
-        found = table[(table["place"] == place) & (table["group"] == "shifted")].set_index("type")["value"]
+        found = table[(table["place"] == place) & (table["group"] == "shifted")].set_index("type")[
+            "value"
+        ]
         assert found.to_dict() == pytest.approx({t: (rows["type"] == t).mean() for t in TYPES})
 
 
@@ -239,13 +281,21 @@ def test_the_permutation_p_is_fisher_s_for_two_types():
 def test_activation_maps_are_those_of_the_strongest_neurons(session, sets, model, other_model):
     table = ActivationMap(pairs=PAIRS, place="s2", layer=1, k=2).table(session)
     effects_ = Heuristics(pairs=PAIRS).table(session)
-    top = effects_[(effects_["place"] == "s2") & (effects_["layer"] == 1)].nlargest(2, "value")["neuron"].tolist()
+    top = (
+        effects_[(effects_["place"] == "s2") & (effects_["layer"] == 1)]
+        .nlargest(2, "value")["neuron"]
+        .tolist()
+    )
     assert table.groupby("order")["neuron"].unique().map(list).tolist() == [[i] for i in top]
     assert table["model"].unique().tolist() == ["before", "after"]
     clean, noisy = sets["clean"], sets["noisy"]
     cell = (4, 3, 1)
     for name, of in (("after", model), ("before", other_model)):
-        row = table[(table["model"] == name) & (table["order"] == 0)].set_index(["a", "b", "carry"]).loc[cell]
+        row = (
+            table[(table["model"] == name) & (table["order"] == 0)]
+            .set_index(["a", "b", "carry"])
+            .loc[cell]
+        )
         with torch.no_grad():
             _, cache = of.run_with_cache(clean.tokens)
         values = cache["blocks.1.mlp.hook_post"][:, 11, top[0]]  # s2 is read at s3
@@ -267,14 +317,21 @@ def test_a_memorised_instance_is_in_its_own_cell(session, sets):
     a, b, _ = CELLS[Grid.of(first, "s0").index[0]]
     assert set(zip(marked["a"], marked["b"], strict=True)) == {(a, b)}
     layer, index = int(only["layer"].iloc[0]), int(only["neuron"].iloc[0])
-    value = session.activation(session.model("after"), first, f"blocks.{layer}.mlp.hook_post")[0, 13, index]
+    value = session.activation(session.model("after"), first, f"blocks.{layer}.mlp.hook_post")[
+        0, 13, index
+    ]
     assert marked[marked["model"] == "after"]["noisy_value"].item() == pytest.approx(value.item())
     assert len(table) == len(only) == 2 * 200
 
 
 @pytest.mark.parametrize(
     "analysis",
-    [Heuristics(pairs=PAIRS), HeuristicTypes(k=2), ActivationMap(pairs=PAIRS, k=2), MapSimilarity()],
+    [
+        Heuristics(pairs=PAIRS),
+        HeuristicTypes(k=2),
+        ActivationMap(pairs=PAIRS, k=2),
+        MapSimilarity(),
+    ],
     ids=lambda analysis: analysis.kind,
 )
 def test_a_rehearsal_on_four_examples_has_the_same_columns_and_rows(analysis, session, sets):

@@ -31,14 +31,17 @@ class HandMade(Session):
 
 @pytest.fixture
 def still(model, other_model, examples, others) -> HandMade:
-    """Clean instances at `before` alternate between -1 and 1, so that every spread is 1; nothing else moves."""
+    """Clean instances at `before` alternate between -1 and 1, so that every spread is 1; nothing
+    else moves."""
     alternating = (1.0 - 2.0 * (torch.arange(12) % 2)).reshape(12, 1, 1).expand(12, 14, 24).clone()
     zeros = torch.zeros(12, 14, 24)
     given = {}
     for layer in (0, 1):
         given |= {(m, "noisy", layer): zeros.clone() for m in ("before", "after")}
         given |= {(m, "clean", layer): alternating.clone() for m in ("before", "after")}
-    return HandMade({"after": model, "before": other_model}, {"noisy": examples, "clean": others}, given=given)
+    return HandMade(
+        {"after": model, "before": other_model}, {"noisy": examples, "clean": others}, given=given
+    )
 
 
 @pytest.fixture
@@ -54,7 +57,9 @@ def moving(still) -> HandMade:
 
 def shifts(session: HandMade, layer: int, name: str) -> np.ndarray:
     """The shift of every example and neuron, written out."""
-    before, after = (session.given[m, name, layer][:, READOUT].double().numpy() for m in ("before", "after"))
+    before, after = (
+        session.given[m, name, layer][:, READOUT].double().numpy() for m in ("before", "after")
+    )
     spread = session.given["before", "clean", layer][:, READOUT].double().numpy().std(axis=0)
     spread = np.maximum(spread, SPREAD_FLOOR * np.median(spread)) + 1e-12
     return np.abs((after - before) / spread).mean(axis=1)
@@ -71,9 +76,13 @@ def test_a_known_shift_is_found(still):
     still.given["after", "clean", 1][:, READOUT, 3] += 0.5
     table = NeuronShift().table(still)
     found = neuron(table, 1, 3)
-    assert found[["shift_noisy", "shift_clean", "signed_noisy", "auc"]].tolist() == pytest.approx([2, 0.5, 2, 1])
+    assert found[["shift_noisy", "shift_clean", "signed_noisy", "auc"]].tolist() == pytest.approx(
+        [2, 0.5, 2, 1]
+    )
     found = neuron(table, 1, 4)
-    assert found[["shift_noisy", "shift_clean", "signed_noisy", "auc"]].tolist() == pytest.approx([1.2, 0, -1.2, 1])
+    assert found[["shift_noisy", "shift_clean", "signed_noisy", "auc"]].tolist() == pytest.approx(
+        [1.2, 0, -1.2, 1]
+    )
     rest = table[~((table["layer"] == 1) & table["neuron"].isin([3, 4]))]
     assert (rest[["shift_noisy", "shift_clean", "signed_noisy"]] == 0).all(axis=None)
     assert (rest["auc"] == 0.5).all()
@@ -97,13 +106,20 @@ def test_a_silent_neuron_that_wakes_is_measured_by_the_floor(still):
     for model in ("before", "after"):
         still.given[model, "clean", 0][..., 2] = 0
     still.given["after", "noisy", 0][:, READOUT, 2] = 1.0
-    assert neuron(NeuronShift().table(still), 0, 2)["shift_noisy"] == pytest.approx(1 / SPREAD_FLOOR)
+    assert neuron(NeuronShift().table(still), 0, 2)["shift_noisy"] == pytest.approx(
+        1 / SPREAD_FLOOR
+    )
 
 
 def test_dead_neurons_have_numbers_too(moving):
     table = NeuronShift().table(moving)
     assert np.isfinite(table.to_numpy(float)).all()
-    assert neuron(table, 0, 5)[["shift_noisy", "shift_clean", "auc", "p"]].tolist() == [0, 0, 0.5, 1]
+    assert neuron(table, 0, 5)[["shift_noisy", "shift_clean", "auc", "p"]].tolist() == [
+        0,
+        0,
+        0.5,
+        1,
+    ]
 
 
 def test_a_layer_of_dead_neurons_has_numbers_too(still):
@@ -151,9 +167,13 @@ def test_the_columns_are_documented(moving):
 def test_real_activations_are_those_of_the_two_checkpoints(session, model, other_model, examples):
     found = neuron(NeuronShift().table(session), 1, 6)
     hook = "blocks.1.mlp.hook_post"
-    before, after = (session.activation(m, examples, hook)[:, READOUT, 6].double() for m in (other_model, model))
+    before, after = (
+        session.activation(m, examples, hook)[:, READOUT, 6].double() for m in (other_model, model)
+    )
     spread = (
-        session.activation(other_model, session.examples("clean"), hook)[:, READOUT].double().std(dim=0, correction=0)
+        session.activation(other_model, session.examples("clean"), hook)[:, READOUT]
+        .double()
+        .std(dim=0, correction=0)
     )
     floor = SPREAD_FLOOR * np.median(spread)
     expected = ((after - before) / spread[:, 6].clamp_min(floor)).abs().mean()
@@ -170,7 +190,8 @@ def neurons(parts) -> set[tuple[int, int]]:
 
 @pytest.fixture
 def ranked(still) -> HandMade:
-    """Neuron i of layer l has moved by i + 30 l on the noisy instances, those of layer 1 downwards."""
+    """Neuron i of layer l has moved by i + 30 l on the noisy instances, those of layer 1
+    downwards."""
     for layer, sign in ((0, 1), (1, -1)):
         still.given["after", "noisy", layer][:, READOUT] = sign * (torch.arange(24.0) + 30 * layer)
     return still
@@ -179,12 +200,17 @@ def ranked(still) -> HandMade:
 def test_the_most_shifted_neurons_are_patched_whatever_the_direction(ranked):
     assert neurons(top_k(3).parts(ranked)) == {(1, 23), (1, 22), (1, 21)}
     assert neurons(top_k(2, layer=0).parts(ranked)) == {(0, 23), (0, 22)}
-    assert neurons(top_k(26, layer=(0, 1)).parts(ranked)) == {(1, i) for i in range(24)} | {(0, 23), (0, 22)}
+    assert neurons(top_k(26, layer=(0, 1)).parts(ranked)) == {(1, i) for i in range(24)} | {
+        (0, 23),
+        (0, 22),
+    }
 
 
 def test_they_are_patched_back_to_before(ranked):
     source = Source(checkpoint="before")
-    assert top_k(2).parts(ranked) == [Patch(site="neurons", layer=1, neurons=(22, 23), source=source)]
+    assert top_k(2).parts(ranked) == [
+        Patch(site="neurons", layer=1, neurons=(22, 23), source=source)
+    ]
 
 
 def test_random_neurons_are_as_many_of_the_same_layers(ranked):
@@ -222,7 +248,9 @@ def test_all_neurons_patched_is_the_patched_layer(session):
 
 def test_neurons_are_ranked_once_for_a_whole_sweep(session, monkeypatch):
     calls, table = [], NeuronShift.table
-    monkeypatch.setattr(NeuronShift, "table", lambda self, session: calls.append(self) or table(self, session))
+    monkeypatch.setattr(
+        NeuronShift, "table", lambda self, session: calls.append(self) or table(self, session)
+    )
     for k in (1, 2):
         top_k(k).table(session)
         top_k(k, layer=0).table(session)

@@ -1,4 +1,5 @@
-"""Rules by hand: planted maps are called what they are, shuffled ones are not, and ties count in part."""
+"""Rules by hand: planted maps are called what they are, shuffled ones are not, and ties count in
+part."""
 
 from __future__ import annotations
 
@@ -41,7 +42,9 @@ def test_the_rules_of_a_digit_s_grid():
     assert (RULES.holds.sum(1) >= FEWEST).all()
     assert (RULES.coverage <= WIDEST).all()
     holds = dict(zip(RULES.names, RULES.holds, strict=True))
-    np.testing.assert_array_equal(holds["sum in 10..13"], (A + B + CARRY >= 10) & (A + B + CARRY <= 13))
+    np.testing.assert_array_equal(
+        holds["sum in 10..13"], (A + B + CARRY >= 10) & (A + B + CARRY <= 13)
+    )
     assert "sum = 0" not in holds  # a single cell
     assert "a in 0..8" not in holds
 
@@ -55,7 +58,9 @@ def test_the_share_is_that_of_as_many_strongest_cells_as_the_rule_has():
 def test_cells_of_equal_activation_count_in_part():
     map_ = np.array([1.0, 1, 1, 1, 0, 0])[:, None]
     holds = np.array([[1, 1, 0, 0, 0, 0], [1, 0, 0, 0, 1, 0]], bool)
-    np.testing.assert_allclose(shares(map_, holds)[:, 0], [1 / 2, 1 / 4])  # two of four equal cells are drawn
+    np.testing.assert_allclose(
+        shares(map_, holds)[:, 0], [1 / 2, 1 / 4]
+    )  # two of four equal cells are drawn
     flat = shares(np.zeros((200, 1)), RULES.holds)[:, 0]
     np.testing.assert_allclose(flat, RULES.coverage)
 
@@ -67,7 +72,9 @@ def test_shares_are_those_of_drawing_among_equals():
     for _ in range(400):
         order = np.lexsort([generator.random(200), -map_])
         drawn.append([holds[order[: holds.sum()]].mean() for holds in RULES.holds])
-    np.testing.assert_allclose(shares(map_[:, None], RULES.holds)[:, 0], np.mean(drawn, axis=0), atol=0.04)
+    np.testing.assert_allclose(
+        shares(map_[:, None], RULES.holds)[:, 0], np.mean(drawn, axis=0), atol=0.04
+    )
 
 
 def test_shuffled_maps_follow_no_rule():
@@ -81,15 +88,24 @@ def test_shuffled_maps_follow_no_rule():
 def test_threshold_and_margin_decide():
     half = (A == 3) & (B < 7)  # 14 of the 20 cells of a = 3
     map_ = half + 0.01 * np.random.default_rng(0).random(200)
-    map_ += 0.5 * ((A != 3) & (np.arange(200) % 33 == 0))  # six others that are stronger than the rest
-    for threshold, margin, kind in ((0.7, 0.3, "operand_range"), (0.75, 0.3, "none"), (0.6, 0.65, "none")):
+    map_ += 0.5 * (
+        (A != 3) & (np.arange(200) % 33 == 0)
+    )  # six others that are stronger than the rest
+    for threshold, margin, kind in (
+        (0.7, 0.3, "operand_range"),
+        (0.75, 0.3, "none"),
+        (0.6, 0.65, "none"),
+    ):
         assert fitted(map_[:, None], RULES, threshold, margin).types[0] == kind
 
 
 def test_what_has_no_pattern_has_no_rule():
     silent = np.full((200, 1), 0.3)
     assert fitted(silent, RULES, 0.6, 0.0).types[0] == "silent"
-    assert fitted(np.random.default_rng(0).random((200, 5)), RULES, 0.6, 0.3).types.tolist() == ["none"] * 5
+    assert (
+        fitted(np.random.default_rng(0).random((200, 5)), RULES, 0.6, 0.3).types.tolist()
+        == ["none"] * 5
+    )
     few = rules_of(CELLS[:3])
     assert fitted(np.eye(3), few, 0.6, 0.3).types.tolist() == ["none"] * 3
     assert not few.names

@@ -1,4 +1,5 @@
-"""Lenses against TransformerLens's own path, the model's own output, and a translator that is known to be right."""
+"""Lenses against TransformerLens's own path, the model's own output, and a translator that is known
+to be right."""
 
 from __future__ import annotations
 
@@ -19,7 +20,9 @@ from mechmem.data.tasks.two_hop_reasoning import TwoHopReasoning
 from mechmem.session import Session
 from mechmem.spec.errors import InputError
 
-LENSES = pytest.mark.parametrize("lens", [LogitLens(), TunedLens(n_steps=4)], ids=lambda lens: lens.kind)
+LENSES = pytest.mark.parametrize(
+    "lens", [LogitLens(), TunedLens(n_steps=4)], ids=lambda lens: lens.kind
+)
 
 
 def rows(table: pd.DataFrame, **where) -> pd.DataFrame:
@@ -51,7 +54,9 @@ def shipped() -> Session:
         "clean": ExampleSet(noisy=False, n=500),
         "held_out": ExampleSet(split="held_out", n=100),
     }
-    return Session({"after": trained.at("memorised")}, {name: s.of(trained.task) for name, s in sets.items()})
+    return Session(
+        {"after": trained.at("memorised")}, {name: s.of(trained.task) for name, s in sets.items()}
+    )
 
 
 @pytest.mark.parametrize("prefix", ["given", "true"])
@@ -73,14 +78,19 @@ def test_the_logit_lens_is_that_of_transformer_lens(norm, prefix, random_models,
         here = logits[layer, :, names.index(position)]
         chance = odds[layer, :, names.index(position)]
         np.testing.assert_allclose(
-            values(table, **at, measure="probability"), chance[n, wanted] / chance.sum(-1), rtol=1e-4, atol=1e-6
+            values(table, **at, measure="probability"),
+            chance[n, wanted] / chance.sum(-1),
+            rtol=1e-4,
+            atol=1e-6,
         )
         expected = (here > here[n, wanted][:, None]).sum(-1)
         np.testing.assert_array_equal(values(table, **at, measure="rank"), expected)
 
 
 @LENSES
-def test_the_last_layer_where_answers_are_read_is_the_model_s_own_output(lens, session, model, examples):
+def test_the_last_layer_where_answers_are_read_is_the_model_s_own_output(
+    lens, session, model, examples
+):
     table = lens.table(session)
     for prefix in ("given", "true"):
         fed = examples.with_prefix(prefix)
@@ -88,10 +98,22 @@ def test_the_last_layer_where_answers_are_read_is_the_model_s_own_output(lens, s
             output = model(fed.tokens)[:, -5:].softmax(-1)
         for label in ("given", "true"):
             own = output.gather(-1, examples.labels(label)[..., None])[..., 0]
-            at = {"prefix": prefix, "layer": 2, "token": label, "measure": "probability", "condition": "lens"}
-            np.testing.assert_allclose(values(table, **at, position="readout"), own.mean(1), rtol=1e-4)
-            for i, (position, place) in enumerate(zip(["=", "s4", "s3", "s2", "s1"], examples.places, strict=True)):
-                np.testing.assert_allclose(values(table, **at, position=position, place=place), own[:, i], rtol=1e-4)
+            at = {
+                "prefix": prefix,
+                "layer": 2,
+                "token": label,
+                "measure": "probability",
+                "condition": "lens",
+            }
+            np.testing.assert_allclose(
+                values(table, **at, position="readout"), own.mean(1), rtol=1e-4
+            )
+            for i, (position, place) in enumerate(
+                zip(["=", "s4", "s3", "s2", "s1"], examples.places, strict=True)
+            ):
+                np.testing.assert_allclose(
+                    values(table, **at, position=position, place=place), own[:, i], rtol=1e-4
+                )
     last = rows(table, layer=2, measure="kl")
     assert last["value"].abs().max() < 1e-6
 
@@ -100,21 +122,37 @@ def test_the_kl_is_that_of_the_model_s_output_from_the_lens(session, model, exam
     logits = by_transformer_lens(model, examples)[:, :, -5:].log_softmax(-1)
     expected = (logits[2].exp() * (logits[2] - logits[1])).sum(-1)
     table = rows(LogitLens().table(session), prefix="given", layer=1, measure="kl")
-    np.testing.assert_allclose(values(table, position="s4", place="s3"), expected[:, 1], rtol=1e-4, atol=1e-6)
-    np.testing.assert_allclose(values(table, position="readout", place="all"), expected.mean(1), rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(
+        values(table, position="s4", place="s3"), expected[:, 1], rtol=1e-4, atol=1e-6
+    )
+    np.testing.assert_allclose(
+        values(table, position="readout", place="all"), expected.mean(1), rtol=1e-4, atol=1e-6
+    )
 
 
 @LENSES
 def test_the_shuffled_control_is_the_token_of_another_example(lens, session):
-    at = {"prefix": "true", "layer": 1, "position": "b0", "place": "s1", "token": "true", "measure": "rank"}
+    at = {
+        "prefix": "true",
+        "layer": 1,
+        "position": "b0",
+        "place": "s1",
+        "token": "true",
+        "measure": "rank",
+    }
     own = values(lens.table(session), **at, condition="lens")
     examples = session.examples("noisy")
     logits = torch.stack(residuals(session, session.model("after"), examples.with_prefix("true")))
-    read = lens.lenses(session, session.model("after"))["lens"](1, logits[1])[:, list(examples.positions).index("b0")]
+    read = lens.lenses(session, session.model("after"))["lens"](1, logits[1])[
+        :, list(examples.positions).index("b0")
+    ]
     rank = (read[:, None] > read[..., None]).sum(-1).numpy()  # of every token
     tokens = examples.true[:, 3].numpy()
     np.testing.assert_array_equal(own, rank[np.arange(12), tokens])
-    drawn = [values(lens.model_copy(update={"seed": s}).table(session), **at, condition="shuffled") for s in range(3)]
+    drawn = [
+        values(lens.model_copy(update={"seed": s}).table(session), **at, condition="shuffled")
+        for s in range(3)
+    ]
     for shuffled in drawn:
         possible = [set(rank[i, np.delete(tokens, i)]) for i in range(12)]
         assert all(found in others for found, others in zip(shuffled, possible, strict=True))
@@ -143,14 +181,17 @@ def test_every_position_layer_and_token_has_its_rows(lens, session):
 @LENSES
 def test_the_same_lens_has_the_same_bytes(lens, model, examples, others):
     first, second = (
-        lens.table(Session({"after": model}, {"noisy": examples, "clean": others})).to_parquet() for _ in range(2)
+        lens.table(Session({"after": model}, {"noisy": examples, "clean": others})).to_parquet()
+        for _ in range(2)
     )
     assert first == second
 
 
 @pytest.mark.parametrize("name", ["out_9", "digit_sum_0"])
 def test_what_is_no_token_is_refused(session, name):
-    with pytest.raises(InputError, match=f"a lens looks for tokens, and '{name}' is none; .* out_0, out_1"):
+    with pytest.raises(
+        InputError, match=f"a lens looks for tokens, and '{name}' is none; .* out_0, out_1"
+    ):
         LogitLens(variables=(name,)).table(session)
 
 
@@ -184,13 +225,17 @@ def test_a_right_translator_is_found(session, model):
             block.mlp.W_out.zero_()
     session.models = {"after": still}
     table = TunedLens(n_steps=400, learning_rate=0.03).table(session)
-    kl = rows(table, measure="kl", place="all", prefix="given").set_index(["condition", "layer"])["value"]
+    kl = rows(table, measure="kl", place="all", prefix="given").set_index(["condition", "layer"])[
+        "value"
+    ]
     assert kl["untrained", 0] > 0.1
     assert kl["lens", 0] < 2e-3
     assert kl["lens", 1] < 2e-3
 
 
-def test_training_lowers_the_held_out_kl_of_a_shipped_model_and_leaves_the_last_layer_alone(shipped):
+def test_training_lowers_the_held_out_kl_of_a_shipped_model_and_leaves_the_last_layer_alone(
+    shipped,
+):
     table = TunedLens(examples="held_out").table(shipped)
     kl = rows(table, measure="kl", place="all").set_index(["condition", "layer"])["value"]
     for layer in (0, 1, 2):
@@ -208,7 +253,9 @@ def test_translators_are_kept_on_the_bench_and_leave_the_model_alone(shipped):
     assert lens.model_copy(update={"learning_rate": 0.1}).translators(shipped, model) is not found
     assert not any(part.requires_grad for part in found)
     assert lens == TunedLens(n_steps=5, examples="noisy")
-    assert all(torch.equal(before[name], p) and p.grad is None for name, p in model.named_parameters())
+    assert all(
+        torch.equal(before[name], p) and p.grad is None for name, p in model.named_parameters()
+    )
 
 
 def test_a_translated_residual_is_unembedded(shipped):
@@ -219,7 +266,9 @@ def test_a_translated_residual_is_unembedded(shipped):
     with torch.no_grad():
         moved = torch.einsum("npd,de->npe", resid, torch.eye(128) + change[1]) + shift[1]
         expected = model.unembed(model.ln_final(moved))
-        torch.testing.assert_close(lens.lenses(shipped, model)["lens"](1, resid), expected, atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(
+            lens.lenses(shipped, model)["lens"](1, resid), expected, atol=1e-4, rtol=1e-4
+        )
         assert not torch.allclose(expected, unembedded(model, resid), atol=1e-2)
 
 

@@ -52,10 +52,14 @@ def accuracies(table: pd.DataFrame, **where) -> pd.Series:
     table = table[table["measure"] == "accuracy"]
     for column, value in where.items():
         table = table[table[column] == value]
-    return table.set_index([c for c in ("examples", "condition", "prefix") if c not in where])["value"]
+    return table.set_index([c for c in ("examples", "condition", "prefix") if c not in where])[
+        "value"
+    ]
 
 
-def test_by_hand_an_embedding_tells_its_token_and_a_value_never_seen_is_wrong(session, clean, noisy):
+def test_by_hand_an_embedding_tells_its_token_and_a_value_never_seen_is_wrong(
+    session, clean, noisy
+):
     even = clean.select(clean.variables["a_0"] % 2 == 0).as_set()
     session.example_sets["clean"] = even
     table = probe(**EMBED, variable="a_0", position="a0", seed=3).table(session)
@@ -70,19 +74,26 @@ def test_by_hand_an_embedding_tells_its_token_and_a_value_never_seen_is_wrong(se
     assert values["clean", "majority"] == pytest.approx(
         (even.variables["a_0"][test] == commonest).double().mean().item()
     )
-    assert values["noisy", "majority"] == pytest.approx((digits == commonest).double().mean().item())
+    assert values["noisy", "majority"] == pytest.approx(
+        (digits == commonest).double().mean().item()
+    )
     said = table.set_index("measure")["value"]
     assert said["n_values"] == 5
     assert said["penalty"] == 100  # all read everything; the largest is taken
 
 
 def test_what_is_fed_is_what_a_probe_may_read(session, noisy):
-    """The trap: the embedding at s4 holds the label's first digit, so its prefix decides what `out_4` is read as."""
+    """The trap: the embedding at s4 holds the label's first digit, so its prefix decides what
+    `out_4` is read as."""
     values = accuracies(
-        probe(**EMBED, variable="out_4", position="s4").table(session), examples="noisy", condition="probe"
+        probe(**EMBED, variable="out_4", position="s4").table(session),
+        examples="noisy",
+        condition="probe",
     )
     assert values["true"] == 1
-    assert values["given"] == pytest.approx((noisy.given[:, 0] == noisy.true[:, 0]).double().mean().item())
+    assert values["given"] == pytest.approx(
+        (noisy.given[:, 0] == noisy.true[:, 0]).double().mean().item()
+    )
     assert values["given"] < 0.9
 
 
@@ -131,13 +142,25 @@ def test_rows_that_are_alike_stand_in_one_third():
 
 
 def test_a_random_label_of_what_was_read_so_far_cannot_be_known_of_another_prompt():
-    """A random world is learnt by heart by a wide enough probe; on first hops it never met it has to guess."""
+    """A random world is learnt by heart by a wide enough probe; on first hops it never met it has
+    to guess."""
     task = TwoHopReasoning(n_entities=30, n_relations=10, noise=UniformWrong(rate=0.1))
-    model = Architecture(n_layers=1, d_model=64, n_heads=2).build(len(task.vocabulary), task.n_context, 0)
-    sets = {name: task.sample(split) for name, split in (("clean", "atomic"), ("two_hop", "held_out"))}
-    session = Session({"after": model}, {name: examples.as_set() for name, examples in sets.items()})
+    model = Architecture(n_layers=1, d_model=64, n_heads=2).build(
+        len(task.vocabulary), task.n_context, 0
+    )
+    sets = {
+        name: task.sample(split) for name, split in (("clean", "atomic"), ("two_hop", "held_out"))
+    }
+    session = Session(
+        {"after": model}, {name: examples.as_set() for name, examples in sets.items()}
+    )
     table = Probe(
-        variable="bridge", layer=0, position="r1", test_on=("two_hop",), penalties=(0.01,), shuffled_by=("e", "r1")
+        variable="bridge",
+        layer=0,
+        position="r1",
+        test_on=("two_hop",),
+        penalties=(0.01,),
+        shuffled_by=("e", "r1"),
     ).table(session)
     found = table[table["measure"] == "accuracy"].set_index(["examples", "condition"])
     assert (found["value"] < 0.15).all()  # chance is 1/30; the same rows fitted on are read at 1.00
@@ -152,13 +175,18 @@ def test_the_thirds_hold_every_row_once():
 
 
 def test_labels_shuffled_by_instance_cannot_be_read(session):
-    values = accuracies(probe(**EMBED, variable="a_0", position="a0").table(session), examples="clean", prefix="given")
+    values = accuracies(
+        probe(**EMBED, variable="a_0", position="a0").table(session),
+        examples="clean",
+        prefix="given",
+    )
     assert values["probe"] == 1
     assert values["shuffled"] < 0.2
 
 
 def test_labels_shuffled_between_what_the_activation_tells_apart_can_be_read_by_heart(session):
-    """A control task: a label for each digit at random. What reads that is the probe, not the model."""
+    """A control task: a label for each digit at random. What reads that is the probe, not the
+    model."""
     table = probe(**EMBED, variable="a_0", position="a0", shuffled_by=("a_0",)).table(session)
     values = accuracies(table, prefix="given")
     assert values["clean", "shuffled"] == values["noisy", "shuffled"] == 1
@@ -169,7 +197,11 @@ def test_shuffled_labels_by_hand(clean, noisy):
     assert [len(part) for part in labels] == [len(clean), len(noisy)]
     of_type = {}
     for examples, part in zip((clean, noisy), labels, strict=True):
-        kinds = zip(examples.variables["carry_1"].tolist(), examples.variables["carry_2"].tolist(), strict=True)
+        kinds = zip(
+            examples.variables["carry_1"].tolist(),
+            examples.variables["carry_2"].tolist(),
+            strict=True,
+        )
         for kind, label in zip(kinds, part.tolist(), strict=True):
             assert of_type.setdefault(kind, label) == label
     assert len(of_type) == 4
@@ -181,11 +213,16 @@ def test_shuffled_labels_by_hand(clean, noisy):
 
 def test_the_penalty_is_the_one_that_reads_most_of_the_second_third():
     generator = torch.Generator().manual_seed(0)
-    x, values = torch.randn(90, 40, generator=generator), torch.randint(2, (90,), generator=generator)
+    x, values = (
+        torch.randn(90, 40, generator=generator),
+        torch.randint(2, (90,), generator=generator),
+    )
     x[:, 0] += 2 * values
     grid = (0.01, 1.0, 100.0)
     dev = thirds(90, 0)[1]
-    right = {p: (fitted(x, values, [p], 0)(x[dev]) == values[dev]).double().mean().item() for p in grid}
+    right = {
+        p: (fitted(x, values, [p], 0)(x[dev]) == values[dev]).double().mean().item() for p in grid
+    }
     assert len(set(right.values())) > 1
     found = fitted(x, values, grid, 0)
     assert right[found.penalty] == max(right.values())
@@ -196,7 +233,10 @@ def test_the_penalty_is_the_one_that_reads_most_of_the_second_third():
 def shipped() -> Session:
     trained = mm.load("fda_small")
     sets = {"clean": mm.ExampleSet(noisy=False, n=900), "noisy": mm.ExampleSet(noisy=True, n=300)}
-    return Session({"after": trained.at("memorised")}, {name: chosen.of(trained.task) for name, chosen in sets.items()})
+    return Session(
+        {"after": trained.at("memorised")},
+        {name: chosen.of(trained.task) for name, chosen in sets.items()},
+    )
 
 
 @pytest.mark.parametrize(("variable", "position"), [("out_1", "s2"), ("digit_sum_1", "s3")])
@@ -205,26 +245,33 @@ def test_it_reads_what_scikit_learn_reads(variable, position, shipped):
     table = part.table(shipped)
     sets, hook = shipped.example_sets, "blocks.1.hook_resid_post"
     read = {
-        name: shipped.activation(shipped.model("after"), examples, hook)[:, examples.positions[position]].double()
+        name: shipped.activation(shipped.model("after"), examples, hook)[
+            :, examples.positions[position]
+        ].double()
         for name, examples in sets.items()
     }
     train, _, test = thirds(900, 2)
     x, y = read["clean"][train], sets["clean"].variables[variable][train]
     mean, scale = x.mean(0), x.var(0).mean().sqrt()
-    oracle = LogisticRegression(C=1 / 10, max_iter=20_000, tol=1e-10).fit(((x - mean) / scale).numpy(), y.numpy())
+    oracle = LogisticRegression(C=1 / 10, max_iter=20_000, tol=1e-10).fit(
+        ((x - mean) / scale).numpy(), y.numpy()
+    )
     mine = fitted(read["clean"], sets["clean"].variables[variable], [10], 2)
     np.testing.assert_allclose((mine.weight * scale).numpy(), oracle.coef_, atol=1e-4)
     values = accuracies(table, condition="probe", prefix="given")
     for name, rows in (("clean", test), ("noisy", torch.arange(300))):
         right = (
-            oracle.predict(((read[name][rows] - mean) / scale).numpy()) == sets[name].variables[variable][rows].numpy()
+            oracle.predict(((read[name][rows] - mean) / scale).numpy())
+            == sets[name].variables[variable][rows].numpy()
         )
         assert values[name] == pytest.approx(right.mean())
     assert values["clean"] > 0.3
 
 
 def test_a_carry_is_read_where_the_shipped_model_needs_it(shipped):
-    values = accuracies(Probe(variable="carry_2", layer=1, position="s3").table(shipped), prefix="given")
+    values = accuracies(
+        Probe(variable="carry_2", layer=1, position="s3").table(shipped), prefix="given"
+    )
     for name in ("clean", "noisy"):
         assert values[name, "probe"] > 0.9 > 0.7 > values[name, "majority"]
         assert values[name, "shuffled"] < 0.7
@@ -239,7 +286,9 @@ def test_heads_are_read_together(session, model, clean):
     assert accuracies(table)["clean", "probe", "given"] == pytest.approx(right)
 
 
-def test_the_same_spec_gives_the_same_bytes_and_another_seed_another_split(session, model, clean, noisy):
+def test_the_same_spec_gives_the_same_bytes_and_another_seed_another_split(
+    session, model, clean, noisy
+):
     again = Session({"after": model}, {"clean": clean, "noisy": noisy})
     pd.testing.assert_frame_equal(probe().table(session), probe().table(again))
     assert not accuracies(probe().table(session)).equals(accuracies(probe(seed=1).table(session)))
@@ -247,7 +296,9 @@ def test_the_same_spec_gives_the_same_bytes_and_another_seed_another_split(sessi
 
 @pytest.mark.parametrize("position", ["=", "s3"])
 def test_a_rehearsal_on_four_examples_says_the_same_labels(position, session, model, clean, noisy):
-    few = {name: s.select(torch.arange(4)).as_set() for name, s in (("clean", clean), ("noisy", noisy))}
+    few = {
+        name: s.select(torch.arange(4)).as_set() for name, s in (("clean", clean), ("noisy", noisy))
+    }
     few["more"] = few["clean"]  # at four examples, sets that differ may be the same
     rehearsal = Session({"after": model}, few, is_rehearsal=True)
     session.example_sets["more"] = clean.select(torch.arange(600)).as_set()
@@ -273,7 +324,10 @@ def test_a_rehearsal_on_four_examples_says_the_same_labels(position, session, mo
         ({"fit_on": "noisy"}, "in 'noisy' are noisy; give `fit_on` a set made with `noisy: false`"),
         ({"fit_on": "three"}, "'three' has 3 examples: a probe needs 4"),
         ({"fit_on": "uniform"}, "carry_4 is always 1: nothing can be learnt from it"),
-        ({"test_on": ("seen",)}, "a probe is fitted on all that 'seen' has at this position: none is left"),
+        (
+            {"test_on": ("seen",)},
+            "a probe is fitted on all that 'seen' has at this position: none is left",
+        ),
     ],
 )
 def test_what_cannot_be_is_refused(fields, message, session, clean):

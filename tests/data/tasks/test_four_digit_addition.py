@@ -13,7 +13,9 @@ from mechmem.data.minimal_pair import MinimalPair
 from mechmem.data.tasks.four_digit_addition import FourDigitAddition
 from mechmem.spec.errors import InputError
 
-OPERANDS = st.lists(st.tuples(st.integers(1000, 9999), st.integers(1000, 9999)), min_size=1, max_size=20)
+OPERANDS = st.lists(
+    st.tuples(st.integers(1000, 9999), st.integers(1000, 9999)), min_size=1, max_size=20
+)
 TASK = FourDigitAddition(n_train=300, n_held_out=80, noise=UniformWrong(rate=0.2))
 LEAST_FIRST = TASK.model_copy(update={"answer_order": "least_significant_first"})
 SETS = ("prompt", "given", "true", "is_noisy")
@@ -65,29 +67,48 @@ def test_variables_agree_with_integer_arithmetic(pairs):
         for place in range(4):
             digit_sum = int(f"{a:05}"[4 - place]) + int(f"{b:05}"[4 - place])
             assert variables[f"digit_sum_{place}"][row] == digit_sum
-            assert variables[f"carry_{place + 1}"][row] == (a % 10 ** (place + 1) + b % 10 ** (place + 1)) // 10 ** (
-                place + 1
-            )
-        assert [variables[f"out_{place}"][row] for place in range(5)] == [int(d) for d in f"{a + b:05}"[::-1]]
+            assert variables[f"carry_{place + 1}"][row] == (
+                a % 10 ** (place + 1) + b % 10 ** (place + 1)
+            ) // 10 ** (place + 1)
+        assert [variables[f"out_{place}"][row] for place in range(5)] == [
+            int(d) for d in f"{a + b:05}"[::-1]
+        ]
 
 
 @given(OPERANDS, st.sampled_from([TASK, LEAST_FIRST]))
 def test_the_answer_is_the_zero_padded_sum_in_the_asked_order(pairs, task):
     examples = examples_of(*pairs, task=task)
     step = 1 if task is TASK else -1
-    assert ["".join(map(str, row)) for row in examples.true.tolist()] == [f"{a + b:05}"[::step] for a, b in pairs]
+    assert ["".join(map(str, row)) for row in examples.true.tolist()] == [
+        f"{a + b:05}"[::step] for a, b in pairs
+    ]
     assert torch.equal(examples.given, examples.true)
     assert operands(examples) == ([a for a, _ in pairs], [b for _, b in pairs])
 
 
 @pytest.mark.parametrize(
-    ("task", "places"), [(TASK, ["s4", "s3", "s2", "s1", "s0"]), (LEAST_FIRST, ["s0", "s1", "s2", "s3", "s4"])]
+    ("task", "places"),
+    [(TASK, ["s4", "s3", "s2", "s1", "s0"]), (LEAST_FIRST, ["s0", "s1", "s2", "s3", "s4"])],
 )
 def test_positions_name_what_stands_there(task, places):
     examples = examples_of((1234, 5678), task=task)
-    digits = {f"a{i}": 4 - i for i in range(4)} | {f"b{i}": 8 - i for i in range(4)} | {"+": 10, "=": 11}
+    digits = (
+        {f"a{i}": 4 - i for i in range(4)} | {f"b{i}": 8 - i for i in range(4)} | {"+": 10, "=": 11}
+    )
     digits |= {f"s{i}": int("06912"[4 - i]) for i in range(5)}
-    assert list(examples.positions) == ["a3", "a2", "a1", "a0", "+", "b3", "b2", "b1", "b0", "=", *places[:-1]]
+    assert list(examples.positions) == [
+        "a3",
+        "a2",
+        "a1",
+        "a0",
+        "+",
+        "b3",
+        "b2",
+        "b1",
+        "b0",
+        "=",
+        *places[:-1],
+    ]
     assert [digits[name] for name in examples.positions] == examples.tokens[0].tolist()
     assert list(examples.places) == places
     assert [digits[name] for name in places] == examples.true[0].tolist()
@@ -109,7 +130,9 @@ def test_splits_have_the_asked_size_and_operands_in_range(split, n):
 def test_no_instance_stands_twice_nor_in_both_sets():
     # of 20,000 draws from 81 million pairs about two are repeated
     task = FourDigitAddition(n_train=15_000, n_held_out=5_000)
-    pairs = [pair for split in task.splits for pair in zip(*operands(task.sample(split)), strict=True)]
+    pairs = [
+        pair for split in task.splits for pair in zip(*operands(task.sample(split)), strict=True)
+    ]
     assert len(set(pairs)) == 20_000
 
 
@@ -117,7 +140,9 @@ def test_repeated_draws_are_dropped_in_the_order_of_drawing(monkeypatch):
     from mechmem.data.tasks import four_digit_addition
 
     last = 9000 * 9000 - 1
-    drawn = cycle([torch.tensor([8999, 0, 8999, 0, 8999, 0]), torch.tensor([0, last, 3, 8999, last, 1])])
+    drawn = cycle(
+        [torch.tensor([8999, 0, 8999, 0, 8999, 0]), torch.tensor([0, last, 3, 8999, last, 1])]
+    )
     monkeypatch.setattr(four_digit_addition.torch, "randint", lambda *_, **__: next(drawn))
     task = FourDigitAddition(n_train=2, n_held_out=1, noise=UniformWrong(rate=0), seed=987)
     found = [operands(task.sample(split)) for split in task.splits]
@@ -128,7 +153,9 @@ def test_operands_are_uniform():
     task = FourDigitAddition(n_train=9000, n_held_out=1)
     for numbers in operands(task.sample("train")):
         counts = torch.bincount(torch.tensor(numbers) // 1000, minlength=10)[1:].double()
-        assert ((counts - 1000) ** 2 / 1000).sum() < 26.1  # chi-squared, 8 degrees of freedom, p = 0.001
+        assert (
+            (counts - 1000) ** 2 / 1000
+        ).sum() < 26.1  # chi-squared, 8 degrees of freedom, p = 0.001
 
 
 def test_the_same_seed_gives_the_same_bytes():
@@ -170,7 +197,9 @@ def test_only_the_noisy_training_instances_have_wrong_labels():
     assert torch.equal((train.given != train.true).any(dim=1), train.is_noisy)
     assert torch.equal(held_out.given, held_out.true)
     a, b = operands(train)
-    assert ["".join(map(str, row)) for row in train.true.tolist()] == [f"{x + y:05}" for x, y in zip(a, b, strict=True)]
+    assert ["".join(map(str, row)) for row in train.true.tolist()] == [
+        f"{x + y:05}" for x, y in zip(a, b, strict=True)
+    ]
 
 
 @pytest.mark.parametrize("order", ["most_significant_first", "least_significant_first"])
@@ -183,7 +212,9 @@ def test_a_wrong_sum_still_begins_with_0_or_1(order):
 
 
 def test_an_unknown_split_is_named_with_the_nearest():
-    with pytest.raises(InputError, match="four_digit_addition has no split 'heldout'; did you mean 'held_out'"):
+    with pytest.raises(
+        InputError, match="four_digit_addition has no split 'heldout'; did you mean 'held_out'"
+    ):
         TASK.sample("heldout")
 
 
@@ -212,7 +243,9 @@ def test_minimal_pairs_flip_and_hold_and_change_one_operand_digit(pair, task):
     assert ((examples.prompt != other.prompt).sum(dim=1) == 1).all()
     a, b = operands(other)
     assert all(1000 <= number <= 9999 for number in a + b)  # no operand loses its first digit
-    assert same(other, examples_of(*zip(a, b, strict=True), task=task))  # labels and variables are those of the sums
+    assert same(
+        other, examples_of(*zip(a, b, strict=True), task=task)
+    )  # labels and variables are those of the sums
     assert torch.equal(examples.index, torch.arange(len(examples)))
     assert torch.equal(other.index, torch.arange(len(examples)))
 
@@ -226,13 +259,17 @@ def test_exactly_the_examples_that_have_a_pair_get_one():
     assert same(paired, train.select(torch.tensor(has_one)))
     # the sum passes 9999 with the same thousands only where the carry into them decides
     decides = examples_of((4500, 5499), (1000, 1000))
-    assert operands(TASK.pairs(decides, MinimalPair(flip="out_4", hold=("digit_sum_3",)))) == ([4500], [5499])
+    assert operands(TASK.pairs(decides, MinimalPair(flip="out_4", hold=("digit_sum_3",)))) == (
+        [4500],
+        [5499],
+    )
 
 
 def test_pairs_follow_their_seed_and_nothing_else():
     train = TASK.sample("train")
     first, again, other = (
-        TASK.pairs(train, MinimalPair(flip="carry_2", seed=seed)).counterfactual.prompt for seed in (3, 3, 4)
+        TASK.pairs(train, MinimalPair(flip="carry_2", seed=seed)).counterfactual.prompt
+        for seed in (3, 3, 4)
     )
     assert torch.equal(first, again)
     assert not torch.equal(first, other)
@@ -249,9 +286,18 @@ def test_pairs_keep_the_labels_and_the_prefix_of_the_examples():
 @pytest.mark.parametrize(
     ("pair", "message"),
     [
-        (MinimalPair(flip="cary_1"), "four_digit_addition has no variable 'cary_1'; did you mean 'carry_1'?"),
-        (MinimalPair(flip="carry_1", hold=("carry_0",)), "four_digit_addition has no variable 'carry_0'; did you mean"),
-        (MinimalPair(flip="carry_4", hold=("out_4",)), "no example has a pair that changes carry_4 and holds out_4"),
+        (
+            MinimalPair(flip="cary_1"),
+            "four_digit_addition has no variable 'cary_1'; did you mean 'carry_1'?",
+        ),
+        (
+            MinimalPair(flip="carry_1", hold=("carry_0",)),
+            "four_digit_addition has no variable 'carry_0'; did you mean",
+        ),
+        (
+            MinimalPair(flip="carry_4", hold=("out_4",)),
+            "no example has a pair that changes carry_4 and holds out_4",
+        ),
     ],
 )
 def test_pairs_that_cannot_be_are_refused(pair, message):

@@ -30,7 +30,9 @@ Fact = tuple[int, int, int]
 def atomic(task: TwoHopReasoning) -> dict[tuple[int, int], int]:
     """The world as a Python dictionary, read from the prompts and labels."""
     examples = task.sample("atomic")
-    assert (examples.prompt[:, 2] == task.n_entities + task.n_relations).all()  # ∅ in the place of r2
+    assert (
+        examples.prompt[:, 2] == task.n_entities + task.n_relations
+    ).all()  # ∅ in the place of r2
     return {
         (e, r - task.n_entities): t
         for (e, r, *_), (t,) in zip(examples.prompt.tolist(), examples.true.tolist(), strict=True)
@@ -73,8 +75,11 @@ def test_answers_and_bridges_are_two_looks_into_the_world(task, split):
 
 
 def test_a_world_by_hand():
-    # Two entities and two relations: four atomic facts, eight two-hop facts, of which one eighth is held out.
-    task = TwoHopReasoning(n_entities=2, n_relations=2, held_out_rate=0.125, noise=UniformWrong(rate=0))
+    # Two entities and two relations: four atomic facts, eight two-hop facts, of which one eighth is
+    # held out.
+    task = TwoHopReasoning(
+        n_entities=2, n_relations=2, held_out_rate=0.125, noise=UniformWrong(rate=0)
+    )
     world = atomic(task)
     facts = {(e, r1, r2): world[world[e, r1], r2] for e, r1, r2 in product((0, 1), repeat=3)}
     assert (len(task.sample("train")), len(task.sample("held_out"))) == (7, 1)
@@ -86,7 +91,8 @@ def test_a_world_by_hand():
 
 
 def test_without_out_of_distribution_facts_the_splits_are_all_there_is():
-    # 12 entities with 5 relations: 60 atomic facts, each with 5 second hops; a tenth of 300 is held out.
+    # 12 entities with 5 relations: 60 atomic facts, each with 5 second hops; a tenth of 300 is held
+    # out.
     train, held_out = (two_hop(SMALL, split) for split in ("train", "held_out"))
     assert (len(train), len(held_out)) == (270, 30)
     assert set(train).isdisjoint(held_out)
@@ -95,13 +101,18 @@ def test_without_out_of_distribution_facts_the_splits_are_all_there_is():
 
 
 def test_counts_of_a_sparse_world():
-    # 120 atomic facts, a quarter of them out of distribution: 90 are left, with 1.5 training facts each.
-    train, held_out, ood = (two_hop(SPARSE, split) for split in ("train", "held_out", "held_out_ood"))
+    # 120 atomic facts, a quarter of them out of distribution: 90 are left, with 1.5 training facts
+    # each.
+    train, held_out, ood = (
+        two_hop(SPARSE, split) for split in ("train", "held_out", "held_out_ood")
+    )
     assert len(atomic(SPARSE)) == 120
     assert len(train) == 135
     assert len(set(train)) == len(train)
     world = atomic(SPARSE)
-    used = {(e, r1) for e, r1, _ in train + held_out} | {(world[e, r1], r2) for e, r1, r2 in train + held_out}
+    used = {(e, r1) for e, r1, _ in train + held_out} | {
+        (world[e, r1], r2) for e, r1, r2 in train + held_out
+    }
     unknown = {(e, r1) for e, r1, _ in ood} | {(world[e, r1], r2) for e, r1, r2 in ood}
     assert used.isdisjoint(unknown)
     assert len(used) <= 90
@@ -112,8 +123,12 @@ def test_counts_of_a_sparse_world():
 def test_the_out_of_distribution_split_is_all_facts_of_two_unknown_hops():
     task = SPARSE.model_copy(update={"inferred_per_atomic": None})
     world = atomic(task)
-    train, held_out, ood = (set(two_hop(task, split)) for split in ("train", "held_out", "held_out_ood"))
-    known = {(e, r1) for e, r1, _ in train | held_out} | {(world[e, r1], r2) for e, r1, r2 in train | held_out}
+    train, held_out, ood = (
+        set(two_hop(task, split)) for split in ("train", "held_out", "held_out_ood")
+    )
+    known = {(e, r1) for e, r1, _ in train | held_out} | {
+        (world[e, r1], r2) for e, r1, r2 in train | held_out
+    }
     in_distribution = inferred(world, known)
     assert train | held_out == in_distribution
     assert len(held_out) == round(0.1 * len(in_distribution))
@@ -123,7 +138,8 @@ def test_the_out_of_distribution_split_is_all_facts_of_two_unknown_hops():
 
 
 def test_the_preset_is_the_papers():
-    # 100 entities with 20 of 200 relations: 2,000 atomic facts, 5 % (100) out of distribution, 3.6 for each of 1,900.
+    # 100 entities with 20 of 200 relations: 2,000 atomic facts, 5 % (100) out of distribution, 3.6
+    # for each of 1,900.
     assert (PRESET.n_relations, PRESET.n_relations_per_entity, PRESET.ood_rate) == (200, 20, 0.05)
     assert len(atomic(PRESET)) == 2000
     assert len(PRESET.sample("train")) == round(3.6 * 1900) == 6840
@@ -169,7 +185,9 @@ def test_a_pair_with_another_bridge(hold):
     assert all(torch.equal(before[name], after[name]) for name in hold)
     world = atomic(SMALL)
     for e, r1, r2, answer in zip(
-        *(after[name].tolist() for name in ("e", "r1", "r2")), paired.counterfactual.true[:, 0].tolist(), strict=True
+        *(after[name].tolist() for name in ("e", "r1", "r2")),
+        paired.counterfactual.true[:, 0].tolist(),
+        strict=True,
     ):
         assert world[world[e, r1], r2] == answer
 
@@ -210,7 +228,13 @@ def test_names_change_nothing_else():
 
 @pytest.mark.parametrize(
     "change",
-    [{"n_entities": 1}, {"n_relations": 1}, {"held_out_rate": 1.0}, {"ood_rate": 1.0}, {"atomic_repeats": 0}],
+    [
+        {"n_entities": 1},
+        {"n_relations": 1},
+        {"held_out_rate": 1.0},
+        {"ood_rate": 1.0},
+        {"atomic_repeats": 0},
+    ],
 )
 def test_sizes_that_cannot_be_are_refused(change):
     with pytest.raises(ValidationError, match=next(iter(change))):

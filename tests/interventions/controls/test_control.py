@@ -32,12 +32,17 @@ def test_every_control_draws_n_times_and_the_same_again(kind, model):
 def test_every_draw_can_be_applied(kind, session, model, examples):
     for draw in kind(n=3).draws(NEURONS, model):
         edits = [edit for part in draw for edit in part.edits(model, examples, session)]
-        assert not torch.equal(session.logits(model, examples, edits), session.logits(model, examples))
+        assert not torch.equal(
+            session.logits(model, examples, edits), session.logits(model, examples)
+        )
 
 
 def test_random_direction_scrambles_the_intervention():
     draws = RandomDirection(n=2, seed=5).draws(NEURONS, None)
-    assert draws == [[RandomDisplacement(of=NEURONS, seed=5)], [RandomDisplacement(of=NEURONS, seed=6)]]
+    assert draws == [
+        [RandomDisplacement(of=NEURONS, seed=5)],
+        [RandomDisplacement(of=NEURONS, seed=6)],
+    ]
 
 
 @pytest.mark.parametrize("part", [NEURONS, NEURONS.model_copy(update={"site": "mlp_pre"})])
@@ -53,7 +58,9 @@ def test_random_neurons_differ_in_the_choice_of_neurons_alone(model):
 
 
 def test_random_neurons_come_from_all_layers_alike(model):
-    drawn = [neuron for draw in RandomNeurons(n=200).draws(NEURONS, model) for neuron in chosen(draw)]
+    drawn = [
+        neuron for draw in RandomNeurons(n=200).draws(NEURONS, model) for neuron in chosen(draw)
+    ]
     assert set(drawn) == {(layer, neuron) for layer in range(2) for neuron in range(24)}
     share = sum(layer for layer, _ in drawn) / len(drawn)
     assert share == pytest.approx(0.5, abs=0.06)
@@ -66,7 +73,11 @@ def test_as_many_as_the_layers_hold_where_no_neurons_are_named(model):
     assert len(chosen(RandomNeurons(n=1).draws(both, model)[0])) == 4
 
 
-@pytest.mark.parametrize("part", [Patch(site="attn_out", layer=0, source=BEFORE), RandomDisplacement(of=NEURONS)])
+@pytest.mark.parametrize(
+    "part", [Patch(site="attn_out", layer=0, source=BEFORE), RandomDisplacement(of=NEURONS)]
+)
 def test_random_neurons_refuse_another_site(part, model):
-    with pytest.raises(InputError, match="random_neurons stands beside interventions at `neurons` only"):
+    with pytest.raises(
+        InputError, match="random_neurons stands beside interventions at `neurons` only"
+    ):
         RandomNeurons().draws(part, model)

@@ -1,4 +1,5 @@
-"""The figures: they show the numbers of the table, say what they show, and refuse what would mislead."""
+"""The figures: they show the numbers of the table, say what they show, and refuse what would
+mislead."""
 
 from __future__ import annotations
 
@@ -27,24 +28,38 @@ NAN = float("nan")
 
 
 def effects(**columns) -> pd.DataFrame:
-    """Rows for every combination of the lists, over seeds 0 and 1; `value` counts up in hundredths."""
+    """Rows for every combination of the lists, over seeds 0 and 1; `value` counts up in
+    hundredths."""
     names = ["seed", *columns]
-    rows = [dict(zip(names, row, strict=True)) for row in itertools.product([0, 1], *columns.values())]
+    rows = [
+        dict(zip(names, row, strict=True)) for row in itertools.product([0, 1], *columns.values())
+    ]
     half = len(rows) // 2
     extra = {"examples": "noisy", "prefix": "given", "measure": "accuracy_true", "n": 10}
     for i, row in enumerate(rows):
         value = (i % half) / 100 + 0.02 * row["seed"]
         row |= {k: v for k, v in extra.items() if k not in row}
-        row |= {"value": value, "low": value - 0.01, "high": value + 0.03, "recovery": 2 * value, "per_example": [0, 1]}
+        row |= {
+            "value": value,
+            "low": value - 0.01,
+            "high": value + 0.03,
+            "recovery": 2 * value,
+            "per_example": [0, 1],
+        }
     return pd.DataFrame(rows)
 
 
 def dynamics() -> pd.DataFrame:
     rows = [
         {"seed": seed, "step": step, "curve": curve, "value": step / 200 + 0.01 * seed}
-        for seed, step, curve in itertools.product([0, 1], [0, 100], ["clean", "memorised", "chance"])
+        for seed, step, curve in itertools.product(
+            [0, 1], [0, 100], ["clean", "memorised", "chance"]
+        )
     ]
-    phases = [{"seed": seed, "step": 100 * seed, "curve": "phase", "label": "generalised"} for seed in (0, 1)]
+    phases = [
+        {"seed": seed, "step": 100 * seed, "curve": "phase", "label": "generalised"}
+        for seed in (0, 1)
+    ]
     return pd.DataFrame(rows + phases)
 
 
@@ -54,26 +69,38 @@ def neurons() -> pd.DataFrame:
 
 
 GRID = effects(layer=[0, 1], position=["a1", "=", "s0"])
-CONDITIONS = effects(layer=[0, 1], condition=["intervened", "control"], site=["neurons", "attn_out"])
+CONDITIONS = effects(
+    layer=[0, 1], condition=["intervened", "control"], site=["neurons", "attn_out"]
+)
 TOP_K = effects(k=[0, 1, 10], condition=["top", "random"], layer=[0, 1])
 
 CASES = {
     "curves": (Curves(table="dynamics", title="T", caption="C"), dynamics()),
-    "heatmap": (Heatmap(table="patch_grid", x="position", y="layer", where={"layer": (0, 1)}), GRID),
+    "heatmap": (
+        Heatmap(table="patch_grid", x="position", y="layer", where={"layer": (0, 1)}),
+        GRID,
+    ),
     "bars": (Bars(table="patch", x="layer", facet="site", where={"examples": "noisy"}), CONDITIONS),
-    "top_k_curve": (TopKCurve(table="top_k", facet="layer", where={"k": (0, 1, 10), "seed": (0, 1)}), TOP_K),
+    "top_k_curve": (
+        TopKCurve(table="top_k", facet="layer", where={"k": (0, 1, 10), "seed": (0, 1)}),
+        TOP_K,
+    ),
     "scatter": (Scatter(table="neuron_shift", x="shift_clean", y="shift_noisy"), neurons()),
 }
 every_figure = pytest.mark.parametrize(("figure", "table"), CASES.values(), ids=CASES)
 
 
 def traces(drawn: go.Figure, group: str) -> list:
-    return [trace for trace in drawn.data if trace.legendgroup == group and trace.hoverinfo != "skip"]
+    return [
+        trace for trace in drawn.data if trace.legendgroup == group and trace.hoverinfo != "skip"
+    ]
 
 
 def test_every_kind_is_tested():
     elsewhere = {"circuit_graph", "faithfulness_curve"}  # in test_figures_circuits.py
-    assert set(Figure.kinds()) == set(CASES) | elsewhere | {"activation_maps"}  # in test_figures_maps.py
+    assert set(Figure.kinds()) == set(CASES) | elsewhere | {
+        "activation_maps"
+    }  # in test_figures_maps.py
 
 
 @every_figure
@@ -131,7 +158,9 @@ def test_a_page_holds_no_address_of_plotly_s_server(figure, table):
 
 
 def test_where_narrows_step_by_step():
-    figure = Heatmap(table="t", x="position", y="layer", where={"layer": 0, "position": ("a1", "=")})
+    figure = Heatmap(
+        table="t", x="position", y="layer", where={"layer": 0, "position": ("a1", "=")}
+    )
     assert set(figure.rows(GRID)["position"]) == {"a1", "="}
     odd = GRID[(GRID["layer"] == 1) | (GRID["position"] != "a1")]
     with pytest.raises(ValueError, match="no row is left with position 'a1'; there is '=', 's0'"):
@@ -161,13 +190,17 @@ def test_curves_mark_each_phase_at_each_seed_s_step():
 def test_labels_of_close_phases_are_stacked():
     mark = {"seed": 0, "step": 55, "curve": "phase", "label": "memorised"}
     table = pd.concat([dynamics(), pd.DataFrame([mark])])
-    assert [note.text.count("<br>") for note in Curves(table="d").draw(table).layout.annotations] == [1, 3]
+    assert [
+        note.text.count("<br>") for note in Curves(table="d").draw(table).layout.annotations
+    ] == [1, 3]
 
 
 def test_curves_leave_out_repeated_points_and_the_ends_of_training():
     table = dynamics().assign(label=lambda table: table["label"].fillna(""))
     again = table[(table["step"] == 100) & (table["curve"] != "phase")].assign(label="final")
-    mark = pd.DataFrame([{"seed": 0, "step": 100, "curve": "phase", "label": "final", "value": 100.0}])
+    mark = pd.DataFrame(
+        [{"seed": 0, "step": 100, "curve": "phase", "label": "final", "value": 100.0}]
+    )
     drawn = Curves(table="d").draw(pd.concat([table, again, mark], ignore_index=True))
     assert drawn == Curves(table="d").draw(table)
 
@@ -188,21 +221,29 @@ def test_a_heatmap_shows_the_mean_over_seeds():
     assert "per_example" not in cells.hovertext[0][0]
 
 
-@pytest.mark.parametrize("look", [{"value": "recovery"}, {"where": {"measure": "logit_difference"}}])
+@pytest.mark.parametrize(
+    "look", [{"value": "recovery"}, {"where": {"measure": "logit_difference"}}]
+)
 def test_what_has_a_sign_is_drawn_around_zero(look):
-    table = GRID.assign(measure="logit_difference", value=GRID["value"] * 100, recovery=GRID["value"] * 100)
+    table = GRID.assign(
+        measure="logit_difference", value=GRID["value"] * 100, recovery=GRID["value"] * 100
+    )
     cells = Heatmap(table="t", x="position", y="layer", **look).draw(table).data[0]
     assert (cells.zmin, cells.zmax) == pytest.approx((-6, 6))
 
 
 def test_a_small_recovery_looks_small():
-    assert Heatmap(table="t", x="position", y="layer", value="recovery").draw(GRID).data[0].zmax == 1
+    assert (
+        Heatmap(table="t", x="position", y="layer", value="recovery").draw(GRID).data[0].zmax == 1
+    )
 
 
 def test_an_undefined_cell_is_grey_and_a_missing_one_is_empty():
     table = GRID[(GRID["layer"] == 0) | (GRID["position"] != "s0")]
     table = table.assign(recovery=table["recovery"].where(table["position"] != "="))
-    cells, undefined = Heatmap(table="t", x="position", y="layer", value="recovery").draw(table).data
+    cells, undefined = (
+        Heatmap(table="t", x="position", y="layer", value="recovery").draw(table).data
+    )
     np.testing.assert_array_equal(np.isnan(np.array(cells.z, float)), [[0, 1, 0], [0, 1, 1]])
     np.testing.assert_array_equal(np.array(undefined.z, float) == 1, [[0, 1, 0], [0, 1, 0]])
     assert [list(row) for row in undefined.text] == [["", "undefined", ""], ["", "undefined", ""]]
@@ -229,9 +270,12 @@ def test_many_cells_carry_no_numbers():
 
 def test_a_heatmap_refuses_rows_that_would_be_hidden():
     with pytest.raises(
-        ValueError, match=r"2 rows for layer 0, position a1, seed 0: they differ in prefix \(given, true\)"
+        ValueError,
+        match=r"2 rows for layer 0, position a1, seed 0: they differ in prefix \(given, true\)",
     ):
-        Heatmap(table="t", x="position", y="layer").draw(pd.concat([GRID, GRID.assign(prefix="true")]))
+        Heatmap(table="t", x="position", y="layer").draw(
+            pd.concat([GRID, GRID.assign(prefix="true")])
+        )
     with pytest.raises(ValueError, match="rows without a layer"):
         Heatmap(table="t", x="position", y="layer").draw(pd.concat([GRID, GRID.assign(layer=NAN)]))
 
@@ -247,7 +291,10 @@ def test_bars_show_means_with_the_seeds_intervals():
     assert control.marker.color == COLOURS["control"]
     assert drawn.layout.yaxis.title.text == "accuracy, true label (fraction)"
     subtitle = drawn.layout.title.subtitle.text.replace("\xa0", " ")
-    assert subtitle == "site neurons · examples noisy · prefix given · mean of 2 seeds · whiskers: 95 % interval"
+    assert (
+        subtitle
+        == "site neurons · examples noisy · prefix given · mean of 2 seeds · whiskers: 95 % interval"
+    )
 
 
 def test_a_recovery_does_not_borrow_the_interval_of_the_value():
@@ -268,15 +315,22 @@ def test_each_facet_has_a_panel_and_the_legend_names_each_condition_once():
         "clean instances, attn_out",
     ]
     assert [note.text for note in drawn.layout.annotations] == heads
-    assert [trace.name for trace in drawn.data if trace.showlegend] == ["intervened", "control (matched, random)"]
+    assert [trace.name for trace in drawn.data if trace.showlegend] == [
+        "intervened",
+        "control (matched, random)",
+    ]
     assert len(drawn.data) == 8
 
 
 @pytest.mark.parametrize("layers", [[0, 1], ["0", "1", "0+1"]])
 def test_the_head_of_a_panel_says_what_its_number_is_of(layers):
     """A column that also holds sets of layers holds words."""
-    drawn = TopKCurve(table="t", facet="layer").draw(effects(k=[0, 1], condition=["top"], layer=layers))
-    assert [note.text for note in drawn.layout.annotations] == [f"layer {layer}" for layer in layers]
+    drawn = TopKCurve(table="t", facet="layer").draw(
+        effects(k=[0, 1], condition=["top"], layer=layers)
+    )
+    assert [note.text for note in drawn.layout.annotations] == [
+        f"layer {layer}" for layer in layers
+    ]
 
 
 def test_a_row_without_x_is_a_line_in_its_panels():
@@ -296,7 +350,9 @@ def test_a_row_without_x_is_a_line_in_its_panels():
 
 
 def test_measures_share_an_axis_only_with_one_unit():
-    both = pd.concat([CONDITIONS.assign(measure=name) for name in ("accuracy_true", "accuracy_given")])
+    both = pd.concat(
+        [CONDITIONS.assign(measure=name) for name in ("accuracy_true", "accuracy_given")]
+    )
     where = {"site": "neurons", "condition": "intervened"}
     figure = Bars(table="t", x="layer", colour="measure", where=where)
     assert figure.draw(both).layout.yaxis.title.text == "accuracy (fraction)"
@@ -315,7 +371,11 @@ def test_top_k_curves_have_a_band_around_the_mean():
     assert list(high.y) == pytest.approx([0.05, 0.09, 0.13])
     assert high.fill == "tonexty"
     assert list(drawn.layout.xaxis.ticktext) == ["0", "1", "10"]
-    assert list(TopKCurve(table="t", scale="linear", where={"layer": 1}).draw(TOP_K).data[2].x) == [0, 1, 10]
+    assert list(TopKCurve(table="t", scale="linear", where={"layer": 1}).draw(TOP_K).data[2].x) == [
+        0,
+        1,
+        10,
+    ]
 
 
 def test_top_k_tick_labels_do_not_run_into_each_other():
@@ -330,8 +390,18 @@ def test_a_scatter_has_a_point_for_each_row_and_the_line_of_equals():
     assert (list(lower.x), list(lower.y)) == ([2.0, 1.0], [1.0, 1.5])
     assert (list(upper.x), list(upper.y)) == ([0.5], [3.0])
     assert (list(equal.x), list(equal.y)) == ([0.5, 3.0], [0.5, 3.0])
-    assert lower.hovertext[1] == "seed: 0<br>layer: 0<br>neuron: 1<br>shift_noisy: 1.5<br>shift_clean: 1"
-    assert len(Scatter(table="t", x="shift_clean", y="shift_noisy", diagonal=False).draw(neurons()).data) == 2
+    assert (
+        lower.hovertext[1]
+        == "seed: 0<br>layer: 0<br>neuron: 1<br>shift_noisy: 1.5<br>shift_clean: 1"
+    )
+    assert (
+        len(
+            Scatter(table="t", x="shift_clean", y="shift_noisy", diagonal=False)
+            .draw(neurons())
+            .data
+        )
+        == 2
+    )
 
 
 def test_a_nullable_recovery_is_undefined_where_it_is_missing():
@@ -352,7 +422,14 @@ def test_lists_other_than_per_example_are_said_in_words():
 def test_in_order_and_shown():
     assert in_order(pd.Series([3, 1, 3])) == [1, 3]
     assert in_order(pd.Series(["s1", "=", None, "s1"])) == ["s1", "="]
-    assert [shown(value) for value in (1.0, 0.12345, NAN, None, True, "x")] == ["1", "0.123", "–", "–", "True", "x"]
+    assert [shown(value) for value in (1.0, 0.12345, NAN, None, True, "x")] == [
+        "1",
+        "0.123",
+        "–",
+        "–",
+        "True",
+        "x",
+    ]
 
 
 def test_averaging_keeps_rows_without_a_key():
@@ -361,19 +438,27 @@ def test_averaging_keeps_rows_without_a_key():
 
 
 @pytest.mark.parametrize(
-    "path", sorted(Path(mechmem.report.figures.__file__).parent.glob("*.py")), ids=lambda path: path.stem
+    "path",
+    sorted(Path(mechmem.report.figures.__file__).parent.glob("*.py")),
+    ids=lambda path: path.stem,
 )
 def test_figures_import_no_model(path):
     tree = ast.parse(path.read_text())
     modules = {node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
-    modules |= {name.name for node in ast.walk(tree) if isinstance(node, ast.Import) for name in node.names}
+    modules |= {
+        name.name for node in ast.walk(tree) if isinstance(node, ast.Import) for name in node.names
+    }
     ours = {name for name in modules if name and name.startswith("mechmem")}
-    assert ours <= {name for name in ours if name.startswith("mechmem.report.figures.")} | {"mechmem.spec.registry"}
+    assert ours <= {name for name in ours if name.startswith("mechmem.report.figures.")} | {
+        "mechmem.spec.registry"
+    }
     assert not {"torch", "transformer_lens"} & {str(name).split(".")[0] for name in modules}
 
 
 def test_axes_say_the_unit_that_all_rows_state():
-    table = pd.DataFrame({"seed": 0, "layer": [0, 1], "value": [0.5, 2.0], "exact": [1.0, 2.5], "unit": "nats"})
+    table = pd.DataFrame(
+        {"seed": 0, "layer": [0, 1], "value": [0.5, 2.0], "exact": [1.0, 2.5], "unit": "nats"}
+    )
     layout = Scatter(table="t", x="exact", y="value").draw(table).layout
     assert (layout.xaxis.title.text, layout.yaxis.title.text) == ("exact (nats)", "value (nats)")
     mixed = table.assign(unit=["nats", "fraction"])

@@ -23,16 +23,32 @@ UNIT = "0 corrupted, 1 full run"
 def curves() -> pd.DataFrame:
     """Two seeds; the circuit is at 0, 0.3, 0.6 and 1 in the first, 0.02 higher in the second."""
     rows = []
-    for seed, condition, (i, k) in itertools.product((0, 1), ("circuit", "random"), enumerate(FRACTIONS)):
+    for seed, condition, (i, k) in itertools.product(
+        (0, 1), ("circuit", "random"), enumerate(FRACTIONS)
+    ):
         value = (0.0, 0.3, 0.6, 1.0)[i] * (1 if condition == "circuit" else 0.1) + 0.02 * seed
         rows.append(
-            {"seed": seed, "condition": condition, "k": k, "measure": "faithfulness", "unit": UNIT, "value": value}
+            {
+                "seed": seed,
+                "condition": condition,
+                "k": k,
+                "measure": "faithfulness",
+                "unit": UNIT,
+                "value": value,
+            }
         )
     for seed, condition in itertools.product((0, 1), ("circuit", "random")):
         for measure, value in (("cpr", 0.8), ("cmd", 0.2)):
             value = (value if condition == "circuit" else 1 - value) + 0.02 * seed
             rows.append(
-                {"seed": seed, "condition": condition, "k": np.nan, "measure": measure, "unit": "area", "value": value}
+                {
+                    "seed": seed,
+                    "condition": condition,
+                    "k": np.nan,
+                    "measure": measure,
+                    "unit": "area",
+                    "value": value,
+                }
             )
     table = pd.DataFrame(rows).assign(examples="noisy", method="eap_ig", n=10)
     return table.assign(low=table["value"] - 0.01, high=table["value"] + 0.03)
@@ -52,8 +68,12 @@ def edges() -> pd.DataFrame:
         ("a0.h1", "logits", 0, 1, "logits", 0.05),
         ("m0", "logits", 0, 1, "logits", 3.0),
     ]
-    table = pd.DataFrame(rows, columns=["source", "target", "source_layer", "layer", "into", "eap_ig"])
-    return table.assign(seed=0, examples="noisy", measure="logit_given_less_pair", unit="nats", spearman_eap=0.5)
+    table = pd.DataFrame(
+        rows, columns=["source", "target", "source_layer", "layer", "into", "eap_ig"]
+    )
+    return table.assign(
+        seed=0, examples="noisy", measure="logit_given_less_pair", unit="nats", spearman_eap=0.5
+    )
 
 
 CASES = {
@@ -110,7 +130,9 @@ def test_the_scale_may_be_linear_and_the_edges_be_counted():
     linear = FaithfulnessCurve(table="t", scale="linear").draw(curves())
     assert list(linear.data[2].x) == list(FRACTIONS)
     assert linear.layout.xaxis.title.text == "share of the edges that is kept"
-    counted = FaithfulnessCurve(table="t", x="n_edges").draw(curves().assign(n_edges=lambda t: 200 * t["k"]))
+    counted = FaithfulnessCurve(table="t", x="n_edges").draw(
+        curves().assign(n_edges=lambda t: 200 * t["k"])
+    )
     assert list(counted.data[2].x) == pytest.approx(np.log1p([0, 2, 20, 200]))
     assert list(counted.layout.xaxis.ticktext) == ["0", "2", "20", "200"]
     assert counted.layout.xaxis.title.text == "n edges (log scale)"
@@ -122,9 +144,17 @@ def test_areas_stand_in_the_legend_of_one_panel_only():
     assert shown == ["circuit: CPR 0.81, CMD 0.21", "random (control): CPR 0.21, CMD 0.81"]
     both = pd.concat([curves(), curves().assign(examples="clean")])
     panels = FaithfulnessCurve(table="t", facet="examples").draw(both)
-    assert [trace.name for trace in panels.data if trace.showlegend is not False] == ["circuit", "random (control)"]
-    without = FaithfulnessCurve(table="t").draw(curves()[lambda table: table["measure"] == "faithfulness"])
-    assert {trace.name for trace in without.data if trace.showlegend is not False} == {"circuit", "random (control)"}
+    assert [trace.name for trace in panels.data if trace.showlegend is not False] == [
+        "circuit",
+        "random (control)",
+    ]
+    without = FaithfulnessCurve(table="t").draw(
+        curves()[lambda table: table["measure"] == "faithfulness"]
+    )
+    assert {trace.name for trace in without.data if trace.showlegend is not False} == {
+        "circuit",
+        "random (control)",
+    }
 
 
 def test_a_table_without_faithfulness_is_refused():
@@ -134,9 +164,18 @@ def test_a_table_without_faithfulness_is_refused():
 
 def test_the_top_connected_edges_are_drawn_by_size_and_sign():
     drawn = CircuitGraph(table="t", n=4).draw(edges())  # embed -> a0.h1.k leads nowhere
-    found = {(t.hovertext.split("source: ")[1].split("<br>")[0], t.line.color): t.line.width for t in lines(drawn)}
-    assert found == {("embed", BLUE): pytest.approx(3.9), ("m0", BLUE): pytest.approx(5.45), ("a0.h0", VERMILLION): 7.0}
-    assert "top 4 of 10 edges by |eap_ig| of logit given less pair (nats), 3 connected" in words(drawn)
+    found = {
+        (t.hovertext.split("source: ")[1].split("<br>")[0], t.line.color): t.line.width
+        for t in lines(drawn)
+    }
+    assert found == {
+        ("embed", BLUE): pytest.approx(3.9),
+        ("m0", BLUE): pytest.approx(5.45),
+        ("a0.h0", VERMILLION): 7.0,
+    }
+    assert "top 4 of 10 edges by |eap_ig| of logit given less pair (nats), 3 connected" in words(
+        drawn
+    )
     assert [t.name for t in lines(drawn) if t.showlegend] == ["useful", "works against the metric"]
 
 
@@ -148,12 +187,16 @@ def test_edges_run_between_their_nodes_and_arrive_at_their_ports():
     value = next(t for t in lines(drawn) if "target: a0.h0.v" in t.hovertext)
     assert (value.x[0], value.x[-1]) == pytest.approx((boxes["embed"][0], boxes["a0.h0"][0] + 0.2))
     assert boxes["embed"][1] < value.y[0] < value.y[-1] < boxes["a0.h0"][1]
-    faint = {a.text for a in drawn.layout.annotations if a.font.size == 12 and a.font.color == "#a9b0b9"}
+    faint = {
+        a.text for a in drawn.layout.annotations if a.font.size == 12 and a.font.color == "#a9b0b9"
+    }
     assert faint == {"a0.h1"}
 
 
 def test_connected_edges_by_hand():
-    table = edges().assign(node=lambda t: [v.rpartition(".")[0] if "." in v else v for v in t["target"]])
+    table = edges().assign(
+        node=lambda t: [v.rpartition(".")[0] if "." in v else v for v in t["target"]]
+    )
     assert len(connected(table)) == 10
     some = table[table["source"] != "m0"]
     assert set(connected(some)["target"]) == {"a0.h0.q", "a0.h0.v", "a0.h1.k", "logits"}

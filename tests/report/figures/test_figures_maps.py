@@ -1,4 +1,5 @@
-"""ActivationMaps: the colours are the activations, on one scale a neuron, and marks are where the instances are."""
+"""ActivationMaps: the colours are the activations, on one scale a neuron, and marks are where the
+instances are."""
 
 from __future__ import annotations
 
@@ -18,17 +19,37 @@ NAN = float("nan")
 
 
 def maps() -> pd.DataFrame:
-    """Neuron 5 is a at `before` and 2 a at `after`; neuron 7 is silent; one memorised instance, in cell (3, 4)."""
+    """Neuron 5 is a at `before` and 2 a at `after`; neuron 7 is silent; one memorised instance, in
+    cell (3, 4)."""
     rows = []
-    for model, order, a, b, carry in itertools.product(["before", "after"], [0, 1], range(10), range(10), [0, 1]):
+    for model, order, a, b, carry in itertools.product(
+        ["before", "after"], [0, 1], range(10), range(10), [0, 1]
+    ):
         value = a * (1 + (model == "after")) * (order == 0) + 0.25 * carry
         is_here = (a, b) == (3, 4)
-        said = {"type": "none", "rule": ""} if order else {"type": "operand_range", "rule": "a in 7..9"}
+        said = (
+            {"type": "none", "rule": ""}
+            if order
+            else {"type": "operand_range", "rule": "a in 7..9"}
+        )
         rows.append(
             {
-                **{"seed": 0, "model": model, "order": order, "layer": 2, "neuron": (5, 7)[order], "place": "s1"},
+                **{
+                    "seed": 0,
+                    "model": model,
+                    "order": order,
+                    "layer": 2,
+                    "neuron": (5, 7)[order],
+                    "place": "s1",
+                },
                 **said,
-                **{"a": a, "b": b, "carry": carry, "value": NAN if (a, b) == (9, 9) else float(value), "n": 12},
+                **{
+                    "a": a,
+                    "b": b,
+                    "carry": carry,
+                    "value": NAN if (a, b) == (9, 9) else float(value),
+                    "n": 12,
+                },
                 **{"noisy_value": 20.0 * (order == 0) if is_here else NAN, "n_noisy": int(is_here)},
             }
         )
@@ -54,7 +75,10 @@ def test_before_stands_above_after_and_each_neuron_has_a_column():
     ]
     assert [trace.yaxis for trace in of(drawn, "heatmap")] == ["y", "y2", "y3", "y4"]
     assert drawn.layout.yaxis.domain[0] > drawn.layout.yaxis3.domain[1]
-    assert (drawn.layout.xaxis3.title.text, drawn.layout.yaxis3.title.text) == ("a (digit)", "b (digit)")
+    assert (drawn.layout.xaxis3.title.text, drawn.layout.yaxis3.title.text) == (
+        "a (digit)",
+        "b (digit)",
+    )
     assert (drawn.layout.xaxis.title.text, drawn.layout.yaxis.title.text) == (None, "b (digit)")
 
 
@@ -62,7 +86,9 @@ def test_colours_are_activations_on_a_scale_that_a_neuron_s_panels_share():
     before, silent, after, _ = of(FIGURE.draw(TABLE), "heatmap")
     z = np.array(before.z, float)
     assert (list(before.x), list(before.y), z.shape) == (list(range(10)), list(range(10)), (10, 10))
-    np.testing.assert_allclose(z[4], np.arange(10) / 20)  # 0 to 20 is the range of the neuron, marks included
+    np.testing.assert_allclose(
+        z[4], np.arange(10) / 20
+    )  # 0 to 20 is the range of the neuron, marks included
     np.testing.assert_allclose(np.array(after.z, float)[4], np.arange(10) / 10)
     assert np.isnan(z[9, 9])
     assert np.nanmax(np.abs(np.array(silent.z, float))) == 0

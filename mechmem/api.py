@@ -1,4 +1,4 @@
-"""The Python entry points: train(), load(), run(), each with a bar where there is a terminal."""
+"""The Python entry points train(), load() and run(); they show a progress bar on a terminal."""
 
 from __future__ import annotations
 
@@ -19,15 +19,23 @@ from mechmem.training.store import Trained
 def train(
     task: Task,
     architecture: Architecture | None = None,
-    training: Training | None = None,
+    optimisation: Optimisation | None = None,
     seed: int = 0,
     name: str = "training",
     folder: Path = runs.RUNS,
 ) -> Trained:
-    """Train a model, or take the one at hand if the same was trained before; an interrupted
-    training goes on.
+    """Train a model. A training that was made before is loaded, an interrupted one is resumed.
 
-    Kept under `folder`/trainings/. Raises FileError if that cannot be written.
+    Args:
+        task: what the model learns, with its label noise.
+        architecture: of the transformer; by default `Architecture()`.
+        optimisation: steps, batch size, learning rate ...; by default `Optimisation()`.
+        seed: of the initial weights and the order of the batches.
+        name: under which `load` and the command line find the training.
+        folder: of all runs; the training is written below its `trainings/`.
+
+    Raises:
+        FileError: the training cannot be written.
     """
     recipe = Recipe(
         name=name,
@@ -41,12 +49,20 @@ def train(
 
 
 def load(name: str, seed: int = 0, folder: Path = runs.RUNS) -> Trained:
-    """A shipped training (`fda_small`, ...) or one made before. Raises InputError if there is none
-    of this name."""
+    """A training by its name.
+
+    Args:
+        name: of a shipped training (`fda_small`, ...) or of one that was made here.
+        seed: of the training.
+        folder: of all runs, where the trainings that were made here are.
+
+    Raises:
+        InputError: there is no training of this name and seed.
+    """
     return checkpoints.find(name, seed, folder)
 
 
 def run(experiment: Experiment, folder: Path = runs.RUNS) -> Run:
-    """Run an experiment: what `mechmem run` does. Raises InputError or FileError."""
+    """Run an experiment, as `mechmem run` does. Raises InputError or FileError."""
     with showing_progress() as progress:
         return runs.run(experiment, folder, progress)

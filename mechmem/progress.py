@@ -1,12 +1,15 @@
-"""What a person sees while something runs: bars with time left, on stderr, so that stdout stays for
-results."""
+"""Progress of a run or a training: bars with the time left, or a line now and then, on stderr.
+
+stdout stays for results.
+"""
 
 from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 from rich.console import Console
 from rich.progress import (
@@ -14,41 +17,51 @@ from rich.progress import (
     MofNCompleteColumn,
     Progress,
     SpinnerColumn,
+    TaskID,
     TextColumn,
     TimeRemainingColumn,
 )
 
-from mechmem.experiment.cells import ProgressCallback
-
 QUIET_SECONDS = 15.0
-"""Seconds between two lines where the output is no terminal."""
+"""Seconds between two lines where the output is not a terminal."""
+
+
+@dataclass
+class ProgressCallback:
+    """Functions that a run calls to report its progress; by default they do nothing."""
+
+    say: Callable[[str], None] = lambda _: None
+    """Called with a line of text: what is being worked on now."""
+    train: Callable[[str, int, int, dict[str, float]], None] = lambda *_: None
+    """Called with a training's name, its step, its number of steps and its four curves."""
 
 
 @contextmanager
 def showing_progress(bars_only: bool = False) -> Generator[ProgressCallback, None, None]:
-    """A progress that shows a bar for a training and a line for what is being analysed; where there
-    is no terminal, a line now and then, or nothing with `bars_only`."""
+    """Callbacks that show progress: bars on a terminal, elsewhere a line now and then.
+
+    Args:
+        bars_only: show nothing where stderr is not a terminal.
+    """
     if not sys.stderr.isatty():
-        yield ProgressCallback() if bars_only else _Lines().progress
+        yield ProgressCallback() if bars_only else _Lines().callback
         return
     text, left = TextColumn("{task.description}"), TimeRemainingColumn()
     columns = (SpinnerColumn(), text, BarColumn(20), MofNCompleteColumn(), left)
     with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
-        yield _Bars(progress).progress
+        yield _Bars(progress).callback
 
 
 class _Bars:
+    """One bar for each training, and one for the analysis that is running."""
+
     def __init__(self, progress: Progress) -> None:
-        self.progress, self.tasks = progress, {}
-        self.progress = ProgressCallback(say=self.say, train=self.train)
+        self.progress = progress
+        self.tasks: dict[str, TaskID] = {}
+        self.callback = ProgressCallback(say=self.say, train=self.train)
 
     def say(self, text: str) -> None:
-        count = text.partition(" ")[2].partition(" ")[0].split("/")
-        done, total = (
-            (int(count[0]) - 1, int(count[1]))
-            if len(count) == 2 and count[1].isdigit()
-            else (0, None)
-        )
+        done, total = _counted(text)
         self._show("analysis", text, done, total)
 
     def train(self, name: str, step: int, n_steps: int, curves: dict[str, float]) -> None:
@@ -60,29 +73,39 @@ class _Bars:
         self.progress.update(self.tasks[key], description=text, completed=done, total=total)
 
 
+def _counted(text: str) -> tuple[int, int | None]:
+    """(2, 8) for `patch_grid 3/8 layer 0`: two of eight are done; (0, None) without a count."""
+    words = text.split()
+    number, slash, total = words[1].partition("/") if len(words) > 1 else ("", "", "")
+    if slash and number.isdigit() and total.isdigit():
+        return int(number) - 1, int(total)
+    return 0, None
+
+
 class _Lines:
+    """A line every `QUIET_SECONDS` at most."""
+
     def __init__(self) -> None:
-        self.console, self.last, self.started = Console(stderr=True), 0.0, {}
-        self.progress = ProgressCallback(say=self.say, train=self.train)
+        self.console = Console(stderr=True)
+        self.last_line = 0.0
+        self.started: dict[str, tuple[int, float]] = {}
+        self.callback = ProgressCallback(say=self.say, train=self.train)
 
     def say(self, text: str) -> None:
-        self._line(text)
+        if time.monotonic() - self.last_line > QUIET_SECONDS:
+            self.last_line = time.monotonic()
+            self.console.print(text, highlight=False, soft_wrap=True)
 
     def train(self, name: str, step: int, n_steps: int, curves: dict[str, float]) -> None:
-        first, at = self.started.setdefault(name, (step, time.monotonic()))
-        left = (time.monotonic() - at) / max(step - first, 1) * (n_steps - step)
-        self._line(
-            f"training {name}: step {step}/{n_steps}, {curves_line(curves)}, {left / 60:.0f} min left"
+        first_step, started = self.started.setdefault(name, (step, time.monotonic()))
+        seconds_per_step = (time.monotonic() - started) / max(step - first_step, 1)
+        minutes = seconds_per_step * (n_steps - step) / 60
+        self.say(
+            f"training {name}: step {step}/{n_steps}, {curves_line(curves)}, {minutes:.0f} min left"
         )
-
-    def _line(self, text: str) -> None:
-        if time.monotonic() - self.last > QUIET_SECONDS:
-            self.last = time.monotonic()
-            self.console.print(text, highlight=False, soft_wrap=True)
 
 
 def curves_line(curves: dict[str, float]) -> str:
     """The four curves in a line."""
-    return " ".join(
-        f"{name} {curves[name]:.3f}" for name in ("clean", "memorised", "corrected", "held_out")
-    )
+    names = ("clean", "memorised", "corrected", "held_out")
+    return " ".join(f"{name} {curves[name]:.3f}" for name in names)

@@ -351,7 +351,7 @@ def _placed(file: Any) -> Any:
 
 
 def _registries() -> dict[str, dict[str, Any]]:
-    import mechmem.experiment  # noqa: F401  fills the registries
+    import mechmem.experiment.spec  # noqa: F401  imports the base class of every registry
     from mechmem.spec.registry import Component, load_all
 
     load_all()

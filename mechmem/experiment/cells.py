@@ -4,8 +4,7 @@ decides it changes."""
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 from types import MappingProxyType
@@ -13,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from mechmem.analyses.analysis import Analysis
 from mechmem.experiment.spec import PLUGINS, Experiment
+from mechmem.progress import ProgressCallback
 from mechmem.session import Session
 from mechmem.spec.errors import InputError
 from mechmem.spec.files import digest, write
@@ -39,14 +39,6 @@ NOT_ENGINE = {
     "api.py",
     "__init__.py",
 }
-
-
-@dataclass
-class ProgressCallback:
-    """Told how a run goes on; the default is silent."""
-
-    say: Callable[[str], None] = lambda _: None
-    train: Callable[[str, int, int, dict[str, float]], None] = lambda *_: None
 
 
 class TrainedRun:

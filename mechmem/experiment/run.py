@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock, Timeout
 
-from mechmem.experiment.cells import BlockError, ProgressCallback, TrainedRun, run_label
+from mechmem.experiment.cells import BlockError, TrainedRun, run_label
 from mechmem.experiment.claims import Measured, render_answer
 from mechmem.experiment.results import RUNS, Run, draw
 from mechmem.experiment.spec import PLUGINS, Experiment
+from mechmem.progress import ProgressCallback
 from mechmem.session import Session
 from mechmem.spec.errors import InputError
 from mechmem.spec.files import FileError, read_json, write, write_json

@@ -1,5 +1,7 @@
-"""Files that are whole or absent: written to a temporary name, synced and renamed. Nothing read
-here runs code."""
+"""Files that are whole or absent: written under a temporary name, synced to the disk and renamed.
+
+Nothing that is read here runs code.
+"""
 
 from __future__ import annotations
 
@@ -17,12 +19,12 @@ if TYPE_CHECKING:
 
 
 class FileError(Exception):
-    """A file of ours is missing, damaged or cannot be written: says which, why and what to do."""
+    """A file is missing, damaged or cannot be written; the message names it, the reason and a
+    remedy."""
 
 
 def write(path: Path, content: bytes | str) -> None:
-    """Write a whole file or nothing. Raises FileError if the disk or the permissions do not allow
-    it."""
+    """Write a whole file or nothing. Raises FileError where the disk or a permission prevents it."""
     data = content.encode() if isinstance(content, str) else content
     temporary = None
     try:
@@ -36,7 +38,8 @@ def write(path: Path, content: bytes | str) -> None:
         Path(temporary).replace(path)
     except OSError as error:
         raise FileError(
-            f"cannot write {path}: {error.strerror or error}; free some space or choose another folder with --runs"
+            f"cannot write {path}: {error.strerror or error}; free some space or choose another "
+            "folder with --runs"
         ) from error
     finally:
         if temporary:
@@ -56,20 +59,24 @@ def read_json(path: Path) -> Any:
         raise FileError(f"{path} is missing") from error
     except (OSError, ValueError) as error:
         raise FileError(
-            f"{path} cannot be read ({error}); delete it, and it is made again"
+            f"{path} cannot be read ({error}); delete it and run again to make a new one"
         ) from error
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], note: Any = None) -> None:
-    """Save tensors as safetensors; the same tensors and note give the same bytes."""
+    """Save tensors as safetensors; the same tensors and note give the same bytes.
+
+    Args:
+        path: of the file.
+        tensors: by name; parameters and views are saved by value.
+        note: any value that JSON can hold, read back with `read_note`.
+    """
     from safetensors.torch import save
 
-    metadata = (
-        None if note is None else {"note": json.dumps(note)}
-    )  # one key only: the format does not order them
-    write(
-        path, save({name: t.detach().cpu().contiguous() for name, t in tensors.items()}, metadata)
-    )
+    # One key only: the format keeps no order of several, and the bytes would differ.
+    metadata = None if note is None else {"note": json.dumps(note)}
+    values = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    write(path, save(values, metadata))
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
@@ -81,7 +88,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
 
 
 def read_note(path: Path) -> Any:
-    """The note that was saved beside the tensors. Raises FileError as `read_tensors` does."""
+    """The note that was saved with the tensors. Raises FileError as `read_tensors` does."""
     from safetensors import safe_open
 
     with _explained(path), safe_open(path, framework="pt") as file:

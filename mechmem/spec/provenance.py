@@ -14,7 +14,7 @@ PACKAGES = ("mechmem", "torch", "transformer-lens", "numpy", "pandas", "plotly",
 
 
 def provenance() -> dict[str, Any]:
-    """What a reader needs to repeat a result on the same kind of machine."""
+    """Versions, commit and hardware: what a reader needs to repeat a result."""
     import torch
 
     return {
@@ -33,8 +33,8 @@ def provenance() -> dict[str, Any]:
 
 
 def commit() -> str | None:
-    """The commit of the checkout that holds this package; with `+changes` if it has any; None
-    outside of one."""
+    """The commit of the checkout that this package is in, with `+changes` where files were changed
+    since; None outside a checkout."""
     here = Path(__file__).parents[1]
     try:
         found = [

@@ -1,9 +1,9 @@
-"""Component: the frozen base of everything that a spec can name.
+"""Component: the frozen base class of everything that a spec can name.
 
 A registry (task, label noise, intervention, measure, analysis, figure ...) is an abstract subclass
 made with `class Task(Component, registry="task")`. Every concrete subclass of a registry registers
 itself by its `kind`, the snake_case of its class name, so a YAML block `{kind: patch_grid, ...}`
-and `PatchGrid(...)` are one object.
+and `PatchGrid(...)` make the same object.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cache
 from importlib import import_module
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Self, get_args, get_origin
 
 from pydantic import (
     BaseModel,
@@ -29,12 +29,13 @@ from pydantic_core import CoreSchema
 
 from mechmem.spec.errors import InputError, custom_error, error_details, format_error, suggest
 from mechmem.spec.files import digest
-from mechmem.spec.sweep import Each
+from mechmem.spec.references import References, references_of_fields
+from mechmem.spec.sweep import Each, repeated
 
 
 class Component(BaseModel):
-    """A frozen, hashable piece of a spec: equal when its fields are equal, and the same after a
-    round trip."""
+    """A frozen, hashable piece of a spec: equal to another one when their fields are equal, and
+    unchanged by writing it to a file and reading it back."""
 
     model_config = ConfigDict(
         frozen=True,
@@ -79,7 +80,7 @@ class Component(BaseModel):
 
     @classmethod
     def kinds(cls) -> dict[str, type[Self]]:
-        """The kinds that stand on this class's registry, by name."""
+        """The kinds in this class's registry, by name."""
         load_members(cls.homes.get(cls.registry or "", ""))
         registered: Mapping[str, Any] = cls.registries[cls.registry or ""]
         return {
@@ -88,8 +89,8 @@ class Component(BaseModel):
 
     @classmethod
     def shorthand(cls, word: str) -> dict[str, Any]:
-        """What a bare word means where this component is expected; by default, the kind with its
-        defaults."""
+        """The block that a bare word stands for where this component is expected: by default, the
+        kind with its defaults."""
         return {"kind": word}
 
     @model_validator(mode="wrap")
@@ -110,9 +111,10 @@ class Component(BaseModel):
     def _member(cls, value: Mapping[str, Any]) -> type[Self]:
         kind = value.get("kind")
         if kind is None:
-            raise custom_error(
-                "no_kind", f"a {cls.registry} needs `kind:`, one of {', '.join(cls.kinds())}"
-            )
+            article = "an" if (cls.registry or "")[:1] in "aeiou" else "a"
+            known = ", ".join(cls.kinds())
+            message = f"{article} {cls.registry} needs `kind:`; choose from {known}"
+            raise custom_error("no_kind", message)
         if not isinstance(kind, str) or kind not in cls.kinds():
             message = f"there is no {cls.registry} {kind!r}; {suggest(kind, cls.kinds())}"
             raise ValidationError.from_exception_data(
@@ -146,6 +148,21 @@ class Component(BaseModel):
             raise ValidationError.from_exception_data(cls.__name__, errors)
         return result
 
+    @model_validator(mode="after")
+    def _lists_have_no_repeats(self) -> Self:
+        """A list chooses things, and a thing that is chosen twice would count twice."""
+        errors = []
+        for name, field in type(self).model_fields.items():
+            value = getattr(self, name)
+            if isinstance(value, tuple) and _is_list(field.annotation):
+                errors += [
+                    error_details("repeated", f"{_short(twice)} is listed twice", (name,), value)
+                    for twice in repeated(value)[:1]
+                ]
+        if errors:
+            raise ValidationError.from_exception_data(type(self).__name__, errors)
+        return self
+
     @model_serializer(mode="plain")
     def _to_block(self) -> dict[str, Any]:
         # Field by field, and not pydantic's default: that drops a subclass's own fields behind a
@@ -169,9 +186,12 @@ class Component(BaseModel):
         return schema
 
     def block(self) -> dict[str, Any]:
-        """The block of plain lists, numbers and strings that stands for this object in YAML and
-        JSON."""
+        """This object in YAML or JSON: a mapping of plain lists, numbers and strings."""
         return self.model_dump(mode="json")
+
+    def references(self) -> References:
+        """The checkpoints and example sets that this component and its parts name."""
+        return references_of_fields(self)
 
     def words(self) -> set[str]:
         """Every word that stands somewhere in the block."""
@@ -191,8 +211,11 @@ class Component(BaseModel):
         """Every member of the sweep that the `each:` fields of this component (and of its parts)
         describe.
 
-        `sweep_domain` says what `each: all` means, by field name. Returns (the swept values, the
-        concrete component).
+        Args:
+            sweep_domain: by the name of a field, the values that `each: all` stands for.
+
+        Returns:
+            For each member, its swept values by field name and the component with these values.
         """
         choices = []
         for name in type(self).model_fields:
@@ -225,6 +248,19 @@ class Component(BaseModel):
             ) from error
 
 
+def _is_list(annotation: Any) -> bool:
+    """Whether a type is, or has among its alternatives, a tuple of any length."""
+    parts = get_args(annotation)
+    if get_origin(annotation) is tuple:
+        return Ellipsis in parts
+    return any(_is_list(part) for part in parts)
+
+
+def _short(value: Any) -> str:
+    """A value as an error names it: a component by its block."""
+    return str(value.block()) if isinstance(value, Component) else repr(value)
+
+
 def _words(block: Any) -> Iterator[str]:
     if isinstance(block, str):
         yield block
@@ -236,8 +272,11 @@ def _words(block: Any) -> Iterator[str]:
 
 def load_all() -> None:
     """Import the members of every registry."""
-    for home in set(Component.homes.values()):
-        load_members(home)
+    loaded: set[str] = set()
+    while missing := set(Component.homes.values()) - loaded:
+        for home in missing:
+            load_members(home)  # may import the base class of another registry
+        loaded |= missing
 
 
 @cache

@@ -30,28 +30,40 @@ class Each(BaseModel, Generic[T]):
         Discriminator(lambda value: "all" if isinstance(value, str) else "values"),
     ]
 
+    @field_validator("each", mode="before")
+    @classmethod
+    def _is_not_empty(cls, each: Any) -> Any:
+        if isinstance(each, (list, tuple)) and not each:
+            raise ValueError("a sweep needs at least one value; for every value write `each: all`")
+        return each
+
     @field_validator("each")
     @classmethod
     def _all_differ(cls, each: Any) -> Any:
-        twice = (
-            [value for i, value in enumerate(each) if value in each[:i]] if each != "all" else []
-        )
-        if twice:
-            raise ValueError(f"{twice[0]!r} stands twice")
+        if each != "all" and (twice := repeated(each)):
+            raise ValueError(f"{twice[0]!r} is listed twice")
         return each
 
     def values(self, name: str, sweep_domain: Mapping[str, Sequence[Any]]) -> Sequence[Any]:
+        """The values of the swept field `name`; InputError if `all` has no meaning for it."""
         if self.each != "all":
             return self.each
         if name not in sweep_domain:
             raise InputError(
-                f"`{name}: {{each: all}}` has no list to stand for; write the values out"
+                f"`{name}: {{each: all}}` is not defined for this field; list the values"
             )
         return sweep_domain[name]
 
 
+def repeated(values: Sequence[Any]) -> list[Any]:
+    """The values that a list has more than once."""
+    if len(set(values)) == len(values):
+        return []
+    return [value for i, value in enumerate(values) if value in values[:i]]
+
+
 def each(*values: Any) -> Any:
-    """Sweep a field: `PatchGrid(layer=each(0, 1))`; without values, over all that there are."""
+    """Sweep a field: `PatchGrid(layer=each(0, 1))`; without values, over every possible one."""
     return Each(each=values or "all")
 
 

@@ -1,5 +1,4 @@
-"""Spec files: safe YAML with places, overrides from the command line, and errors that say
-file:line:column."""
+"""Spec files: safe YAML with overrides from the command line, and errors with file:line:column."""
 
 from __future__ import annotations
 
@@ -20,8 +19,8 @@ Place = tuple[int | str, ...]
 
 
 class SpecError(InputError):
-    """A spec is wrong: one line an error, each with its place in the file, its path and what was
-    meant."""
+    """A spec is wrong: one line per error, with its place in the file, its path and what to write
+    instead."""
 
 
 class SpecFile:
@@ -46,7 +45,7 @@ class SpecFile:
             self._override(override)
 
     def build(self, cls: type[C]) -> C:
-        """The object that the file stands for. Raises SpecError with all errors at once."""
+        """The object that the file describes. Raises SpecError with all errors at once."""
         try:
             return cls.model_validate(_plain(self.data), context={"folder": self.path.parent})
         except ValidationError as error:
@@ -60,9 +59,24 @@ class SpecFile:
         """`file:line:column: path: text`, or `override 'key=value': path: text`."""
         line, column, known = self._find(loc)
         path = ".".join(map(str, known))
-        by = [override for key, override in self.overrides.items() if known[: len(key)] == key]
+        by = [text for key, text in self.overrides.items() if self._made(key, known)]
         at = f"override {by[-1]!r}" if by else f"{self.path}:{line}:{column}"
         return f"{at}: {path + ': ' if path else ''}{text}"
+
+    def _made(self, override: Place, place: Place) -> bool:
+        """Whether the override of this place set the value at `place`, or made a part of it that
+        the file does not have."""
+        if place[: len(override)] == override:
+            return True
+        return override[: len(place)] == place != () and not self._is_in_file(place)
+
+    def _is_in_file(self, place: Place) -> bool:
+        node = self.data
+        for part in place:
+            if _at(node, part) is None:
+                return False
+            node = node[part]
+        return True
 
     def _find(self, loc: Place) -> tuple[int, int, Place]:
         node, at, known = self.data, (0, 0), []
@@ -111,7 +125,7 @@ def _holds(node: Any, part: int | str) -> bool:
 
 
 def _follows(error: Any, errors: Sequence[Any]) -> bool:
-    """Pydantic finds a list too short whose items are wrong; that says nothing more."""
+    """Whether the error follows from others: pydantic calls a list with wrong items too short."""
     loc = error["loc"]
     return error["type"] == "too_short" and any(
         e["loc"][: len(loc)] == loc and e is not error for e in errors
@@ -133,7 +147,8 @@ def _marked(error: YAMLError) -> str:
     """`:line:column: problem`, as far as the parser knows."""
     mark = getattr(error, "problem_mark", None)
     at = f":{mark.line + 1}:{mark.column + 1}" if mark else ""
-    return f"{at}: {getattr(error, 'problem', None) or 'not valid YAML: ' + str(error).splitlines()[0]}"
+    problem = getattr(error, "problem", None) or f"not valid YAML: {str(error).splitlines()[0]}"
+    return f"{at}: {problem}"
 
 
 def _plain(node: Any) -> Any:

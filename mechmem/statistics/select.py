@@ -7,7 +7,7 @@ from typing import Any
 
 import pandas as pd
 
-from mechmem.spec.errors import InputError, suggest
+from mechmem.spec.errors import InputError, suggest, suggest_value
 
 
 def rows_where(table: pd.DataFrame, where: Mapping[str, Any]) -> pd.DataFrame:
@@ -28,6 +28,6 @@ def rows_where(table: pd.DataFrame, where: Mapping[str, Any]) -> pd.DataFrame:
         ]
         if chosen.empty and column != "label" and not table.empty:
             known = [str(v) for v in table[column].unique()]
-            raise InputError(f"no row has {column} {value!r}; {suggest(value, known)}")
+            raise InputError(f"no row has {column} {value!r}; {suggest_value(value, known)}")
         table = chosen
     return table

@@ -304,8 +304,8 @@ def test_train_and_check_go_through_every_cell_of_a_sweep(ask, here):
     sweep = [
         TINY,
         "architecture.d_mlp={each: [8, 12]}",
-        "training.n_steps=2",
-        "training.evaluate_every=2",
+        "optimisation.n_steps=2",
+        "optimisation.evaluate_every=2",
     ]
     assert [cell["d_mlp"] for cell in ask("check", *sweep, "--json").json["cells"]] == [8, 12]
     assert "2 trainings" in ask("check", *sweep).out
@@ -315,7 +315,7 @@ def test_train_and_check_go_through_every_cell_of_a_sweep(ask, here):
 
 
 def test_train_takes_overrides(ask, here):
-    found = ask("train", TINY, "training.n_steps=2", "name=short", "--json").json
+    found = ask("train", TINY, "optimisation.n_steps=2", "name=short", "--json").json
     assert [row["step"] for row in found["checkpoints"]] == [0, 2]
     assert "short" in ask("list", "--json").json["trainings"]
 

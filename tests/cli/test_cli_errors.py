@@ -20,7 +20,7 @@ training:
   name: small
   task: {kind: four_digit_addition, n_train: 40, n_held_out: 10, noise: {kind: uniform_wrong, rate: 0.2}}
   architecture: {n_layers: 2, d_model: 8, n_heads: 2}
-  training: {n_steps: 2, batch_size: 20, evaluate_every: 2, device: cpu}
+  optimisation: {n_steps: 2, batch_size: 20, evaluate_every: 2, device: cpu}
 checkpoints: {before: initial, after: final}
 examples: {noisy: {noisy: true, n: 2}, clean: {noisy: false, n: 2}}
 analyses:
@@ -29,7 +29,7 @@ analyses:
 figures:
   - {kind: bars, table: patch_grid, where: {place: all, prefix: given, measure: accuracy_true}, x: layer}
 quantities:
-  rest: {table: patch_grid, where: {layer: 0, place: all, prefix: given, measure: accuracy_true, condition: patched}}
+  rest: {table: patch_grid, where: {layer: 0, place: all, prefix: given, measure: accuracy_true, condition: intervened}}
 answer: "{rest.percent}"
 """
 RECIPE = "\n".join(line.removeprefix("  ") for line in SPEC.splitlines()[3:7]) + "\n"
@@ -88,7 +88,7 @@ WRITTEN = [
     (
         "{kind: dynamics}",
         "{name: a}",
-        "tiny.yaml:12:5: analyses.1: a analysis needs `kind:`, one of",
+        "tiny.yaml:12:5: analyses.1: an analysis needs `kind:`; choose",
     ),
     (
         "uniform_wrong",
@@ -108,7 +108,7 @@ WRITTEN = [
     (
         "n_steps: 2",
         "n_steps: two",
-        "tiny.yaml:7:14: training.optimisation.n_steps: Input should be a valid integer",
+        "tiny.yaml:7:18: training.optimisation.n_steps: Input should be a valid integer",
     ),
     (
         "table: patch_grid, where: {place",
@@ -155,7 +155,7 @@ TYPED = [
     ("analyses.5.site=z", "override 'analyses.5.site=z': tiny.yaml has nothing at 5"),
     (
         "training.optimisation.nsteps=3",
-        "override 'training.optimisation.nsteps=3': training.optimisation.nsteps: training has no key",
+        "override 'training.optimisation.nsteps=3': training.optimisation.nsteps: optimisation has no key",
     ),
     (
         "training=smal",
@@ -309,7 +309,7 @@ def test_a_mistake_in_a_training(arguments, line, ask):
 
 def test_a_training_that_diverges_fails(ask):
     code, said = ask(
-        "train", "small.yaml", "training.learning_rate=1e30", "training.n_warmup_steps=0"
+        "train", "small.yaml", "optimisation.learning_rate=1e30", "optimisation.n_warmup_steps=0"
     )
     assert code == 1
     assert (

@@ -184,18 +184,18 @@ def test_a_recovery_that_is_undefined_makes_no_number():
             {"table": "shift", "value": "shift", "pick": "largest"},
             "`pick` needs values of single examples",
         ),
-        ({"where": {"layer": 7}}, "no row has layer 7; there is 0, 1"),
+        ({"where": {"layer": 7}}, "no row has layer 7; choose from 0, 1"),
         (
-            {"where": {"condition": "pathced"}},
-            "no row has condition 'pathced'; did you mean 'patched'?",
+            {"where": {"condition": "intervned"}},
+            "no row has condition 'intervned'; did you mean 'intervened'?",
         ),
         (
             {"where": {"layer": 1, "condition": "source"}},
-            "no row has condition 'source'; there is patched, baseline",
+            "no row has condition 'source'; choose from intervened, baseline",
         ),
         (
             {"table": "shift", "value": "shift", "minus": {"layer": 9}},
-            "no row has layer 9; there is 0, 1",
+            "no row has layer 9; choose from 0, 1",
         ),
         (
             {"where": {"layer": 0, "condition": "intervened"}, "minus": {"condition": "no"}},

@@ -37,7 +37,7 @@ RECIPE = """\
 name: small
 task: {kind: four_digit_addition, n_train: 60, n_held_out: 20, noise: {kind: digit, rate: 0.2}}
 architecture: {n_layers: 2, d_model: 8, n_heads: 2}
-training: {n_steps: 4, batch_size: 20, evaluate_every: 2}
+optimisation: {n_steps: 4, batch_size: 20, evaluate_every: 2}
 """
 SPEC = """\
 name: all_of_it
@@ -219,7 +219,7 @@ def test_an_error_in_a_training_names_the_file_it_is_in():
     written("trainings/small.yaml", RECIPE.replace("n_steps", "n_stps"))
     with pytest.raises(
         SpecError,
-        match=re.escape("trainings/small.yaml:4:12: training.n_stps: training has no key"),
+        match=re.escape("trainings/small.yaml:4:12: optimisation.n_stps: optimisation has no key"),
     ):
         Experiment.from_yaml(written("all.yaml", SPEC))
 
@@ -236,7 +236,7 @@ def test_an_error_in_a_training_names_the_file_it_is_in():
         ),
         (
             {"figures": (Curves(table="neuron_shift"),)},
-            "figures.0 reads the table 'neuron_shift'; there is dynamics,",
+            "figures.0 reads the table 'neuron_shift'; choose from dynamics,",
         ),
         (
             {"quantities": {"late": Quantity(table="patch_gird")}},

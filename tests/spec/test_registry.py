@@ -234,7 +234,7 @@ def test_all_errors_come_at_once_each_with_its_place():
             "seed": "x",
         },
         "architecture": {"d_modl": 8, "n_layers": 0},
-        "trainng": {},
+        "optimisatin": {},
     }
     assert errors(Recipe, block) == {
         ("task", "n_trian"): "four_digit_addition has no key 'n_trian'; did you mean 'n_train'?",
@@ -242,7 +242,7 @@ def test_all_errors_come_at_once_each_with_its_place():
         ("task", "seed"): "Input should be a valid integer, unable to parse string as an integer",
         ("architecture", "d_modl"): "architecture has no key 'd_modl'; did you mean 'd_model'?",
         ("architecture", "n_layers", "value"): "Input should be greater than 0",
-        ("trainng",): "recipe has no key 'trainng'; did you mean 'training'?",
+        ("optimisatin",): "recipe has no key 'optimisatin'; did you mean 'optimisation'?",
     }
 
 
@@ -250,27 +250,26 @@ def test_all_errors_come_at_once_each_with_its_place():
 def test_an_unknown_key_is_refused_by_every_kind_with_its_own_keys(key):
     block = next(block for *of, block in BLOCKS if tuple(of) == key)
     found = errors(CONCRETE[key], block | {"zzzzz": 1})
-    assert found == {
-        (
-            "zzzzz",
-        ): f"{key[1]} has no key 'zzzzz'; there is {', '.join(CONCRETE[key].model_fields) or 'none'}"
-    }
+    fields = ", ".join(CONCRETE[key].model_fields)
+    known = f"choose from {fields}" if fields else "there are none"
+    assert found == {("zzzzz",): f"{key[1]} has no key 'zzzzz'; {known}"}
 
 
 @pytest.mark.parametrize("registry", REGISTRIES)
 def test_an_unknown_kind_is_refused_with_those_that_there_are(registry):
     kinds = ", ".join(REGISTRIES[registry].kinds())
     assert errors(REGISTRIES[registry], {"kind": "zzzzz"}) == {
-        ("kind",): f"there is no {registry} 'zzzzz'; there is {kinds}"
+        ("kind",): f"there is no {registry} 'zzzzz'; choose from {kinds}"
     }
-    assert errors(REGISTRIES[registry], {}) == {(): f"a {registry} needs `kind:`, one of {kinds}"}
+    article = "an" if registry in ("analysis", "intervention") else "a"
+    message = f"{article} {registry} needs `kind:`; choose from {kinds}"
+    assert errors(REGISTRIES[registry], {}) == {(): message}
 
 
 @pytest.mark.parametrize("kind", [["a"], {"a": 1}, 3, True])
 def test_a_kind_that_is_no_word_is_refused(kind):
-    assert errors(Task, {"kind": kind})[("kind",)].startswith(
-        f"there is no task {kind!r}; there is "
-    )
+    found = errors(Task, {"kind": kind})[("kind",)]
+    assert found.startswith(f"there is no task {kind!r}; choose from ")
 
 
 @pytest.mark.parametrize("value", [5, None, [], UniformWrong()])
@@ -380,7 +379,7 @@ def test_a_member_of_a_sweep_sweeps_nothing_and_differs_from_the_others_in_its_l
 
 def test_each_all_needs_to_know_all_of_what():
     with pytest.raises(
-        InputError, match=r"`layer: \{each: all\}` has no list to stand for; write the values out"
+        InputError, match=r"`layer: \{each: all\}` is not defined for this field; list the values"
     ):
         PatchGrid(site="z", layer=each(), source=BEFORE).expand({"head": (0, 1)})
 
@@ -415,7 +414,7 @@ def test_swept_parts_are_the_same_from_a_block_and_from_a_call():
     ("layer", "place", "message"),
     [
         ({"each": [0, "x"]}, 1, "Input should be a valid integer"),
-        ({"each": []}, "values", "Tuple should have at least 1 item"),
+        ({"each": []}, "each", "Value error, a sweep needs at least one value"),
         ({"each": "al"}, "all", "Input should be 'all'"),
         ({"each": 5}, "values", "Input should be a valid tuple"),
         ({"each": [0], "layer": 1}, "layer", "Extra inputs are not permitted"),
@@ -522,5 +521,5 @@ def test_the_schema_takes_every_experiment_of_ours(path):
 
 
 def test_a_value_that_is_swept_twice_is_refused():
-    with pytest.raises(ValidationError, match="1 stands twice"):
+    with pytest.raises(ValidationError, match="1 is listed twice"):
         each(0, 1, 1)

@@ -21,7 +21,7 @@ task:
   kind: four_digit_addition
   n_train: 50
   noise: {kind: digit, rate: 0.1}
-training:
+optimisation:
   learning_rate: 1e-3
   betas: [0.9, 0.98]
 """
@@ -102,14 +102,14 @@ def test_scalars_are_those_of_yaml_1_2(spec, text, value):
             "four_digit_addition",
             "zzz",
             "4:3: task.kind",
-            "there is no task 'zzz'; there is four_digit_addition, two_hop",
+            "there is no task 'zzz'; choose from four_digit_addition, two_hop",
         ),
-        ("four_digit_addition", "[a]", "4:3: task.kind", "there is no task ['a']; there is"),
+        ("four_digit_addition", "[a]", "4:3: task.kind", "there is no task ['a']; choose"),
         (
             "  kind: four_digit_addition\n",
             "",
             "3:1: task",
-            "a task needs `kind:`, one of four_digit_addition, two_hop",
+            "a task needs `kind:`; choose from four_digit_addition, two_hop",
         ),
         (
             "rate: 0.1",
@@ -117,21 +117,21 @@ def test_scalars_are_those_of_yaml_1_2(spec, text, value):
             "6:24: task.noise.rate",
             "Input should be less than or equal to 1",
         ),
-        ("[0.9, 0.98]", "[0.9, b]", "9:16: training.betas.1", "Input should be a valid number"),
+        ("[0.9, 0.98]", "[0.9, b]", "9:16: optimisation.betas.1", "Input should be a valid number"),
         ("name: small", "nam: small", "2:1: nam", "recipe has no key 'nam'; did you mean 'name'?"),
         ("task:", "tusk:", "1:1", "'task' is missing"),
         (
-            "training:",
+            "optimisation:",
             "3:",
             "7:1: 3",
-            "recipe has no key 3; there is name, task, architecture, training",
+            "recipe has no key 3; choose from name, task, architecture, optimisation",
         ),
-        ("training:", "~:", "1:1", "recipe has no key None"),
+        ("optimisation:", "~:", "1:1", "recipe has no key None"),
         (
-            "training:",
-            "training: 5\nx:",
-            "7:1: training",
-            "Input should be a valid dictionary or instance of Training",
+            "optimisation:",
+            "optimisation: 5\nx:",
+            "7:1: optimisation",
+            "Input should be a valid dictionary or instance of Optimisation",
         ),
     ],
 )
@@ -166,14 +166,14 @@ def test_a_list_is_not_called_too_short_when_its_items_are_wrong(spec):
     with pytest.raises(SpecError) as caught:
         spec(text).build(Claim)
     assert "too_short" not in str(caught.value)
-    assert "Tuple should have" not in str(caught.value)
+    assert "a list needs" not in str(caught.value)
     assert "holds_when.0.at_last: condition has no key 'at_last'; did you mean 'at_least'?" in str(
         caught.value
     )
 
 
 def test_a_list_that_is_too_short_is_called_so(spec):
-    with pytest.raises(SpecError, match="holds_when: Tuple should have at least 1 item"):
+    with pytest.raises(SpecError, match="holds_when: a list needs at least 1 item"):
         spec("id: C1\nsays: it\nholds_when: []\n").build(Claim)
 
 
@@ -258,7 +258,11 @@ def test_an_override_ends_at_its_first_equals_sign(spec):
 
 def test_later_overrides_win_and_can_go_into_earlier_ones(spec):
     file = spec(
-        RECIPE, "training={n_steps: 5, batch_size: 6}", "training.n_steps=7", "name=a", "name=b"
+        RECIPE,
+        "optimisation={n_steps: 5, batch_size: 6}",
+        "optimisation.n_steps=7",
+        "name=a",
+        "name=b",
     )
     recipe = file.build(Recipe)
     assert (recipe.name, recipe.optimisation.n_steps, recipe.optimisation.batch_size) == ("b", 7, 6)
@@ -288,9 +292,9 @@ def test_overrides_that_cannot_be_are_refused(spec, override, says):
     [
         ("nam=x", "override 'nam=x': nam", "recipe has no key 'nam'; did you mean 'name'?"),
         (
-            "training.n_step=5",
-            "override 'training.n_step=5': training.n_step",
-            "training has no key 'n_step'",
+            "optimisation.n_step=5",
+            "override 'optimisation.n_step=5': optimisation.n_step",
+            "optimisation has no key 'n_step'",
         ),
         (
             "task.n_train=0",
@@ -333,7 +337,7 @@ def test_no_tag_runs_code(spec, tmp_path, monkeypatch, value, overrides):
 def test_written_with_every_default_in_the_order_of_the_fields(spec):
     written = write_spec(spec(RECIPE).build(Recipe))
     lines = [line for line in written.splitlines() if not line.startswith(" ")]
-    assert lines == ["name: small", "task:", "architecture:", "training:"]
+    assert lines == ["name: small", "task:", "architecture:", "optimisation:"]
     assert "    rate: 0.1\n" in written
     assert "  n_warmup_steps: 100\n" in written
 

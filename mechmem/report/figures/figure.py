@@ -8,9 +8,9 @@ import pandas as pd
 import plotly.graph_objects as go
 from pydantic import Field
 
-from mechmem.report.figures.rows import in_order, readable
+from mechmem.report.figures.rows import in_order, readable, shown
 from mechmem.report.figures.style import finish
-from mechmem.spec.errors import InputError, suggest
+from mechmem.spec.errors import InputError, suggest, suggest_value
 from mechmem.spec.registry import Component
 
 Value = bool | int | float | str
@@ -62,6 +62,8 @@ class Figure(Component, registry="figure"):
         there = in_order(rows[column])
         for value in wanted:
             if value not in there:
-                left = f"table {self.table}, where {self.where}: no row is left with {column} {value!r}"
-                raise InputError(f"{left}; there is {', '.join(map(repr, there)) or 'none'}")
+                raise InputError(
+                    f"table {self.table}, where {self.where}: no row is left with "
+                    f"{column} {value!r}; {suggest_value(value, map(shown, there))}"
+                )
         return rows[rows[column].isin(list(wanted))]

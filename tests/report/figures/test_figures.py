@@ -145,7 +145,7 @@ def test_an_unknown_column_is_named_with_those_there_are(figure, table):
 @every_figure
 def test_a_value_that_no_row_has_is_named_with_those_there_are(figure, table):
     for wanted in (7, (0, 7)):
-        with pytest.raises(ValueError, match="seed 7; there is 0"):
+        with pytest.raises(ValueError, match="seed 7; choose from 0"):
             figure.model_copy(update={"where": {"seed": wanted}}).draw(table)
     with pytest.raises(ValueError, match="no rows"):
         figure.draw(table.head(0))
@@ -163,7 +163,7 @@ def test_where_narrows_step_by_step():
     )
     assert set(figure.rows(GRID)["position"]) == {"a1", "="}
     odd = GRID[(GRID["layer"] == 1) | (GRID["position"] != "a1")]
-    with pytest.raises(ValueError, match="no row is left with position 'a1'; there is '=', 's0'"):
+    with pytest.raises(ValueError, match="no row is left with position 'a1'; choose from =, s0"):
         figure.rows(odd)
 
 

@@ -75,7 +75,7 @@ class Session:
 
     def count(self, examples: Examples, times: int = 1) -> None:
         """Counts these examples as forwarded."""
-        self.n_forwarded += times * len(examples) * examples.weight
+        self.n_forwarded += times * len(examples)
 
     def activation(self, model: Model, examples: Examples, hook: str) -> Tensor:
         """The activation at one hook, unedited."""

@@ -4,10 +4,8 @@ from dataclasses import FrozenInstanceError, replace
 
 import pytest
 import torch
-from jaxtyping import TypeCheckError
 
 from mechmem.data.examples import Examples, concatenate
-from mechmem.data.minimal_pair import MinimalPair
 from mechmem.spec.errors import InputError
 
 PROMPT, GIVEN, TRUE = (
@@ -162,22 +160,3 @@ def test_moved_to_another_device_everything_goes(paired):
 def test_examples_are_frozen(three):
     with pytest.raises(FrozenInstanceError):
         three.prefix = "true"
-
-
-@pytest.mark.parametrize(
-    "wrong",
-    [{"given": torch.zeros(2, 3, dtype=torch.long)}, {"true": torch.zeros(3, 2, dtype=torch.long)}],
-)
-def test_parts_that_do_not_fit_each_other_are_refused(three, wrong):
-    with pytest.raises(TypeCheckError):
-        replace(three, **wrong)
-
-
-def test_few_examples_can_stand_for_all(examples, task):
-    few = examples.represented_by(5)
-    assert torch.equal(few.tokens, examples.tokens[:5])
-    assert few.weight == len(examples) / 5
-    assert few.with_prefix("true").select(torch.tensor([1])).weight == few.weight
-    assert examples.represented_by(50).weight == 1
-    paired = task.pairs(examples, MinimalPair(flip="out_0"))
-    assert paired.represented_by(2).counterfactual.weight == len(paired) / 2

@@ -321,6 +321,10 @@ class Examples:
         counterfactual = _changed(self.counterfactual, lambda other: other.with_name(name))
         return self._derived(name=name, counterfactual=counterfactual)
 
+    def with_requested(self, n: int | None) -> Self:
+        """The same examples, of which this many were asked for (none: as many as there are)."""
+        return self._derived(requested=n)
+
     def continued_with(self, answer: Int[Tensor, "n n_answer"]) -> Self:
         """The same examples; the model is fed the earlier tokens of `answer` (greedy decoding)."""
         if answer.shape != self.given.shape:

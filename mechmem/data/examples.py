@@ -104,7 +104,7 @@ class Examples:
         check_prefix(self.prefix)
         check(self)
         self._set(prompt=self._without_spare_filler())
-        if self.counterfactual is not None and self.name:
+        if self.counterfactual is not None and self.counterfactual.name != self.name:
             self._set(counterfactual=self.counterfactual.with_name(self.name))
 
     def _set(self, **values: Any) -> None:

@@ -92,7 +92,7 @@ class FourDigitAddition(Task):
         )
 
     def answers(self, prompt: Int[Tensor, "n n_prompt"]) -> Int[Tensor, "n n_answer"]:
-        return self.examples(*_operands(prompt)).true
+        return self.examples(*_operands(prompt.cpu())).true.to(prompt.device)
 
     def counterfactuals(
         self, examples: Examples, pair: MinimalPair, generator: torch.Generator
@@ -146,8 +146,7 @@ def _digits(numbers: Int[Tensor, " n"]) -> Int[Tensor, "n digits"]:
 def _operands(prompt: Int[Tensor, "n n_prompt"]) -> tuple[Tensor, Tensor]:
     """The numbers a and b that the prompts spell."""
     a, b = prompt[:, :N_DIGITS], prompt[:, N_DIGITS + 1 : 2 * N_DIGITS + 1]
-    powers = POWERS.to(prompt.device)
-    return (a * powers).sum(dim=1), (b * powers).sum(dim=1)
+    return (a * POWERS).sum(dim=1), (b * POWERS).sum(dim=1)
 
 
 def _replaced(numbers: Tensor, place: int, digit: int) -> Tensor:

@@ -149,11 +149,13 @@ class TwoHopReasoning(Task):
         )
 
     def answers(self, prompt: Int[Tensor, "n n_prompt"]) -> Int[Tensor, "n n_answer"]:
-        e, r1, r2 = prompt[:, 0], prompt[:, 1] - self.n_entities, prompt[:, 2] - self.n_entities
+        words = prompt.cpu()  # where the world is
+        e, r1, r2 = words[:, 0], words[:, 1] - self.n_entities, words[:, 2] - self.n_entities
         r2 = torch.where(r2 == self.n_relations, -1, r2)  # one past the relations: ∅
         world = _world(self)
         bridge = world.table[e, r1]
-        return torch.where(bridge < 0, -1, world.second_hop(bridge.clamp_min(0), r2))[:, None]
+        answer = world.second_hop(bridge.clamp_min(0), r2)
+        return torch.where(bridge < 0, -1, answer)[:, None].to(prompt.device)
 
     def counterfactuals(
         self, examples: Examples, pair: MinimalPair, generator: torch.Generator

@@ -124,7 +124,7 @@ def _rehearsed(
 ) -> dict[str, tuple[pd.DataFrame, int]]:
     """The rehearsed table of every analysis and its cost in the real run, for one training."""
     few = {
-        name: chosen.of(recipe.task).represented_by(4)
+        name: chosen.of(recipe.task).select(slice(4)).as_set()
         for name, chosen in experiment.examples.items()
     }
     models = {

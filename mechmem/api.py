@@ -19,7 +19,7 @@ from mechmem.training.store import Trained
 def train(
     task: Task,
     architecture: Architecture | None = None,
-    training: Training | None = None,
+    optimisation: Optimisation | None = None,
     seed: int = 0,
     name: str = "training",
     folder: Path = runs.RUNS,

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from mechmem.data.examples import Examples, Label
 from mechmem.models.architecture import Model, moved
+from mechmem.models.device import resolve_device
 from mechmem.models.fast import forward
 from mechmem.spec.files import FileError, read_note, read_tensors, write_json, write_tensors
 from mechmem.spec.provenance import provenance
@@ -59,21 +60,12 @@ def _locked(folder: Path) -> Generator[None, None, None]:
         lock.release()
 
 
-def device(choice: str = "auto") -> torch.device:
-    """The device to train on: CUDA, else MPS, else the CPU."""
-    if choice != "auto":
-        return torch.device(choice)
-    if torch.cuda.is_available():
-        return torch.device("cuda")
-    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
-
-
 class _Run:
     """One training: everything that changes from step to step."""
 
     def __init__(self, recipe: Recipe, seed: int, folder: Path, watch: Watch) -> None:
         self.recipe, self.seed, self.folder, self.watch = recipe, seed, folder, watch
-        self.spec, self.device = recipe.optimisation, device(recipe.optimisation.device)
+        self.spec, self.device = recipe.optimisation, resolve_device(recipe.optimisation.device)
         self.examples = recipe.task.training_set().to(self.device)
         self.sequences = torch.cat([self.examples.prompt, self.examples.given], dim=1)
         self.model = moved(recipe.build(seed), self.device)
@@ -125,7 +117,8 @@ class _Run:
             not p.isfinite().all() for p in self.parameters.values()
         ):
             raise ArithmeticError(
-                f"training diverged before step {self.step}: a weight is not finite; lower learning_rate"
+                f"training diverged before step {self.step}: a weight is not finite; "
+                "lower learning_rate"
             )
         self.curves.append(row)
         write_tensors(

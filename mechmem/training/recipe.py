@@ -9,6 +9,7 @@ from pydantic import Field
 
 from mechmem.data.tasks.task import Task
 from mechmem.models.architecture import Architecture, Model
+from mechmem.models.device import Device
 from mechmem.spec.files import digest
 from mechmem.spec.registry import Component
 
@@ -55,7 +56,8 @@ class Optimisation(Component):
     stop_at: Phase | None = None
     """Stop early once this held at `patience` successive evaluations; None trains all `n_steps`."""
     patience: int = Field(1, ge=1)
-    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    device: Device = "auto"
+    """Where it is trained; `auto` is CUDA or MPS where there is one, else the CPU."""
 
     def schedule_factor(self, step: int) -> float:
         """Learning rate at a step, as a share of `learning_rate`."""

@@ -62,6 +62,9 @@ class Figure(Component, registry="figure"):
         there = in_order(rows[column])
         for value in wanted:
             if value not in there:
-                left = f"table {self.table}, where {self.where}: no row is left with {column} {value!r}"
-                raise InputError(f"{left}; there is {', '.join(map(repr, there)) or 'none'}")
+                known = ", ".join(map(repr, there)) or "none"
+                raise InputError(
+                    f"table {self.table}, where {self.where}: "
+                    f"no row is left with {column} {value!r}; there is {known}"
+                )
         return rows[rows[column].isin(list(wanted))]

@@ -24,6 +24,7 @@ from mechmem.models.edits import LATE, At, Edit, layer_of
 from mechmem.models.fast import has_hooks
 from mechmem.spec.errors import InputError, suggest
 from mechmem.spec.references import References
+from mechmem.spec.registry import Component
 
 T = TypeVar("T")
 Logits = Float[Tensor, "n n_answer d_vocab"]
@@ -127,6 +128,15 @@ class Session:
                 "be a CheckpointName or an ExampleSetName"
             )
         return known[name]
+
+    def referred(self, *components: Component) -> tuple[Any, ...]:
+        """The models and example sets that these components name, for the keys of results."""
+        found: list[Any] = []
+        for component in components:
+            references = component.references()
+            found += [self.models[name] for name in sorted(references.checkpoints)]
+            found += [self.example_sets[name] for name in sorted(references.examples)]
+        return tuple(found)
 
     @contextmanager
     def declaring(self, references: References) -> Iterator[None]:
@@ -299,6 +309,19 @@ class Session:
             order.append(rows)
         self.count(examples)
         return torch.cat(pieces)[torch.cat(order).argsort().to(pieces[0].device)]
+
+    def unembedded(
+        self, model: Model, resid: Float[Tensor, "n pos d_model"]
+    ) -> Float[Tensor, "n pos d_vocab"]:
+        """The logits if this were the last residual: final norm, unembedding, soft cap.
+
+        Gradients pass through it.
+        """
+        runner = self._choose(model, [])
+        n, n_pos, _ = resid.shape
+        tokens = torch.zeros(n, n_pos, dtype=torch.long)  # not read: the forward starts later
+        start = (model.cfg.n_layers, resid)
+        return runner.run(model, tokens, torch.arange(n), n_pos, resume=start)[0]
 
     def gradients(
         self,
@@ -527,7 +550,8 @@ class Session:
         if mixing is not None:
             raise InputError(
                 f"the edit at {mixing.hook} looks at several rows together, and {len(examples)} "
-                f"examples do not fit into {self.memory / 2**30:.3g} GiB at once; raise `memory` or "
+                f"examples do not fit into {self.memory / 2**30:.3g} GiB at once; raise `memory` "
+                "or "
                 "take fewer examples"
             )
         if trusted:
@@ -591,6 +615,8 @@ class Session:
             return
         layer, n, every = edits[0].layer, len(examples), torch.arange(len(examples))
         resid = f"blocks.{layer}.hook_resid_post"
+        is_last = layer == model.cfg.n_layers - 1
+        keep = examples.n_answer if is_last else examples.tokens.shape[1]
         found = self.activations(model, examples, [edits[0].hook, resid])
         starts = []
         for edit in edits:
@@ -600,9 +626,11 @@ class Session:
             chosen = weights if edit.at.units is None else weights[list(edit.at.units)]
             moved_at = At(resid, edit.at.pos)
             before = moved_at.take(found[resid], every)
-            starts.append(moved_at.put(found[resid], before + change @ chosen, every))
+            after = moved_at.put(found[resid], before + change @ chosen, every)
+            # After the last layer nothing but the positions that are read out matters.
+            starts.append(after[:, -keep:])
         start = rearrange(torch.stack(starts), "cell n pos d_model -> (cell n) pos d_model")
-        tokens = repeat(examples.tokens, "n pos -> (cell n) pos", cell=len(edits))
+        tokens = repeat(examples.tokens[:, -keep:], "n pos -> (cell n) pos", cell=len(edits))
         rows = repeat(every, "n -> (cell n)", cell=len(edits))
         logits, _ = backends.FAST.run(
             model, tokens, rows, examples.n_answer, resume=(layer + 1, start)
@@ -654,7 +682,7 @@ def _state_of(key: Any) -> Any:
     if isinstance(key, torch.nn.Module):
         return None if any(has_hooks(m) for m in key.modules()) else (key, *_weights_of(key))
     if isinstance(key, Examples):
-        return key, key.key, key.given._version, key.true._version
+        return key.content_key
     return ("none",) if key is None else key
 
 

@@ -138,9 +138,10 @@ class Examples:
         # pickle starts anew.
         return {f.name: self.__dict__[f.name] for f in fields(self)}
 
-    def _kept(self, name: str, make: Callable[[], Value]) -> Value:
-        """What `make` returns, kept until prompt, labels or the kept tensor change in place."""
-        sources = (self.prompt, self.given, self.true)
+    def _kept(self, name: str, make: Callable[[], Value], others: Sequence[Tensor] = ()) -> Value:
+        """What `make` returns, kept until prompt, labels, `others` or the kept tensor change in
+        place."""
+        sources = (self.prompt, self.given, self.true, *others)
         if torch.is_inference_mode_enabled() or any(t.is_inference() for t in sources):
             return make()  # tensors of torch.inference_mode count no versions
         versions = tuple(tensor._version for tensor in sources)
@@ -404,6 +405,19 @@ class Examples:
             for tensor in (rows, part.tokens):
                 found.update(tensor.contiguous().cpu().numpy().tobytes())
         return f"{found.hexdigest()[:16]}-{len(self)}"
+
+    @property
+    def content_key(self) -> str:
+        """A hash of all that is known of the examples, for caches of results."""
+        return self._kept("content_key", self._content_key, [*self.variables.values()])
+
+    def _content_key(self) -> str:
+        found = hashlib.sha256(self.key.encode())
+        tensors = {"given": self.given, "true": self.true, "index": self.index, **self.variables}
+        for name, tensor in tensors.items():
+            found.update(name.encode() + tensor.contiguous().cpu().numpy().tobytes())
+        pair = "" if self.counterfactual is None else self.counterfactual.content_key
+        return f"{found.hexdigest()[:16]}-{self.prefix}-{pair}"
 
     def text(self, row: int) -> str:
         """One example as a person would write it: `3 4 7 1 + 2 9 0 8 = 0 6 3 7 9`."""

@@ -1,4 +1,5 @@
-"""applied(): the plain hook path, with guards. The only caller of `model.hooks` on a user's model."""
+"""applied(): the plain hook path, with guards. The only caller of `model.hooks` on a user's
+model."""
 
 from __future__ import annotations
 

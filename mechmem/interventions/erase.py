@@ -218,7 +218,8 @@ class Erase(SiteIntervention):
             reason = f"{n_classes} classes span more directions than the activation has"
         session.demand(
             eraser.variance_left >= LEAST and n_classes - 1 < d,
-            f"erasing {self.variable} by {self.method} at {where} removes rank {eraser.rank} of {d} "
+            f"erasing {self.variable} by {self.method} at {where} removes rank {eraser.rank} of "
+            f"{d} "
             f"and leaves {eraser.variance_left:.1%} of the variance: {reason}; choose other "
             "positions, or let `leace` erase a low-rank code of the variable (`n_codes`)",
         )

@@ -1,4 +1,5 @@
-"""RandomDisplacement: the same displacement in a random direction, the control of an intervention."""
+"""RandomDisplacement: the same displacement in a random direction, the control of an
+intervention."""
 
 from __future__ import annotations
 

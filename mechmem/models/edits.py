@@ -105,9 +105,11 @@ class Edit:
     at: At
     function: EditFunction
     rowwise: bool = True
-    """Whether each row is changed without a look at the others. If not, rows are never run apart."""
+    """Whether each row is changed without a look at the others. If not, rows are never run
+    apart."""
     constant: Tensor | None = None
-    """The new value where it is known beforehand, `n ...` or `1 ...`: fast routes make use of it."""
+    """The new value where it is known beforehand, `n ...` or `1 ...`: fast routes make use of
+    it."""
 
     @property
     def hook(self) -> str:

@@ -1,4 +1,5 @@
-"""The backend `hooked`: TransformerLens's own forward and hooks, right for every HookedTransformer."""
+"""The backend `hooked`: TransformerLens's own forward and hooks, right for every
+HookedTransformer."""
 
 from __future__ import annotations
 

@@ -57,6 +57,9 @@ class Examples:
     copied: change them in place and the set changes with them.
     """
 
+    # jaxtyping's import hook would check the arguments first and hide our errors behind its own.
+    __no_type_check__ = True
+
     prompt: Int[Tensor, "n n_prompt"]
     """Tokens of the prompts; -1 fills shorter prompts up at their end."""
     given: Int[Tensor, "n n_answer"]

@@ -57,6 +57,9 @@ class Examples:
     copied: change them in place and the set changes with them.
     """
 
+    # jaxtyping's import hook would check the arguments first and hide our errors behind its own.
+    __no_type_check__ = True
+
     prompt: Int[Tensor, "n n_prompt"]
     """Tokens of the prompts; -1 fills shorter prompts up at their end."""
     given: Int[Tensor, "n n_answer"]
@@ -457,13 +460,11 @@ def concatenate(first: Examples, second: Examples) -> Examples:
         if getattr(first, name) != getattr(second, name):
             raise InputError(f"the two sets differ in {name}; concatenate sets that agree in it")
     shared = [name for name in first.variables if name in second.variables]
-    both = {
-        name: torch.cat([getattr(first, name), getattr(second, name)])
-        for name in ("given", "true", "is_noisy")
-    }
     return Examples(
         prompt=_joined_prompts(first.prompt, second.prompt),
-        **both,
+        given=torch.cat([first.given, second.given]),
+        true=torch.cat([first.true, second.true]),
+        is_noisy=torch.cat([first.is_noisy, second.is_noisy]),
         variables={
             name: torch.cat([first.variables[name], second.variables[name]]) for name in shared
         },

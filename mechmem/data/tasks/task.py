@@ -30,12 +30,12 @@ class Task(Component, registry="task"):
     splits: ClassVar[tuple[str, ...]] = ("train", "held_out")
 
     @classmethod
-    def __pydantic_init_subclass__(cls, **kwargs: Any) -> None:
-        super().__pydantic_init_subclass__(**kwargs)
+    def __pydantic_init_subclass__(cls, registry: str | None = None, **kwargs: Any) -> None:
+        super().__pydantic_init_subclass__(registry=registry, **kwargs)
         # Tasks override `sample` under the name that users call. Wrapping it when the class is made
         # is the one place that every sample passes through, whoever calls it.
         if "sample" in vars(cls) and not getattr(cls.sample, "__isabstractmethod__", False):
-            cls.sample = _checked(cls.sample)
+            cls.sample = _checked(cls.sample)  # ty: ignore[invalid-assignment]
 
     @abstractmethod
     def sample(self, split: str) -> Examples:

@@ -16,7 +16,7 @@ Row = dict[str, Any]
 def over_examples(values: Floats) -> Row:
     """A mean over examples, with its bootstrap 95 % interval."""
     low, high = interval(values[None])
-    return _row(values, low[0], high[0], len(values))
+    return _row(values.mean(), low[0], high[0], len(values), values)
 
 
 def over_draws(draws: Sequence[Floats]) -> Row:
@@ -25,14 +25,14 @@ def over_draws(draws: Sequence[Floats]) -> Row:
     `n` is the number of draws; `per_example` are the means of the examples over the draws.
     """
     low, high = middle(np.array([values.mean() for values in draws]))
-    return _row(np.mean(draws, axis=0), low, high, len(draws))
+    return _row(np.mean(draws), low, high, len(draws), np.mean(draws, axis=0))
 
 
 def single(value: float) -> Row:
     """A number that is counted, not sampled: its interval has no width."""
-    return _row(np.array([value]), value, value, 1)
+    return _row(value, value, value, 1, np.array([value]))
 
 
-def _row(per_example: Floats, low: float, high: float, n: int) -> Row:
-    numbers = {"value": float(per_example.mean()), "low": float(low), "high": float(high)}
+def _row(value: float, low: float, high: float, n: int, per_example: Floats) -> Row:
+    numbers = {"value": float(value), "low": float(low), "high": float(high)}
     return numbers | {"n": n, "per_example": per_example.astype(np.float32)}

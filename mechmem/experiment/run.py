@@ -1,4 +1,4 @@
-"""Runs: from an experiment to its tables, figures, answer and report, reusing every finished cell."""
+"""Runs: from an experiment to its tables, figures, answer and report; finished cells are reused."""
 
 from __future__ import annotations
 

@@ -214,7 +214,7 @@ def test_another_seed_is_trained_and_computed_beside_the_first(spec, made, runs,
     second = table[table["seed"] == 1].reset_index(drop=True)
     assert not second["value"].equals(first["value"])
     assert both.record["quantities"]["returned"]["n_seeds"] == 2
-    assert "2 seeds of the 3" in both.claims[0]["reason"]
+    assert "2 of the 3 seeds" in both.claims[0]["reason"]
     assert "One seed" not in both.report.read_text()
 
 

@@ -17,7 +17,7 @@ class Analysis(Component, registry="analysis"):
     """A question put to trained models, answered by one tidy table."""
 
     columns: ClassVar[Mapping[str, str]] = {}
-    """What each column of the table means, with its unit; swept fields come beside them."""
+    """What each column of the table means, with its unit. Swept fields become columns too."""
 
     name: str | None = Field(None, pattern=r"^[A-Za-z0-9_.-]+$")
     """Name of the table; the kind unless given."""
@@ -31,34 +31,58 @@ class Analysis(Component, registry="analysis"):
         """The table of one concrete analysis, nothing in it being swept any more."""
 
     def run(self, session: Session, sweep_domain: Mapping[str, Sequence[Any]]) -> pd.DataFrame:
-        """The tables of all members of the sweep, one below the other, the swept values as
-        columns."""
-        tables = []
-        members = self.expand(sweep_domain)
-        of_several = {
-            key
-            for labels, _ in members
-            for key, value in labels.items()
-            if isinstance(value, (tuple, list))
-        }
-        for i, (labels, member) in enumerate(members, start=1):
-            swept = ", ".join(f"{key} {_cell(value, True)}" for key, value in labels.items())
-            session.say(f"{self.table_name} {i}/{len(members)} {swept}")
-            table = member.table(session)
-            for column, value in reversed(labels.items()):
-                if column not in table:
-                    table.insert(0, column, [_cell(value, column in of_several)] * len(table))
-            tables.append(table)
-        joined = pd.concat(tables, ignore_index=True)
-        mixed = [c for c in members[0][0] if c in joined and len(set(joined[c].map(type))) > 1]
-        return joined.astype(
-            dict.fromkeys(mixed, str)
-        )  # a file's column has one type: 2 and "0+1" become words
+        """The tables of all members of the sweep, one below the other, with the swept values as
+        columns.
+
+        Args:
+            session: the models and example sets.
+            sweep_domain: by the name of a field, the values that `each: all` stands for.
+        """
+        members, tables = self.expand(sweep_domain), []
+        for i, (labels, member) in enumerate(members):
+            session.say(self.progress(i, len(members), labels))
+            tables.append(member.table(session))
+        return joined(tables, [labels for labels, _ in members])
+
+    def progress(self, done: int, total: int, labels: Mapping[str, Any]) -> str:
+        """`patch_grid 3/8 layer 0`: which member of the sweep is computed.
+
+        Args:
+            done: members before it.
+            total: members of the sweep.
+            labels: its swept values by field name.
+        """
+        swept = ", ".join(f"{key} {_cell(value, True)}" for key, value in labels.items())
+        return f"{self.table_name} {done + 1}/{total} {swept}"
+
+
+def joined(tables: Sequence[pd.DataFrame], labels: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
+    """The tables of the members of a sweep, one below the other, with the swept values as columns.
+
+    Args:
+        tables: one per member, in the order of the sweep; the columns are added to them.
+        labels: for each member, its swept values by field name.
+    """
+    of_several = {
+        key for swept in labels for key, value in swept.items() if isinstance(value, (tuple, list))
+    }
+    for table, swept in zip(tables, labels, strict=True):
+        for column, value in reversed(swept.items()):
+            if column not in table:
+                table.insert(0, column, [_cell(value, column in of_several)] * len(table))
+    whole = pd.concat(tables, ignore_index=True)
+    # A column of a file has one type, so 2 and "0+1" both become text.
+    mixed = [c for c in labels[0] if c in whole and len(set(whole[c].map(type))) > 1]
+    return whole.astype(dict.fromkeys(mixed, str))
 
 
 def _cell(value: Any, is_text: bool) -> Any:
-    """A swept value; text throughout a column in which a set such as layers 0 and 1 stands as
-    `0+1`."""
+    """A swept value as a cell of a table; a list such as layers 0 and 1 as `0+1`.
+
+    Args:
+        value: what the sweep sets the field to.
+        is_text: whether the column is text throughout, as some of its values are lists.
+    """
     if isinstance(value, (tuple, list)):
         return "+".join(map(str, value))
-    return str(value) if is_text and value is not None else value
+    return str(value) if isinstance(value, str) or (is_text and value is not None) else value

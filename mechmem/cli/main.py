@@ -102,6 +102,7 @@ def check(
 
     from mechmem.experiment import run as engine
     from mechmem.experiment.cost import cost_of_training, seconds_per_example
+    from mechmem.experiment.dry_run import dry_run
     from mechmem.progress import showing_progress
 
     if _is_training(spec):
@@ -119,7 +120,7 @@ def check(
         return
     experiment, file = _experiment(spec, overrides)
     with showing_progress(bars_only=True) as progress, _placed(file):
-        costs = engine.rehearse(experiment, progress.say)
+        costs = dry_run(experiment, progress.say)
     seconds = seconds_per_example(experiment.training)
     n = len(experiment.seeds)
     rows = [
@@ -337,7 +338,7 @@ def _placed(file: Any) -> Any:
     """Gives the errors of an analysis their place in the file."""
     from contextlib import contextmanager
 
-    from mechmem.experiment.cells import BlockError
+    from mechmem.spec.errors import BlockError
     from mechmem.spec.yaml_file import SpecError
 
     @contextmanager

@@ -1,21 +1,26 @@
-"""Subjects: one training under study, and its tables, each made once and kept until something that
-decides it changes."""
+"""Cells: one training under study, and the rows of each member of its sweeps.
+
+The rows of a cell are computed once and kept, until something changes that decides them.
+"""
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Mapping
-from functools import cache
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
-from mechmem.analyses.analysis import Analysis
-from mechmem.experiment.spec import PLUGINS, Experiment
+from mechmem.analyses.analysis import Analysis, joined
+from mechmem.experiment.cell_store import CellStore
+from mechmem.experiment.code import code_hash
+from mechmem.experiment.machine import conditions, session_options
+from mechmem.experiment.spec import Experiment
 from mechmem.progress import ProgressCallback
 from mechmem.session import Session
-from mechmem.spec.errors import InputError
-from mechmem.spec.files import digest, write
+from mechmem.spec.errors import BlockError, InputError
+from mechmem.spec.files import FileError, digest
 from mechmem.training.loop import train
 from mechmem.training.recipe import Recipe
 from mechmem.training.store import Trained, folder_of
@@ -23,26 +28,34 @@ from mechmem.training.store import Trained, folder_of
 if TYPE_CHECKING:
     import pandas as pd
 
-ENGINE = ("*.py", "analyses/*.py", "interventions/*.py", "measures/*.py", "tasks/*.py")
-NOT_ENGINE = {
-    "cli.py",
-    "runs.py",
-    "results.py",
-    "trained_runs.py",
-    "report.py",
-    "claims.py",
-    "specs.py",
-    "terminal.py",
-    "provenance.py",
-    "summaries.py",
-    "costs.py",
-    "api.py",
-    "__init__.py",
-}
+CHUNK_SECONDS = 30.0
+"""Work after which the cells that are finished are written: what a kill can cost at most."""
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A member of a sweep: an analysis in which nothing is swept any more."""
+
+    key: str
+    """Changes with all that decides the rows, and with nothing else."""
+    labels: Mapping[str, Any]
+    """The swept values by field name."""
+    analysis: Analysis
+    progress: str
+    """What is said while it is computed."""
 
 
 class TrainedRun:
-    """One training under study, and the tables that are made from it."""
+    """One training under study, and the tables that are made from it.
+
+    Args:
+        experiment: whose analyses are run.
+        recipe: of the training, without a sweep.
+        seed: of the training.
+        runs: folder of all runs, where trainings and cells are kept.
+        progress: is called with the progress of training and analyses.
+        swept: the swept values of the recipe, by field name.
+    """
 
     def __init__(
         self,
@@ -53,129 +66,132 @@ class TrainedRun:
         progress: ProgressCallback,
         swept: Mapping[str, Any],
     ) -> None:
-        self.experiment, self.recipe, self.seed, self.runs, self.progress = (
-            experiment,
-            recipe,
-            seed,
-            runs,
-            progress,
-        )
+        self.experiment, self.recipe, self.seed = experiment, recipe, seed
+        self.runs, self.progress = runs, progress
         self.trained = self.training(recipe, swept)
         self._session: Session | None = None
 
     def training(self, recipe: Recipe, swept: Mapping[str, Any] = MappingProxyType({})) -> Trained:
         name = run_label(recipe, swept, self.seed)
-        return train(
-            recipe,
-            self.seed,
-            folder_of(recipe, self.seed, self.runs),
-            lambda *event: self.progress.train(name, *event),
-        )
+        folder = folder_of(recipe, self.seed, self.runs)
+        return train(recipe, self.seed, folder, lambda *event: self.progress.train(name, *event))
 
     @property
     def session(self) -> Session:
         if self._session is None:
-            experiment, models = self.experiment, {}
-            for name, ref in experiment.checkpoints.items():
-                trained = self.trained if ref.training is None else self.training(ref.training)
-                models[name] = trained.at(ref.at)
+            task = self.recipe.task
+            sets = {name: chosen.of(task) for name, chosen in self.experiment.examples.items()}
             self._session = Session(
-                models=models,
-                example_sets={
-                    name: chosen.of(self.recipe.task)
-                    for name, chosen in experiment.examples.items()
-                },
+                models=self._models(),
+                example_sets=sets,
                 curves=self.trained.record["curves"],
                 phases=self.trained.phases,
-                chance=self.recipe.task.chance,
-                rule=self.recipe.task.answers,
+                chance=task.chance,
+                rule=task.answers,
                 say=self.progress.say,
+                **session_options(self.experiment),
             )
         return self._session
 
-    def table(self, i: int, analysis: Analysis) -> tuple[pd.DataFrame, bool]:
-        """The table, and whether it had to be computed."""
-        import pandas as pd
+    def _models(self) -> dict[str, Any]:
+        models = {}
+        for name, ref in self.experiment.checkpoints.items():
+            trained = self.trained if ref.training is None else self.training(ref.training)
+            models[name] = trained.at(ref.at)
+        return models
 
-        path = self.runs / "blocks" / f"{self._key(analysis)}.parquet"
-        if path.exists():
-            try:
-                return pd.read_parquet(path), False
-            except (OSError, ValueError):
-                path.unlink()  # cut off by a crash of the machine: made again
+    @property
+    def backends(self) -> dict[str, tuple[str, str]]:
+        """By the name of a model, the backend that ran it and why; empty if nothing was run."""
+        return dict(getattr(self._session, "backends", {}))
+
+    def table(self, i: int, analysis: Analysis) -> tuple[pd.DataFrame, bool]:
+        """The table of an analysis, and whether a cell of it had to be computed.
+
+        Args:
+            i: the place of the analysis in the experiment, named by errors.
+            analysis: with its sweeps.
+
+        Raises:
+            BlockError: the analysis asks for something that is not possible.
+            FileError: the cells cannot be written or read.
+        """
         try:
-            table = analysis.run(self.session, self.experiment.sweep_domain(self.recipe))
+            cells = list(self._cells(analysis))
+            store = CellStore(self._folder(analysis))
+            is_new = self._compute([cell for cell in cells if cell.key not in store], store)
+            rows = store.read([cell.key for cell in cells])
+            # Only a chunk that turns out to be damaged leaves something to do here.
+            lost = [cell for cell in cells if cell.key not in rows]
+            is_new |= self._compute(lost, store)
+            rows |= store.read([cell.key for cell in lost])
         except InputError as error:
             raise BlockError(("analyses", i), str(error)) from error
-        write(path, table.to_parquet(index=False))
-        return table, True
+        if len(rows) < len(cells):
+            raise FileError(f"{store.folder} cannot be read back; check the disk and run again")
+        tables = [rows.pop(cell.key) for cell in cells]
+        return joined(tables, [cell.labels for cell in cells]), is_new
 
-    def _key(self, analysis: Analysis) -> str:
-        """Changes with all that decides the table, and with nothing else."""
-        block, words = analysis.block(), analysis.words()
-        block.pop("name")
-        used = (("examples", self.experiment.examples), ("model", self.experiment.checkpoints))
-        named = {
-            field: {
-                name: ref.block()
-                for name, ref in refs.items()
-                if name in words or _asks_for_all(block, field)
-            }
-            for field, refs in used
-        }
-        steps = [self.trained.phases, self.trained.record["curves"][-1]]
+    def _compute(self, cells: Sequence[Cell], store: CellStore) -> bool:
+        """Compute and keep these cells, in chunks; False if there was nothing to do."""
+        finished: dict[str, pd.DataFrame] = {}
+        started = time.monotonic()
+        try:
+            for cell in cells:
+                before = time.monotonic()
+                self.progress.say(cell.progress)
+                finished[cell.key] = cell.analysis.table(self.session)
+                now = time.monotonic()
+                # Written now if the next cell, taking as long as this one, would take too long.
+                if now - started + (now - before) > CHUNK_SECONDS:
+                    store.write(finished)
+                    finished, started = {}, now
+        finally:  # an error or an interruption does not cost the cells before it
+            if finished:
+                store.write(finished)
+        return bool(cells)
+
+    def _cells(self, analysis: Analysis) -> Iterator[Cell]:
+        members = analysis.expand(self.experiment.sweep_domain(self.recipe))
+        background = self._background()
+        for i, (labels, member) in enumerate(members):
+            progress = analysis.progress(i, len(members), labels)
+            yield Cell(self._key(member, background), labels, member, progress)
+
+    def _folder(self, analysis: Analysis) -> Path:
+        group = digest([analysis.kind, self.recipe.recipe_hash, self.seed])
+        return self.runs / "cells" / group
+
+    def _background(self) -> list[Any]:
+        """The part of a key that all cells of this training share."""
+        trained = [self.trained.phases, self.trained.record["curves"][-1]]
+        return [self.recipe.recipe_hash, self.seed, trained, conditions(self.experiment)]
+
+    def _key(self, analysis: Analysis, background: Sequence[Any]) -> str:
+        block = analysis.block()
+        del block["name"]
+        names = self.experiment.references_of(analysis)
+        checkpoints = {name: self.experiment.checkpoints[name] for name in names.checkpoints}
+        examples = {name: self.experiment.examples[name] for name in names.examples}
+        used = [*checkpoints.values(), *examples.values(), self.recipe.task]
         return digest(
             [
                 block,
-                named,
-                self.recipe.recipe_hash,
-                steps,
-                self.seed,
-                engine_hash(),
-                *_plugin_code(self.experiment),
+                {name: ref.block() for name, ref in checkpoints.items()},
+                {name: chosen.block() for name, chosen in examples.items()},
+                code_hash([analysis, *used, self.recipe.architecture]),
+                *background,
             ]
         )
 
 
 def run_label(recipe: Recipe, swept: Mapping[str, Any], seed: int) -> str:
-    """`fda_capacity d_model 32 seed 0`: a training by its name, what is swept in it, and its
-    seed."""
-    cell = {key: value for key, value in swept.items() if key != "training"} | {"seed": seed}
-    return " ".join([recipe.name, *(f"{key} {value}" for key, value in cell.items())])
+    """`fda_capacity d_model 32 seed 0`: how progress and errors name a training.
 
-
-class BlockError(InputError):
-    """A block of the spec (an analysis, a quantity, a figure) asks for what cannot be."""
-
-    def __init__(self, loc: tuple[str | int, ...], text: str) -> None:
-        super().__init__(text if loc[0] == "analyses" else f"{'.'.join(map(str, loc))}: {text}")
-        self.loc, self.text = loc, text
-
-
-def _asks_for_all(block: Any, field: str) -> bool:
-    """Whether the block, or a part of it, sweeps this field over all that the experiment names."""
-    if not isinstance(block, Mapping):
-        return False
-    return block.get(field) == {"each": "all"} or any(
-        _asks_for_all(part, field) for part in block.values()
-    )
-
-
-def _plugin_code(experiment: Experiment) -> list[str]:
-    paths = {name: PLUGINS.get(name, Path(name)) for name in experiment.plugins}
-    return [
-        name + hashlib.sha256(path.read_bytes()).hexdigest()
-        for name, path in paths.items()
-        if path.exists()
-    ]
-
-
-@cache
-def engine_hash() -> str:
-    """A hash of the code that makes tables, so that no table outlives the code that made it."""
-    here, content = Path(__file__).parents[1], hashlib.sha256()
-    for path in sorted(
-        path for pattern in ENGINE for path in here.glob(pattern) if path.name not in NOT_ENGINE
-    ):
-        content.update(path.name.encode() + path.read_bytes())
-    return content.hexdigest()[:12]
+    Args:
+        recipe: of the training.
+        swept: the swept values of the recipe, by field name.
+        seed: of the training.
+    """
+    values = {key: value for key, value in swept.items() if key != "training"} | {"seed": seed}
+    return " ".join([recipe.name, *(f"{key} {value}" for key, value in values.items())])

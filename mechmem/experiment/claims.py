@@ -1,5 +1,5 @@
-"""Quantities and claims: numbers read off the tables with intervals, and verdicts by a rule written
-beforehand."""
+"""Quantities and claims: numbers from the tables with intervals, and verdicts by rules that were
+written before the run."""
 
 from __future__ import annotations
 
@@ -37,23 +37,23 @@ class Measured:
     @property
     def percent(self) -> str:
         """`62 % [58, 66]`."""
-        return self._said(lambda x: f"{round(100 * x)}", " %")
+        return self._format(lambda x: f"{round(100 * x)}", " %")
 
     @property
     def points(self) -> str:
         """A difference of shares: `+12 points [+8, +15]`."""
-        return self._said(lambda x: f"{round(100 * x):+d}", " points")
+        return self._format(lambda x: f"{round(100 * x):+d}", " points")
 
     @property
     def number(self) -> str:
         """`1.77 [1.70, 1.84]`."""
-        return self._said(lambda x: f"{x:.3g}", "")
+        return self._format(lambda x: f"{x:.3g}", "")
 
-    def _said(self, written: Callable[[float], str], unit: str) -> str:
+    def _format(self, number: Callable[[float], str], unit: str) -> str:
         if np.isnan(self.value):
             return "undefined"
-        ends = "" if np.isnan(self.low) else f" [{written(self.low)}, {written(self.high)}]"
-        return f"{written(self.value)}{unit}{ends}"
+        ends = "" if np.isnan(self.low) else f" [{number(self.low)}, {number(self.high)}]"
+        return f"{number(self.value)}{unit}{ends}"
 
 
 Sample = tuple[np.ndarray, np.ndarray | None]
@@ -61,23 +61,23 @@ Sample = tuple[np.ndarray, np.ndarray | None]
 
 
 class Quantity(Component):
-    """A number read off a table: the rows of `where`, less (example by example) those of `minus` if
-    given."""
+    """A number from a table: the mean of the rows of `where`, minus (example by example) that of
+    the rows of `minus`."""
 
     table: str
     where: Where = {}
     minus: Where | None = None
-    """What differs from `where` in the rows that are subtracted."""
+    """The keys in which the subtracted rows differ from `where`."""
     value: str = "value"
-    """Column to average where the table has no values of single examples."""
+    """The column to average; of `value`, per-example values are used where the table has them."""
     pick: Literal["largest", "smallest"] | None = None
-    """Of several rows a seed (layers, sites ...), the one whose mean over seeds is the largest or
-    smallest; of equal ones the first. The interval is that row's own: that of the largest of many
-    would be wider, and higher."""
+    """Of several rows per seed (layers, sites ...), take the one with the largest or smallest mean
+    over seeds; of equal ones the first. The interval is that of this row alone: the interval of a
+    maximum over rows would be wider, and higher."""
 
     def measure(self, tables: Mapping[str, pd.DataFrame]) -> Measured:
-        """Raises InputError for an unknown table or column, or if several rows are left and none is
-        picked."""
+        """The quantity in these tables. Raises InputError for an unknown table or column, and where
+        several rows fit and `pick` is not set."""
         if self.table not in tables:
             raise InputError(f"there is no table {self.table!r}; {suggest(self.table, tables)}")
         groups = self._groups(tables[self.table])
@@ -85,7 +85,8 @@ class Quantity(Component):
             return Measured(float("nan"), float("nan"), float("nan"), 0)
         if len(groups) > 1 and self.pick is None:
             raise InputError(
-                f"{len(groups)} rows a seed fit {self.where}; add a key ({_differing(groups)}) or `pick:`"
+                f"{len(groups)} rows per seed fit {self.where}; add a key ({_differing(groups)}) "
+                "or `pick:`"
             )
         measured = [_over_seeds(samples, labels) for labels, samples in groups]
         defined = [m for m in measured if not np.isnan(m.value)] or measured
@@ -97,12 +98,14 @@ class Quantity(Component):
             return []
         if self.value not in chosen:
             raise InputError(
-                f"table {self.table!r} has no column {self.value!r}; {suggest(self.value, chosen.columns)}"
+                f"table {self.table!r} has no column {self.value!r}; "
+                f"{suggest(self.value, chosen.columns)}"
             )
         if "per_example" not in chosen or self.value != "value":
             if self.pick:
                 raise InputError(
-                    f"`pick` needs values of single examples, which {self.value!r} has not; use `where`"
+                    f"`pick` needs per-example values, but column {self.value!r} of table "
+                    f"{self.table!r} has none; use `where`"
                 )
             return [
                 (
@@ -134,20 +137,19 @@ class Quantity(Component):
         other = rows_where(table[table["seed"] == row["seed"]], known | self.minus)
         if len(other) != 1:
             raise InputError(f"`minus` must leave one row, not {len(other)}: {known | self.minus}")
-        less = np.asarray(other["per_example"].iloc[0], float)
+        subtracted = np.asarray(other["per_example"].iloc[0], float)
         # Paired where both rows are of the same examples, else a difference of means.
-        is_paired = len(less) == len(values) and "examples" not in self.minus
-        return (values - less, None) if is_paired else (values, less)
+        is_paired = len(subtracted) == len(values) and "examples" not in self.minus
+        return (values - subtracted, None) if is_paired else (values, subtracted)
 
 
 def _over_seeds(samples: Sequence[Sample], labels: Mapping[str, Any]) -> Measured:
-    values, less = zip(*samples, strict=True)
-    return Measured(*hierarchical_interval(values, less), len(samples), labels)
+    values, subtracted = zip(*samples, strict=True)
+    return Measured(*hierarchical_interval(values, subtracted), len(samples), labels)
 
 
 class Condition(Component):
-    """What a quantity must be for a claim to hold: its whole interval at least, or at most, a
-    threshold."""
+    """What a claim requires: that a quantity's whole interval is on one side of a threshold."""
 
     quantity: str
     at_least: float | None = None
@@ -161,12 +163,14 @@ class Condition(Component):
 
     @property
     def rule(self) -> str:
-        return f"{self.quantity} {f'>= {self.at_least:g}' if self.at_least is not None else f'<= {self.at_most:g}'}"
+        if self.at_least is not None:
+            return f"{self.quantity} >= {self.at_least:g}"
+        return f"{self.quantity} <= {self.at_most:g}"
 
     def outcome(self, measured: Measured) -> bool | None:
-        """True if the whole interval fulfils it, False if none of it does, None between.
+        """True if the whole interval fulfils the condition, False if none of it does, else None.
 
-        A number without an interval, of which there can be but one seed, is taken as it is.
+        A number without an interval (a scalar of a single seed) counts as it is.
         """
         if np.isnan(measured.value):
             return None
@@ -180,14 +184,14 @@ class Condition(Component):
 
 
 class Claim(Component):
-    """A finding that can fail: supported if all conditions hold over enough seeds, refuted if one
-    is contradicted."""
+    """A finding that can fail: supported if all conditions hold, refuted if one is contradicted,
+    else (or with too few seeds) undetermined."""
 
     id: str
     says: str
     holds_when: tuple[Condition, ...] = Field(min_length=1)
     min_seeds: int = Field(3, ge=2)
-    """Seeds below which the verdict is `undetermined` whatever the numbers say."""
+    """With fewer seeds the verdict is `undetermined`, whatever the numbers are."""
 
     def verdict(self, measured: Mapping[str, Measured]) -> dict[str, Any]:
         """id, says, verdict, reason, rule, effect and its interval (of the first condition)."""
@@ -212,24 +216,20 @@ class Claim(Component):
         }
 
     def _judged(self, outcomes: Sequence[bool | None], n_seeds: int) -> tuple[str, str]:
-        failed = [c.rule for c, o in zip(self.holds_when, outcomes, strict=True) if o is False]
-        unclear = [c.rule for c, o in zip(self.holds_when, outcomes, strict=True) if o is None]
-        found = (
-            f"contradicted: {'; '.join(failed)}"
-            if failed
-            else f"unclear: {'; '.join(unclear)}"
-            if unclear
-            else "all hold"
-        )
+        """The verdict and its reason."""
+        by_rule = [(c.rule, o) for c, o in zip(self.holds_when, outcomes, strict=True)]
+        failed = [rule for rule, outcome in by_rule if outcome is False]
+        unclear = [rule for rule, outcome in by_rule if outcome is None]
+        if failed:
+            verdict, found = "refuted", f"contradicted: {'; '.join(failed)}"
+        elif unclear:
+            verdict, found = "undetermined", f"unclear: {'; '.join(unclear)}"
+        else:
+            verdict, found = "supported", "all hold"
         if n_seeds < self.min_seeds:
-            seeds = "one seed" if n_seeds == 1 else f"{n_seeds} seeds"
-            return (
-                "undetermined",
-                f"{seeds} of the {self.min_seeds} that a verdict needs; here the conditions are {found}",
-            )
-        return (
-            "refuted" if failed else "undetermined" if unclear else "supported"
-        ), f"over {n_seeds} seeds: {found}"
+            needed = f"{n_seeds} of the {self.min_seeds} seeds that a verdict needs"
+            return "undetermined", f"{needed}; so far {found}"
+        return verdict, f"over {n_seeds} seeds: {found}"
 
 
 class _Sentence(string.Formatter):
@@ -242,19 +242,20 @@ class _Sentence(string.Formatter):
         if isinstance(kwargs.get(name), str) and attribute == "verdict":
             return kwargs[name], name
         if not isinstance(kwargs.get(name), Measured):
-            raise InputError(f"the answer speaks of {name!r}; {suggest(name, kwargs)}")
+            raise InputError(
+                f"the answer template refers to unknown quantity {name!r}; {suggest(name, kwargs)}"
+            )
         measured: Measured = kwargs[name]
         if attribute in ("value", "low", "high", "n_seeds", "percent", "points", "number"):
             return getattr(measured, attribute), name
         if attribute in measured.labels or np.isnan(measured.value):
             return measured.labels.get(attribute, "undefined"), name
-        raise InputError(
-            f"{name} has no {attribute!r}; {suggest(attribute, ['percent', 'number', *measured.labels])}"
-        )
+        known = ["percent", "number", *measured.labels]
+        raise InputError(f"{name} has no {attribute!r}; {suggest(attribute, known)}")
 
 
 def template_fields(template: str) -> list[str]:
-    """The names in a template's braces. Raises InputError if it is none."""
+    """The names in a template's braces. Raises InputError if it is not a valid template."""
     try:
         return [
             field.partition(".")[0]
@@ -268,8 +269,13 @@ def template_fields(template: str) -> list[str]:
 def render_answer(
     template: str, measured: Mapping[str, Measured], verdicts: Mapping[str, str] | None = None
 ) -> str:
-    """The answer: `{returned.percent} of the true answers return when layer {best.layer} is
-    patched; C7: {C7.verdict}`."""
+    """The sentence that answers the question. Raises InputError for an unknown name.
+
+    Args:
+        template: such as `{returned.percent} of the true answers return; C7 is {C7.verdict}`.
+        measured: quantities by name.
+        verdicts: of claims, by their id.
+    """
     try:
         return " ".join(_Sentence().vformat(template, (), {**(verdicts or {}), **measured}).split())
     except InputError:

@@ -1,4 +1,4 @@
-"""Results: a finished run's answer, claims, tables and figures, as they stand in its folder."""
+"""Results: a finished run's answer, claims, tables and figures, read from its folder."""
 
 from __future__ import annotations
 
@@ -33,13 +33,13 @@ class Run:
 
     @cached_property
     def experiment(self) -> Experiment:
-        """The spec that was run. Runs the code of its `plugins:`, which reading the results does
+        """The spec that was run. This runs the code of its `plugins:`; reading the results does
         not."""
         return Experiment.from_yaml(self.folder / "experiment.yaml")
 
     @property
     def question(self) -> str:
-        return self.record.get("question", "")  # not in what versions before 0.2.0 have written
+        return self.record.get("question", "")  # version 0.1 did not write it
 
     @property
     def answer(self) -> str:
@@ -138,7 +138,8 @@ def _warnings(experiment: Experiment) -> list[str]:
     if len(experiment.seeds) > 1:
         return []
     return [
-        "One seed: intervals are over examples of a single model and say nothing about other trainings."
+        "One seed: intervals are over the examples of a single model; they do not cover the "
+        "differences between trainings."
     ]
 
 

@@ -1,27 +1,27 @@
-"""Runs: from an experiment to its tables, figures, answer and report, with every finished block
-reused."""
+"""Runs: from an experiment to its tables, figures, answer and report; finished cells are reused."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock, Timeout
 
-from mechmem.experiment.cells import BlockError, TrainedRun, run_label
-from mechmem.experiment.claims import Measured, render_answer
+from mechmem.experiment.answer import answer_from, labelled, one_below_the_other
+from mechmem.experiment.cells import TrainedRun, run_label
+from mechmem.experiment.dry_run import dry_run
+from mechmem.experiment.machine import device_of
 from mechmem.experiment.results import RUNS, Run, draw
 from mechmem.experiment.spec import PLUGINS, Experiment
 from mechmem.progress import ProgressCallback
-from mechmem.session import Session
-from mechmem.spec.errors import InputError
 from mechmem.spec.files import FileError, read_json, write, write_json
 from mechmem.spec.provenance import provenance
 from mechmem.spec.yaml_file import write_spec
-from mechmem.training.recipe import PHASES, Recipe
+from mechmem.training.recipe import Recipe
 from mechmem.training.store import folder_of
 
 if TYPE_CHECKING:
@@ -29,36 +29,63 @@ if TYPE_CHECKING:
 
 
 def run(experiment: Experiment, runs: Path = RUNS, progress: ProgressCallback | None = None) -> Run:
-    """Answer the experiment's question: train what is missing, compute what is not at hand, report.
+    """Answer the experiment's question: train what is missing, compute what is not stored, report.
 
-    Raises InputError where the spec asks for what cannot be, FileError where the machine fails.
+    Args:
+        experiment: what to run.
+        runs: folder of all runs and trainings.
+        progress: is called with the progress of trainings and analyses.
+
+    Raises:
+        InputError: the spec asks for something impossible.
+        FileError: a file is damaged or cannot be written.
     """
-    progress, folder = (
-        progress or ProgressCallback(),
-        runs / f"{experiment.name}-{experiment.content_hash}",
-    )
+    progress = progress or ProgressCallback()
+    folder = runs / f"{experiment.name}-{experiment.content_hash}"
+    device_of(experiment)  # refuses a device that is not there, before anything is trained for it
     with locked(folder, progress.say):
-        started, computed = time.monotonic(), []
-        trained_runs = list(_trained_runs(experiment))
+        started, work = time.monotonic(), Work()
         if missing_trainings(experiment, runs):
-            rehearse(experiment)  # nothing is trained for a spec that cannot run
-        tables: dict[str, list[pd.DataFrame]] = {
-            analysis.table_name: [] for analysis in experiment.analyses
-        }
-        for labels, recipe, seed in trained_runs:
+            dry_run(experiment)  # nothing is trained for a spec that cannot run
+        tables: dict[str, list[pd.DataFrame]] = {a.table_name: [] for a in experiment.analyses}
+        for labels, recipe, seed in experiment.trainings():
             trained_run = TrainedRun(experiment, recipe, seed, runs, progress, labels)
             for i, analysis in enumerate(experiment.analyses):
                 table, is_new = trained_run.table(i, analysis)
-                computed += [analysis.table_name] if is_new else []
-                tables[analysis.table_name].append(_labelled(table, labels | {"seed": seed}))
-        return _finish(experiment, folder, _joined(tables), computed, time.monotonic() - started)
+                work.computed += [analysis.table_name] if is_new else []
+                tables[analysis.table_name].append(labelled(table, labels | {"seed": seed}))
+            work.add_backends(trained_run.backends, progress.say)
+        work.seconds = time.monotonic() - started
+        return _finish(experiment, folder, one_below_the_other(tables), work)
+
+
+@dataclass
+class Work:
+    """What a run had to compute, and how."""
+
+    computed: list[str] = field(default_factory=list)
+    """The names of tables of which something was computed, once for each training."""
+    backends: dict[str, list[str]] = field(default_factory=dict)
+    """By the name of a model, the backends that ran it, each with the reason."""
+    seconds: float = 0.0
+
+    def add_backends(
+        self, found: Mapping[str, tuple[str, str]], say: Callable[[str], None]
+    ) -> None:
+        """Record and report the backends of one training's models; several trainings of one spec
+        may need different ones."""
+        for name, (backend, reason) in found.items():
+            text = f"{backend}: {reason}"
+            if text not in self.backends.setdefault(name, []):
+                self.backends[name].append(text)
+                say(f"model {name} ran on the backend {text}")
 
 
 def missing_trainings(experiment: Experiment, runs: Path = RUNS) -> dict[str, Recipe]:
-    """By name, every training that a run would have to make first."""
+    """By their labels, the trainings that a run would have to make first."""
     others = [ref.training for ref in experiment.checkpoints.values() if ref.training is not None]
     wanted = [
-        *_trained_runs(experiment),
+        *experiment.trainings(),
         *(({}, recipe, seed) for recipe in others for seed in experiment.seeds),
     ]
     return {
@@ -68,130 +95,24 @@ def missing_trainings(experiment: Experiment, runs: Path = RUNS) -> dict[str, Re
     }
 
 
-def _trained_runs(experiment: Experiment) -> Iterator[tuple[dict[str, Any], Recipe, int]]:
-    """(swept values of the recipe, recipe, seed) of every training of the experiment."""
-    for labels, recipe in _recipes(experiment):
-        for seed in experiment.seeds:
-            yield labels, recipe, seed
-
-
-def _recipes(experiment: Experiment) -> Iterator[tuple[dict[str, Any], Recipe]]:
-    for training in (experiment.training, *experiment.also):
-        named = {"training": training.name} if experiment.also else {}
-        for labels, recipe in training.expand({}):
-            yield named | labels, recipe
-
-
-def _labelled(table: pd.DataFrame, labels: Mapping[str, Any]) -> pd.DataFrame:
-    for i, (column, value) in enumerate(labels.items()):
-        table.insert(i, column, value)
-    return table
-
-
-def _joined(tables: Mapping[str, Sequence[pd.DataFrame]]) -> dict[str, pd.DataFrame]:
-    import pandas as pd
-
-    return {name: pd.concat(parts, ignore_index=True) for name, parts in tables.items()}
-
-
-def rehearse(experiment: Experiment, say: Callable[[str], None] = lambda _: None) -> dict[str, int]:
-    """The whole run on untrained models and four examples of each set: raises what a run would
-    raise.
-
-    Returns how many examples each analysis sends through the models of one seed in the real run.
-    """
-    costs = {analysis.table_name: 0 for analysis in experiment.analyses}
-    tables: dict[str, list[pd.DataFrame]] = {name: [] for name in costs}
-    for labels, recipe in _recipes(experiment):
-        for name, (table, cost) in _rehearsed(experiment, recipe, say).items():
-            costs[name] += cost
-            tables[name] += [
-                _labelled(table.copy(), labels | {"seed": seed}) for seed in experiment.seeds
-            ]
-    joined = _joined(tables)
-    measured = _measured(experiment, joined)
-    render_answer(experiment.answer, measured, _verdicts(_judged(experiment, measured)))
-    for i, figure in enumerate(experiment.figures):
-        try:
-            figure.draw(joined[figure.table])
-        except InputError as error:
-            raise BlockError(("figures", i), str(error)) from error
-    return costs
-
-
-def _rehearsed(
-    experiment: Experiment, recipe: Recipe, say: Callable[[str], None]
-) -> dict[str, tuple[pd.DataFrame, int]]:
-    """The rehearsed table of every analysis and its cost in the real run, for one training."""
-    few = {
-        name: chosen.of(recipe.task).select(slice(4)).as_set()
-        for name, chosen in experiment.examples.items()
-    }
-    models = {
-        name: (ref.training or recipe).build(0) for name, ref in experiment.checkpoints.items()
-    }
-    for model in models.values():
-        model.requires_grad_(False)  # as those of checkpoints are
-    curve = {"step": 0, "clean": 0.0, "memorised": 0.0, "corrected": 0.0, "held_out": 0.0}
-    phases = dict.fromkeys(PHASES, 0)
-    task = recipe.task
-    session = Session(
-        models, few, curves=[curve], phases=phases, chance=task.chance, is_rehearsal=True
-    )
-    session.rule, session.say = task.answers, say
-    rehearsed = {}
-    for i, analysis in enumerate(experiment.analyses):
-        before = session.n_forwarded
-        try:
-            table = analysis.run(session, experiment.sweep_domain(recipe))
-        except InputError as error:
-            raise BlockError(("analyses", i), str(error)) from error
-        rehearsed[analysis.table_name] = (table, round(session.n_forwarded - before))
-    return rehearsed
-
-
-def _measured(experiment: Experiment, tables: Mapping[str, pd.DataFrame]) -> dict[str, Measured]:
-    measured = {}
-    for name, quantity in experiment.quantities.items():
-        try:
-            measured[name] = quantity.measure(tables)
-        except InputError as error:
-            raise BlockError(("quantities", name), str(error)) from error
-    return measured
-
-
-def _judged(experiment: Experiment, measured: Mapping[str, Measured]) -> list[dict[str, Any]]:
-    return [claim.verdict(measured) for claim in experiment.claims]
-
-
-def _verdicts(claims: Sequence[Mapping[str, Any]]) -> dict[str, str]:
-    return {claim["id"]: claim["verdict"] for claim in claims}
-
-
 def _finish(
-    experiment: Experiment,
-    folder: Path,
-    tables: dict[str, pd.DataFrame],
-    computed: Sequence[str],
-    seconds: float,
+    experiment: Experiment, folder: Path, tables: dict[str, pd.DataFrame], work: Work
 ) -> Run:
-    measured = _measured(experiment, tables)
-    claims = _judged(experiment, measured)
+    answer = answer_from(tables, experiment)
     record_path, record = folder / "run.json", {}
-    if not computed and record_path.exists():
-        record = read_json(
-            record_path
-        )  # nothing was computed anew: time and machine stay those of the computation
+    if not work.computed and record_path.exists():
+        # Nothing was computed: the time and the machine stay those of the computation.
+        record = read_json(record_path)
     record |= {
         "question": experiment.question,
-        "answer": render_answer(experiment.answer, measured, _verdicts(claims))
-        or "See the tables: the spec states no answer.",
+        "answer": answer.text or "See the tables: the spec states no answer.",
         "quantities": {
-            name: vars(m) | {"labels": _readable(m.labels)} for name, m in measured.items()
+            name: vars(m) | {"labels": _readable(m.labels)} for name, m in answer.quantities.items()
         },
-        "claims": claims,
+        "claims": answer.claims,
     }
-    record = {"seconds": round(seconds, 1), "provenance": provenance()} | record
+    made = provenance() | {"backends": work.backends}
+    record = {"seconds": round(work.seconds, 1), "provenance": made} | record
     for name, table in tables.items():
         write(folder / "tables" / f"{name}.parquet", table.to_parquet(index=False))
     write(folder / "experiment.yaml", write_spec(experiment))
@@ -220,7 +141,12 @@ def _number(value: Any) -> float | int | str:
 
 @contextmanager
 def locked(folder: Path, say: Callable[[str], None]) -> Generator[None, None, None]:
-    """One run of a spec at a time; a second one waits and then finds everything made."""
+    """Run a spec in one process at a time; a second one waits, and then finds everything computed.
+
+    Args:
+        folder: of the run.
+        say: is called if it has to wait.
+    """
     try:
         folder.mkdir(parents=True, exist_ok=True)
         lock = FileLock(folder / ".lock")

@@ -3,30 +3,44 @@ same one."""
 
 from __future__ import annotations
 
+import difflib
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
-from typing import Any, Self
+from typing import Any, Literal, Self
 
-from pydantic import Field, GetJsonSchemaHandler, ValidationInfo, field_validator, model_validator
+from pydantic import (
+    Field,
+    GetJsonSchemaHandler,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 from pydantic_core import CoreSchema
 
 from mechmem.analyses.analysis import Analysis
 from mechmem.data.example_set import ExampleSet
 from mechmem.experiment.claims import Claim, Quantity, template_fields
 from mechmem.report.figures.figure import Figure
-from mechmem.spec.errors import InputError, suggest
+from mechmem.spec.errors import InputError, error_details, suggest
 from mechmem.spec.files import read_json
+from mechmem.spec.references import References
 from mechmem.spec.registry import Component
+from mechmem.spec.size import Size
 from mechmem.spec.yaml_file import SpecFile
 from mechmem.training.recipe import PHASES, Recipe
 from mechmem.training.store import SHIPPED
 
 
 def named_recipe(name: str, folder: Path | None = None) -> Recipe:
-    """The recipe `trainings/NAME.yaml` beside a spec or under experiments/, or that of a shipped
-    training."""
+    """A recipe by its name. Raises InputError if there is none.
+
+    Args:
+        name: of a file `trainings/NAME.yaml` or of a shipped training.
+        folder: of the spec that names it; searched before `experiments/trainings`.
+    """
     places = [*([folder / "trainings", folder] if folder else []), Path("experiments/trainings")]
     for place in places:
         if (place / f"{name}.yaml").exists():
@@ -81,15 +95,14 @@ class CheckpointRef(Component):
 
 
 class Experiment(Component):
-    """A question, the trained models and examples that it is put to, the analyses, and what would
-    count as an answer."""
+    """A question, the trained models and examples that it is asked of, the analyses, and the claims
+    that would answer it."""
 
     name: str = Field(pattern=r"^[A-Za-z0-9_.-]+$")
     question: str
     training: Recipe
     also: tuple[Recipe, ...] = ()
-    """Other trainings that are put to the same analyses; rows then say whose they are in the column
-    `training`."""
+    """Other trainings for the same analyses; the column `training` then names that of each row."""
     seeds: tuple[int, ...] = Field((0,), min_length=1)
     """Seeds of the model; each is a replication."""
     checkpoints: dict[str, CheckpointRef] = {}
@@ -101,7 +114,14 @@ class Experiment(Component):
     answer: str = ""
     """The answer's sentence, with `{quantity.percent}` and the like in it."""
     plugins: tuple[str, ...] = ()
-    """Python files, relative to the spec, whose components stand beside the built-in ones."""
+    """Python files, relative to the spec, that define further components."""
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    """Where the analyses run; `auto` takes CUDA, else MPS, else the CPU. Recipes have their own."""
+    memory: Size = 2 * 2**30
+    """Memory that the analyses may use for activations, such as `2 GiB`."""
+    backend: Literal["auto", "hooked", "fast"] = "auto"
+    """How models are run: `hooked` is TransformerLens's own forward, `fast` is ours, and `auto`
+    takes `fast` for the models that it supports."""
 
     _by_name = field_validator("training", mode="before", json_schema_input_type=Recipe | str)(
         _recipe_by_name
@@ -125,43 +145,80 @@ class Experiment(Component):
         ]
         for name in template_fields(answer):
             if name not in known:
-                raise ValueError(f"the answer speaks of {name!r}; {suggest(name, known)}")
+                raise ValueError(
+                    f"the answer template refers to unknown quantity {name!r}; "
+                    f"{suggest(name, known)}"
+                )
         return answer
 
     @model_validator(mode="after")
-    def _names_are_known(self) -> Self:
-        if len(set(self.seeds)) < len(self.seeds):
-            raise ValueError(
-                f"seed {max(self.seeds, key=self.seeds.count)} stands twice; a replication needs its own"
-            )
+    def _tables_and_quantities_exist(self) -> Self:
         tables = [analysis.table_name for analysis in self.analyses]
         if len(set(tables)) < len(tables):
-            raise ValueError(
-                f"two analyses make the table {max(tables, key=tables.count)!r}; give one a `name:`"
-            )
-        for owner, name in [(f"figures.{i}", f.table) for i, f in enumerate(self.figures)] + [
-            (f"quantities.{key}", q.table) for key, q in self.quantities.items()
-        ]:
-            if name not in tables:
-                raise ValueError(f"{owner} reads the table {name!r}; {suggest(name, tables)}")
+            twice = max(tables, key=tables.count)
+            raise ValueError(f"two analyses make the table {twice!r}; give one a `name:`")
+        readers = {f"figures.{i}": figure.table for i, figure in enumerate(self.figures)}
+        readers |= {f"quantities.{name}": q.table for name, q in self.quantities.items()}
+        for reader, table in readers.items():
+            if table not in tables:
+                raise ValueError(f"{reader} reads the table {table!r}; {suggest(table, tables)}")
         for claim in self.claims:
             for condition in claim.holds_when:
                 if condition.quantity not in self.quantities:
                     raise ValueError(
-                        f"claim {claim.id} asks for {condition.quantity!r}; {suggest(condition.quantity, self.quantities)}"
+                        f"claim {claim.id} refers to unknown quantity {condition.quantity!r}; "
+                        f"{suggest(condition.quantity, self.quantities)}"
                     )
         return self
 
     @model_validator(mode="after")
     def _checkpoints_will_be_kept(self) -> Self:
         for name, ref in self.checkpoints.items():
-            training = (ref.training or self.training).optimisation
+            recipe = ref.training or self.training
+            training = recipe.optimisation
             if ref.step is not None and not training.keeps(ref.step):
                 raise ValueError(
-                    f"checkpoints.{name}: {(ref.training or self.training).name} keeps no checkpoint of step {ref.step}, "
+                    f"checkpoints.{name}: {recipe.name} keeps no checkpoint of step {ref.step}, "
                     f"only every {training.evaluate_every} up to {training.n_steps}"
                 )
         return self
+
+    @model_validator(mode="after")
+    def _everything_is_used(self) -> Self:
+        """A name that nothing uses is most likely misspelt, in its declaration or where it should
+        be used; the run would answer another question than the one that was meant."""
+        errors = [
+            error_details("unused", text, place, place[-1])
+            for kind in ("checkpoints", "examples")
+            for place, text in self._unused(kind)
+        ]
+        if errors:
+            raise ValidationError.from_exception_data(type(self).__name__, errors)
+        return self
+
+    def _unused(self, kind: str) -> Iterator[tuple[tuple[str | int, ...], str]]:
+        """The place and the text of an error for every checkpoint or example set without a use."""
+        declared = getattr(self, kind)
+        uses = [_mentioned(analysis, self, kind) for analysis in self.analyses]
+        used = frozenset().union(*uses)
+        what = "checkpoint" if kind == "checkpoints" else "example set"
+        for name in [name for name in declared if name not in used]:
+            misspelt = difflib.get_close_matches(name, sorted(used - set(declared)), n=1)
+            if misspelt:
+                at = next(i for i, names in enumerate(uses) if misspelt[0] in names)
+                text = f"there is no {what} {misspelt[0]!r}; did you mean {name!r}?"
+                yield ("analyses", at), text
+            else:
+                near = difflib.get_close_matches(name, sorted(used & set(declared)), n=1)
+                hint = f"did you mean {near[0]!r}?" if near else "use it or remove it"
+                yield (kind, name), f"no analysis uses the {what} {name!r}; {hint}"
+
+    def references_of(self, analysis: Analysis) -> References:
+        """The declared checkpoints and example sets that an analysis refers to."""
+        return References(
+            _mentioned(analysis, self, "checkpoints") & set(self.checkpoints),
+            _mentioned(analysis, self, "examples") & set(self.examples),
+        )
 
     @classmethod
     def from_yaml(cls, path: str | Path, overrides: Sequence[str] = ()) -> Experiment:
@@ -174,8 +231,21 @@ class Experiment(Component):
             load_plugins([name for name in plugins if isinstance(name, str)], Path(path).parent)
         return file.build(cls)
 
+    def recipes(self) -> Iterator[tuple[dict[str, Any], Recipe]]:
+        """Every training without its seed: the swept values of the recipe, and the recipe."""
+        for training in (self.training, *self.also):
+            named = {"training": training.name} if self.also else {}
+            for labels, recipe in training.expand({}):
+                yield named | labels, recipe
+
+    def trainings(self) -> Iterator[tuple[dict[str, Any], Recipe, int]]:
+        """Every training: the swept values of the recipe, the recipe, and the seed."""
+        for labels, recipe in self.recipes():
+            for seed in self.seeds:
+                yield labels, recipe, seed
+
     def sweep_domain(self, recipe: Recipe) -> Mapping[str, Sequence[Any]]:
-        """What `each: all` means, by field."""
+        """By the name of a field, the values that `each: all` stands for."""
         positions = next(iter(self.examples.values()), ExampleSet(n=1)).of(recipe.task).positions
         return {
             "layer": range(recipe.architecture.n_layers),
@@ -186,13 +256,41 @@ class Experiment(Component):
         }
 
 
+def _mentioned(analysis: Analysis, experiment: Experiment, kind: str) -> frozenset[str]:
+    """The names of checkpoints or of example sets that an analysis mentions, declared or not."""
+    every = References(every_checkpoint=True, every_example_set=True)
+    found = analysis.references().within(experiment.checkpoints, experiment.examples)
+    # FALLBACK, until every field that holds a name is declared as a CheckpointName or an
+    # ExampleSetName: any word of the block counts, and `each: all` in a field of this name.
+    field = "model" if kind == "checkpoints" else "examples"
+    if _sweeps_all(analysis.block(), field):
+        found |= every.within(experiment.checkpoints, experiment.examples)
+    return getattr(found, kind) | frozenset(_words(analysis.block()))
+
+
+def _words(block: Any) -> Iterator[str]:
+    """Part of the fallback in `_mentioned`."""
+    if isinstance(block, str):
+        yield block
+    parts = block.values() if isinstance(block, Mapping) else block
+    for part in parts if isinstance(parts, (list, type({}.values()))) else ():
+        yield from _words(part)
+
+
+def _sweeps_all(block: Any, field: str) -> bool:
+    """Part of the fallback in `_mentioned`."""
+    if not isinstance(block, Mapping):
+        return False
+    parts = block.values()
+    return block.get(field) == {"each": "all"} or any(_sweeps_all(part, field) for part in parts)
+
+
 PLUGINS: dict[str, Path] = {}
-"""Where the plugins that were loaded stand, by their names in the spec."""
+"""The files of the plug-ins that were loaded, by their names in the spec."""
 
 
 def load_plugins(names: Sequence[str], folder: Path) -> None:
-    """Run Python files that add components to the registries. Raises InputError if one is missing
-    or fails."""
+    """Run Python files that define components. Raises InputError if one is missing or fails."""
     for name in names:
         path = folder / name
         if not path.is_file() or path.suffix != ".py":
@@ -200,14 +298,11 @@ def load_plugins(names: Sequence[str], folder: Path) -> None:
                 f"plugin {path} {'is not a .py file' if path.exists() else 'does not exist'}"
             )
         module = ModuleType(f"mechmem_plugin_{path.stem}")
-        module.__file__, sys.modules[module.__name__] = (
-            str(path),
-            module,
-        )  # known, so that its annotations resolve
+        module.__file__ = str(path)
+        sys.modules[module.__name__] = module  # so that its annotations can be resolved
         try:
-            exec(
-                compile(path.read_bytes(), path, "exec"), vars(module)
-            )  # as it is now, whatever lies in a cache
+            # Not import_module: that might take an older version from a cache of bytecode.
+            exec(compile(path.read_bytes(), path, "exec"), vars(module))
         except Exception as error:
             raise InputError(f"plugin {path} failed: {type(error).__name__}: {error}") from error
         PLUGINS[name] = path.resolve()

@@ -15,6 +15,14 @@ class InputError(ValueError):
     """Something in the user's input is wrong; the message says what, where and what to write."""
 
 
+class BlockError(InputError):
+    """A block of the spec (an analysis, a quantity, a figure) asks for something impossible."""
+
+    def __init__(self, loc: tuple[str | int, ...], text: str) -> None:
+        super().__init__(text if loc[0] == "analyses" else f"{'.'.join(map(str, loc))}: {text}")
+        self.loc, self.text = loc, text
+
+
 def format_error(error: Any) -> str:
     """The message of one of pydantic's errors, without the prefix that pydantic adds to ours."""
     if error["type"] == "missing":

@@ -24,7 +24,7 @@ class FileError(Exception):
 
 
 def write(path: Path, content: bytes | str) -> None:
-    """Write a whole file or nothing. Raises FileError where the disk or a permission prevents it."""
+    """Write a whole file or nothing. Raises FileError if the disk or a permission prevents it."""
     data = content.encode() if isinstance(content, str) else content
     temporary = None
     try:

@@ -247,7 +247,7 @@ def test_run_takes_overrides_and_another_folder(ask, here):
 
 
 def test_progress_does_not_stand_among_the_results(ask, here):
-    shutil.rmtree("runs/blocks")
+    shutil.rmtree("runs/cells")
     found = ask("run", SMALL, "--json")
     assert found.json["name"] == "small"
     assert "dynamics" in found.err

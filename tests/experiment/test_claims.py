@@ -169,9 +169,9 @@ def test_a_recovery_that_is_undefined_makes_no_number():
         ({"where": {"laier": 0}}, "the table has no column 'laier'; did you mean 'layer'?"),
         (
             {"where": {"layer": 0}},
-            "2 rows a seed fit {'layer': 0}; add a key (condition) or `pick:`",
+            "2 rows per seed fit {'layer': 0}; add a key (condition) or `pick:`",
         ),
-        ({}, "4 rows a seed fit {}; add a key (layer, condition) or `pick:`"),
+        ({}, "4 rows per seed fit {}; add a key (layer, condition) or `pick:`"),
         (
             {"value": "recoverie"},
             "table 'grid' has no column 'recoverie'; did you mean 'recovery'?",
@@ -182,7 +182,7 @@ def test_a_recovery_that_is_undefined_makes_no_number():
         ),
         (
             {"table": "shift", "value": "shift", "pick": "largest"},
-            "`pick` needs values of single examples",
+            "`pick` needs per-example values, but column 'shift' of table 'shift' has none",
         ),
         ({"where": {"layer": 7}}, "no row has layer 7; choose from 0, 1"),
         (
@@ -271,11 +271,11 @@ HOLDS, FAILS, UNCLEAR = (0.7, 0.6, 0.8), (0.2, 0.1, 0.3), (0.5, 0.4, 0.6)
             HOLDS,
             2,
             "undetermined",
-            "2 seeds of the 3 that a verdict needs; here the conditions are all hold",
+            "2 of the 3 seeds that a verdict needs; so far all hold",
         ),
         (
             *(FAILS, FAILS, 1, "undetermined"),
-            "one seed of the 3 that a verdict needs; here the conditions are contradicted: a >= 0.5; b >= 0.5",
+            "1 of the 3 seeds that a verdict needs; so far contradicted: a >= 0.5; b >= 0.5",
         ),
     ],
 )
@@ -360,22 +360,25 @@ def test_an_answer_may_say_the_verdict_of_a_claim():
         render_answer("C7-few is {C7-few.verdict}", MEASURED, {"C7-few": "refuted"})
         == "C7-few is refuted"
     )
-    with pytest.raises(InputError, match="the answer speaks of 'C7-few'"):
+    with pytest.raises(InputError, match="the answer template refers to unknown quantity 'C7-few'"):
         render_answer("{C7-few.reason}", MEASURED, {"C7-few": "refuted"})
 
 
 @pytest.mark.parametrize(
     ("template", "message"),
     [
-        ("{beste.percent}", "the answer speaks of 'beste'; did you mean 'best'?"),
+        (
+            "{beste.percent}",
+            "the answer template refers to unknown quantity 'beste'; did you mean 'best'?",
+        ),
         ("{best.percnt}", "best has no 'percnt'; did you mean 'percent'?"),
         ("{best}", "best has no ''"),
         ("{best.__class__}", "best has no '__class__'"),
         ("{best.value.__class__.__mro__}", "best has no 'value.__class__.__mro__'"),
         ("{best.labels}", "best has no 'labels'"),
         ("{best.value:{best.__dict__}}", "best has no '__dict__'"),
-        ("{best[0]}", "the answer speaks of 'best[0]'"),
-        ("{}", "the answer speaks of '0'"),
+        ("{best[0]}", "the answer template refers to unknown quantity 'best[0]'"),
+        ("{}", "the answer template refers to unknown quantity '0'"),
         ("50 % {", "the answer '50 % {' cannot be filled in"),
         ("{best.value:zz}", "cannot be filled in"),
     ],

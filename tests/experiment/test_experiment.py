@@ -58,6 +58,7 @@ analyses:
     measures: [accuracy_true, logit_difference]
     control: {kind: random_neurons, n: 2}
   - {kind: neuron_shift, name: shift}
+  - {kind: neuron_shift, name: between, before: twin}
 figures:
   - {kind: curves, table: dynamics}
   - {kind: heatmap, table: patch_grid, x: layer, y: site, where: {layer: [0, 1]}}
@@ -98,6 +99,7 @@ FIELDS: dict[str, Any] = {
             control=RandomNeurons(n=2),
         ),
         NeuronShift(name="shift"),
+        NeuronShift(name="between", before="twin"),
     ),
     "figures": (
         Curves(table="dynamics"),
@@ -146,7 +148,13 @@ def test_overrides_reach_the_experiment():
             "seeds": (7,),
             "examples": FIELDS["examples"] | {"noisy": ExampleSet(noisy=True, n=3, prefix="true")},
         }
-        | {"analyses": (*FIELDS["analyses"][:2], NeuronShift(name="moved"))}
+        | {
+            "analyses": (
+                *FIELDS["analyses"][:2],
+                NeuronShift(name="moved"),
+                FIELDS["analyses"][3],
+            )
+        }
     )
 
 
@@ -199,7 +207,10 @@ def test_an_unknown_training_is_named_with_the_nearest_of_all_places():
     for name, near in (("fda_smal", "fda_small"), ("thr_smal", "thr_small")):
         with pytest.raises(SpecError) as caught:
             Experiment.from_yaml(path, [f"training={name}"])
-        message = f"override 'training={name}': training: there is no training {name!r}; did you mean {near!r}?"
+        message = (
+            f"override 'training={name}': training: there is no training {name!r}; "
+            f"did you mean {near!r}?"
+        )
         assert message in str(caught.value)
 
 
@@ -219,7 +230,7 @@ def test_an_error_in_a_training_names_the_file_it_is_in():
     written("trainings/small.yaml", RECIPE.replace("n_steps", "n_stps"))
     with pytest.raises(
         SpecError,
-        match=re.escape("trainings/small.yaml:4:12: optimisation.n_stps: optimisation has no key"),
+        match=re.escape("trainings/small.yaml:4:16: optimisation.n_stps: optimisation has no key"),
     ):
         Experiment.from_yaml(written("all.yaml", SPEC))
 
@@ -248,17 +259,18 @@ def test_an_error_in_a_training_names_the_file_it_is_in():
                     Claim(id="C2", says="", holds_when=(Condition(quantity="lat", at_most=0),)),
                 )
             },
-            "claim C2 asks for 'lat'; did you mean 'late'?",
+            "claim C2 refers to unknown quantity 'lat'; did you mean 'late'?",
         ),
         (
-            {"analyses": (Dynamics(), Dynamics())},
-            "two analyses make the table 'dynamics'; give one a `name:`",
+            {"analyses": (NeuronShift(), NeuronShift(before="twin"))},
+            "two analyses make the table 'neuron_shift'; give one a `name:`",
         ),
         (
             {"analyses": (Dynamics(), NeuronShift(name="dynamics"))},
             "two analyses make the table 'dynamics'",
         ),
-        ({"seeds": (0, 1, 1)}, "seed 1 stands twice; a replication needs its own"),
+        ({"seeds": (0, 1, 1)}, "1 is listed twice"),
+        ({"analyses": (Dynamics(), Dynamics())}, "is listed twice"),
         ({"seeds": ()}, "at least 1 item"),
         ({"analyses": ()}, "at least 1 item"),
         ({"name": "a/b"}, "should match pattern"),
@@ -296,10 +308,15 @@ def test_a_second_analysis_of_a_kind_makes_a_table_of_its_own():
 
 def test_a_step_is_one_that_the_checkpoints_own_training_keeps():
     longer = SMALL.model_copy(update={"optimisation": Optimisation(n_steps=9, evaluate_every=3)})
-    made = Experiment(**FIELDS | {"checkpoints": {"a": {"step": 9, "training": longer}}})
-    assert made.checkpoints["a"].at == 9
+    checkpoints = FIELDS["checkpoints"]
+    made = Experiment(
+        **FIELDS | {"checkpoints": checkpoints | {"twin": {"step": 9, "training": longer}}}
+    )
+    assert made.checkpoints["twin"].at == 9
     with pytest.raises(ValidationError, match="step 4"):
-        Experiment(**FIELDS | {"checkpoints": {"a": {"step": 4, "training": longer}}})
+        Experiment(
+            **FIELDS | {"checkpoints": checkpoints | {"twin": {"step": 4, "training": longer}}}
+        )
 
 
 def test_all_is_what_the_model_and_the_experiment_have():
@@ -522,7 +539,7 @@ def test_plugins_that_are_no_list_of_names_are_refused_with_their_place(plugins)
     [
         (
             {"answer": "{retuned.percent}"},
-            "the answer speaks of 'retuned'; did you mean 'returned'",
+            "the answer template refers to unknown quantity 'retuned'; did you mean 'returned'",
         ),
         ({"answer": "50 % {"}, "cannot be filled in"),
         ({"analyses": [{"kind": "dynamics", "name": "a/b"}]}, "String should match pattern"),

@@ -9,11 +9,13 @@ import pytest
 
 from mechmem.analyses.analysis import Analysis
 from mechmem.experiment import cells as home
-from mechmem.experiment.cells import BlockError, ProgressCallback, TrainedRun
+from mechmem.experiment.cells import TrainedRun
+from mechmem.experiment.dry_run import dry_run
 from mechmem.experiment.results import all_runs, draw, load_run
-from mechmem.experiment.run import rehearse, run
+from mechmem.experiment.run import run
 from mechmem.experiment.spec import PLUGINS, Experiment, load_plugins
-from mechmem.spec.errors import InputError
+from mechmem.progress import ProgressCallback
+from mechmem.spec.errors import BlockError, InputError
 from mechmem.spec.files import FileError
 from mechmem.spec.yaml_file import write_spec
 from mechmem.training import loop as training
@@ -24,21 +26,32 @@ BARE = {"figures": [], "quantities": {}, "claims": [], "answer": ""}
 
 @pytest.fixture
 def computed(monkeypatch) -> list[str]:
-    """The tables that are computed, as they are computed."""
-    names, plain = [], Analysis.run
+    """The tables of which something is computed, as it is computed, also in a dry run."""
+    names, plain, compute = [], Analysis.run, TrainedRun._compute
 
     def recorded(analysis, session, sweep_domain):
         names.append(analysis.table_name)
         return plain(analysis, session, sweep_domain)
 
+    def recorded_cells(trained_run, cells, store):
+        names.extend(dict.fromkeys(cell.analysis.table_name for cell in cells))
+        return compute(trained_run, cells, store)
+
     monkeypatch.setattr(Analysis, "run", recorded)
+    monkeypatch.setattr(TrainedRun, "_compute", recorded_cells)
     return names
 
 
 @pytest.fixture
 def no_models(monkeypatch) -> None:
     """No model is trained, loaded or analysed."""
-    for owner, name in ((training, "_Run"), (home.Trained, "at"), (Analysis, "run")):
+    owners = (
+        (training, "_Run"),
+        (home.Trained, "at"),
+        (home, "Session"),
+        (Analysis, "run"),
+    )
+    for owner, name in owners:
         monkeypatch.setattr(
             owner, name, lambda *a, name=name, **k: pytest.fail(f"{name} was called")
         )
@@ -152,7 +165,7 @@ def test_what_is_only_shown_touches_no_model(spec, change, made, runs, no_models
 
 def test_a_changed_analysis_computes_itself_alone(spec, runs, computed):
     block = spec()
-    block["analyses"][2] = {"kind": "neuron_shift", "matched": "noisy"}
+    block["analyses"][2] = {"kind": "neuron_shift", "matched": "clean", "examples": "clean"}
     run(Experiment.model_validate(block), runs)
     assert computed == ["neuron_shift"]
 
@@ -201,15 +214,15 @@ def test_another_seed_is_trained_and_computed_beside_the_first(spec, made, runs,
     second = table[table["seed"] == 1].reset_index(drop=True)
     assert not second["value"].equals(first["value"])
     assert both.record["quantities"]["returned"]["n_seeds"] == 2
-    assert "2 seeds of the 3" in both.claims[0]["reason"]
+    assert "2 of the 3 seeds" in both.claims[0]["reason"]
     assert "One seed" not in both.report.read_text()
 
 
 @pytest.mark.parametrize("n_kept", [0, 100])
-def test_a_block_that_was_cut_off_is_computed_again(n_kept, experiment, made, runs, computed):
-    blocks = sorted((runs / "blocks").glob("*.parquet"))
-    assert len(blocks) == 3
-    for path in blocks:
+def test_a_chunk_that_was_cut_off_is_computed_again(n_kept, experiment, made, runs, computed):
+    chunks = sorted((runs / "cells").glob("*/*.parquet"))
+    assert len(chunks) == 3
+    for path in chunks:
         path.write_bytes(path.read_bytes()[:n_kept])
     again = run(experiment, runs)
     assert computed == ["dynamics", "patch_grid", "neuron_shift"]
@@ -218,7 +231,7 @@ def test_a_block_that_was_cut_off_is_computed_again(n_kept, experiment, made, ru
 
 
 def test_changed_code_computes_everything_again(experiment, runs, computed, monkeypatch):
-    monkeypatch.setattr(home, "engine_hash", lambda: "other")
+    monkeypatch.setattr(home, "code_hash", lambda _: "other")
     run(experiment, runs)
     assert computed == ["dynamics", "patch_grid", "neuron_shift"]
 
@@ -230,7 +243,7 @@ def test_drawing_reads_the_saved_tables_only(runs, no_models):
     figure.unlink()
     finished.report.unlink()
     shutil.rmtree(runs / "trainings")
-    shutil.rmtree(runs / "blocks")
+    shutil.rmtree(runs / "cells")
     draw(finished)
     assert (figure.read_bytes(), finished.report.read_bytes()) == before
 
@@ -326,7 +339,8 @@ def plugged(spec, tmp_path):
     folder.mkdir()
     (folder / "mine.py").write_text(PLUGIN.replace("FACTOR", "1"))
     load_plugins(["mine.py"], folder)
-    block = spec(analyses=[{"kind": "counted_examples"}], plugins=["mine.py"], **BARE)
+    named = {"checkpoints": {}, "examples": {"noisy": {"noisy": True, "n": 8}}}
+    block = spec(analyses=[{"kind": "counted_examples"}], plugins=["mine.py"], **named, **BARE)
     (folder / "spec.yaml").write_text(write_spec(Experiment.model_validate(block)))
     yield (
         folder / "spec.yaml",
@@ -424,10 +438,12 @@ def test_a_figure_of_a_later_training_or_seed_is_no_mistake(spec, recipe):
         "training": block,
         "seeds": [0, 3],
         "analyses": [{"kind": "dynamics"}],
+        "checkpoints": {},
+        "examples": {},
         "figures": figures,
     }
     experiment = Experiment.model_validate(spec(**BARE) | swept)
-    assert rehearse(experiment) == {"dynamics": 0}
+    assert dry_run(experiment) == {"dynamics": 0}
 
 
 def test_a_rehearsal_foretells_the_cost(spec, recipe, made, monkeypatch):
@@ -436,7 +452,7 @@ def test_a_rehearsal_foretells_the_cost(spec, recipe, made, monkeypatch):
     block["examples"]["clean"]["n"] = 25  # sets of different sizes count each by its own
     block["analyses"][1]["greedy"] = False
     experiment = Experiment.model_validate(block)
-    foretold = rehearse(experiment)
+    foretold = dry_run(experiment)
     trained_run = TrainedRun(experiment, recipe, 0, made.folder.parent, ProgressCallback(), {})
     for analysis in experiment.analyses:
         before = trained_run.session.n_forwarded

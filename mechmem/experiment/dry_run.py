@@ -1,0 +1,92 @@
+"""Dry runs: everything a run does, on untrained models and a few examples, so that a spec that
+cannot run is refused before anything is trained."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from mechmem.experiment.answer import answer_from, labelled, one_below_the_other
+from mechmem.experiment.machine import session_options
+from mechmem.experiment.spec import Experiment
+from mechmem.session import Session
+from mechmem.spec.errors import BlockError, InputError
+from mechmem.training.recipe import PHASES, Recipe
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+N_EXAMPLES = 4
+"""Examples that stand for a whole set."""
+
+
+def dry_run(experiment: Experiment, say: Callable[[str], None] = lambda _: None) -> dict[str, int]:
+    """Run everything on untrained models and four examples of each set.
+
+    Args:
+        experiment: what to try.
+        say: is called with what is being tried.
+
+    Returns:
+        By the name of a table, the examples that the analysis sends through the models of one
+        seed in the real run.
+
+    Raises:
+        InputError: whatever the real run would refuse.
+    """
+    costs = {analysis.table_name: 0 for analysis in experiment.analyses}
+    tables: dict[str, list[pd.DataFrame]] = {name: [] for name in costs}
+    for labels, recipe in experiment.recipes():
+        for name, (table, cost) in _of_one_training(experiment, recipe, say).items():
+            costs[name] += cost
+            for seed in experiment.seeds:
+                tables[name].append(labelled(table.copy(), labels | {"seed": seed}))
+    whole = one_below_the_other(tables)
+    answer_from(whole, experiment)
+    for i, figure in enumerate(experiment.figures):
+        try:
+            figure.draw(whole[figure.table])
+        except InputError as error:
+            raise BlockError(("figures", i), str(error)) from error
+    return costs
+
+
+def _of_one_training(
+    experiment: Experiment, recipe: Recipe, say: Callable[[str], None]
+) -> dict[str, tuple[pd.DataFrame, int]]:
+    """By name, the table of every analysis and its cost in the real run, for one training."""
+    session = _session(experiment, recipe, say)
+    found = {}
+    for i, analysis in enumerate(experiment.analyses):
+        before = session.n_forwarded
+        try:
+            table = analysis.run(session, experiment.sweep_domain(recipe))
+        except InputError as error:
+            raise BlockError(("analyses", i), str(error)) from error
+        found[analysis.table_name] = (table, round(session.n_forwarded - before))
+    return found
+
+
+def _session(experiment: Experiment, recipe: Recipe, say: Callable[[str], None]) -> Session:
+    few = {
+        name: chosen.of(recipe.task).represented_by(N_EXAMPLES)
+        for name, chosen in experiment.examples.items()
+    }
+    models = {
+        name: (ref.training or recipe).build(0) for name, ref in experiment.checkpoints.items()
+    }
+    for model in models.values():
+        model.requires_grad_(False)  # as those of checkpoints are
+    curve = {"step": 0, "clean": 0.0, "memorised": 0.0, "corrected": 0.0, "held_out": 0.0}
+    # CONNECT: a DryRun session takes this one's place.
+    return Session(
+        models=models,
+        example_sets=few,
+        curves=[curve],
+        phases=dict.fromkeys(PHASES, 0),
+        chance=recipe.task.chance,
+        rule=recipe.task.answers,
+        say=say,
+        is_rehearsal=True,
+        **session_options(experiment),
+    )

@@ -16,7 +16,7 @@ from torch import Tensor
 from mechmem.data.examples import Examples, Label
 from mechmem.models.architecture import Model, moved
 from mechmem.models.device import resolve_device
-from mechmem.models.fast import forward
+from mechmem.models.fast import plain_logits
 from mechmem.spec.files import FileError, read_note, read_tensors, write_json, write_tensors
 from mechmem.spec.provenance import provenance
 from mechmem.training.recipe import Recipe
@@ -114,7 +114,7 @@ class _Run:
     def _update(self) -> None:
         batch = self.sequences[self.batches.at(self.step).to(self.device)]
         n_answer = self.examples.n_answer
-        logits, _ = forward(self.model, batch[:, :-1], n_answer)
+        logits = plain_logits(self.model, batch[:, :-1], n_answer)
         loss = F.cross_entropy(logits.flatten(0, 1), batch[:, -n_answer:].flatten())
         for group in self.optimizer.param_groups:
             group["lr"] = self.spec.learning_rate * self.spec.schedule_factor(self.step)
@@ -251,6 +251,6 @@ def accuracy(model: Model, examples: Examples, batch_size: int = 2000) -> float:
     right = 0
     for rows in torch.arange(len(examples), device=examples.prompt.device).split(batch_size):
         batch = examples.select(rows)
-        logits, _ = forward(model, batch.tokens, batch.n_answer)
+        logits = plain_logits(model, batch.tokens, batch.n_answer)
         right += int((logits.argmax(-1) == batch.labels(batch.prefix)).all(dim=1).sum())
     return right / max(len(examples), 1)

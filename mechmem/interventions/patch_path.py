@@ -61,8 +61,8 @@ class PatchPath(Intervention):
     are those of a run with the sender patched and all other components frozen (the direct effect of
     arXiv:2211.00593). Where a receiver feeds another, the later one sees what the earlier one has
     changed. Through every receiver behind the sender it is the sender's own patch. If the answer
-    follows, the sender informs the answer by way of these receivers. It takes a forward for the
-    sender and one more for each layer's receivers.
+    follows, the sender informs the answer by way of these receivers. It takes a forward for each
+    layer of the sender and one more for each layer's receivers.
     Touches: the receivers' sites; the sender's own activation stays as it is. Must be the last in a
     list of interventions.
     Raises: InputError for a sender that does not write to the residual stream, or a receiver before
@@ -93,40 +93,56 @@ class PatchPath(Intervention):
     def edits_after(
         self, earlier: Sequence[Edit], session: Session, model: Model, examples: Examples
     ) -> list[Edit]:
-        changes = self._changes(earlier, session, model, examples)
-        places = self._places(model, examples, first=min(changes))
+        sent = self._sent(earlier, session, model, examples)
+        changes: dict[int, Tensor] = {}
         found: list[Edit] = []
-        for time, entry, chosen in places:
-            change = sum(changed for at, changed in changes.items() if at < time)
+        for time, entry, chosen in self._places(model, examples, first=min(sent)):
+            before = [*earlier, *found]
+            # A sender behind a receiver has another value of its own in the edited run.
+            new = {at: edit for at, edit in sent.items() if at < time and at not in changes}
+            if new:
+                changes |= self._changes(new, before, session, model, examples)
             # The residual that these receivers read, with the sender's output exchanged. What the
             # rest of this pass makes of it is thrown away.
-            seen = Edit(At(entry), _plus(change))
+            seen = Edit(At(entry), _plus(sum(changes.values())))
             hooks = [at.hook for at in chosen]
-            edits = [*earlier, *found, seen]
-            values = session.edited_activations(model, examples, edits, hooks)
+            values = session.edited_activations(model, examples, [*before, seen], hooks)
             every = torch.arange(len(examples))
             found += [replacing(at, at.take(values[at.hook], every)) for at in chosen]
         return found
 
-    def _changes(
+    def _sent(
         self, earlier: Sequence[Edit], session: Session, model: Model, examples: Examples
-    ) -> dict[int, Tensor]:
-        """What the sender's patch would change in the residual stream, by when it writes."""
+    ) -> dict[int, Edit]:
+        """The sender's patches, by when they write to the residual stream."""
         name = sites.site(self.sender.site).name
         if name not in SENDERS:
             raise InputError(f"a path starts at one of {', '.join(SENDERS)}, not at {name!r}")
-        if name in ("z", "neurons") and model.cfg.use_normalization_before_and_after:
+        if name in ("z", "neurons") and sites.normalises_outputs(model.cfg):
             raise InputError(
                 f"this model normalises what {name!r} writes; start the path at attn_out or mlp_out"
             )
+        if name == "pos_embed" and model.cfg.positional_embedding_type == "shortformer":
+            raise InputError("this model does not add its positions to the residual stream")
         sent = self.sender.edits_after(earlier, session, model, examples)
-        hooks = [edit.hook for edit in sent]
-        own = session.edited_activations(model, examples, earlier, hooks)
+        return {2 * edit.layer + SENDERS[name]: edit for edit in sent}
+
+    def _changes(
+        self,
+        sent: Mapping[int, Edit],
+        before: Sequence[Edit],
+        session: Session,
+        model: Model,
+        examples: Examples,
+    ) -> dict[int, Tensor]:
+        """What these patches of the sender change in the residual stream of the edited run."""
+        hooks = [edit.hook for edit in sent.values()]
+        own = session.edited_activations(model, examples, before, hooks)
         every, changes = torch.arange(len(examples)), {}
-        for edit in sent:
+        for time, edit in sent.items():
             x = own[edit.hook]
-            written = _written(name, model, edit.layer)
-            changes[2 * edit.layer + SENDERS[name]] = written(edit(x, every) - x)
+            written = _written(sites.site(self.sender.site).name, model, edit.layer)
+            changes[time] = written(edit(x, every) - x)
         return changes
 
     def _places(
@@ -137,42 +153,51 @@ class PatchPath(Intervention):
         found: dict[int, list[At]] = {}
         for receiver in self.receivers:
             for at in self._chosen(receiver, model, examples, first):
-                found.setdefault(_time(at.hook, RECEIVERS[receiver.site]), []).append(at)
+                found.setdefault(_time(at.hook, _offset(receiver, model)), []).append(at)
         n = model.cfg.n_layers
         last = f"blocks.{n - 1}.hook_resid_post"
-        middle = "hook_resid_pre" if model.cfg.parallel_attn_mlp else "hook_resid_mid"
         entries: Mapping[int, str] = {
             **{2 * layer: f"blocks.{layer}.hook_resid_pre" for layer in range(n)},
-            **{2 * layer + 1: f"blocks.{layer}.{middle}" for layer in range(n)},
+            **{2 * layer + 1: f"blocks.{layer}.hook_resid_mid" for layer in range(n)},
         }
         return [(time, entries.get(time, last), found[time]) for time in sorted(found)]
 
     def _chosen(self, receiver: Receiver, model: Model, examples: Examples, first: int) -> list[At]:
-        offset = RECEIVERS[receiver.site]
+        offset = _offset(receiver, model)
         layers: Any = receiver.layer
         if layers is None and receiver.site != "logits":
             every = range(model.cfg.n_layers)
             layers = tuple(layer for layer in every if 2 * layer + offset > first)
             if not layers:
                 raise InputError(f"no receiver {receiver.site!r} comes behind the sender")
-        like = Ablate(
-            method="zero",
-            site=receiver.site,
-            layer=layers,
-            head=receiver.head,
-            position=receiver.position,
-        )
-        hooks = like.hooks(model)
-        for hook in hooks:
-            if _time(hook, offset) <= first:
+        # A gated MLP reads the residual stream through both of its factors.
+        is_gated = receiver.site == "mlp_pre" and model.cfg.gated_mlp
+        names = ("mlp_pre", "mlp_pre_linear") if is_gated else (receiver.site,)
+        found = []
+        for name in names:
+            like = Ablate(
+                method="zero",
+                site=name,
+                layer=layers,
+                head=receiver.head,
+                position=receiver.position,
+            )
+            found += [like.at(hook, model, examples) for hook in like.hooks(model)]
+        for at in found:
+            if _time(at.hook, offset) <= first:
                 raise InputError(
-                    f"the receiver {receiver.site!r} at {hook} comes before the sender"
+                    f"the receiver {receiver.site!r} at {at.hook} comes before the sender"
                 )
-        return [like.at(hook, model, examples) for hook in hooks]
+        return found
 
 
 def _plus(change: Any) -> Callable[[Tensor, Tensor], Tensor]:
     return lambda own, rows: own + change[rows.to(own.device)]
+
+
+def _offset(receiver: Receiver, model: Model) -> int:
+    """When in its layer a receiver reads: an MLP in parallel reads what attention reads."""
+    return 0 if model.cfg.parallel_attn_mlp else RECEIVERS[receiver.site]
 
 
 def _time(hook: str, offset: int) -> int:

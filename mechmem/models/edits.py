@@ -89,7 +89,7 @@ class At:
             return part.nanmean(dim=0, keepdim=True)  # missing ones are NaN
         return part.mean(dim=0, keepdim=True)
 
-    def _positions(self, rows: Int[Tensor, " batch"]) -> Int[Tensor, "rows k"]:
+    def _positions(self, rows: Int[Tensor, " batch"]) -> Int[Tensor, "one_or_batch k"]:
         assert self.pos is not None
         return self.pos if len(self.pos) == 1 else self.pos[rows.to(self.pos.device)]
 
@@ -170,7 +170,7 @@ def axes_of(hook: str) -> tuple[int, int]:
     return (2, 1) if hook.endswith(("hook_pattern", "hook_attn_scores")) else (1, 2)
 
 
-def _laid_out(positions: Int[Tensor, "rows k"], like: Tensor, axis: int) -> Tensor:
+def _laid_out(positions: Int[Tensor, "batch k"], like: Tensor, axis: int) -> Tensor:
     """The positions along one axis of an index for `gather`, the same for all that they choose."""
     shape = [1] * like.ndim
     shape[0], shape[axis] = positions.shape

@@ -283,7 +283,10 @@ class Session:
         """
         self._check_rectangular(examples)
         names = list(dict.fromkeys(hooks))
-        return self._forward(model, examples, edits, trusted=False, capture=names, readout=0)[1]
+        # The forward ends with the last layer that is read; later edits can't reach it.
+        last = max(map(layer_of, names), default=-1)
+        early = [edit for edit in edits if edit.layer <= last]
+        return self._forward(model, examples, early, trusted=False, capture=names, readout=0)[1]
 
     @torch.no_grad()
     def activation(self, model: Model, examples: Examples, at: At | str) -> Tensor:

@@ -59,8 +59,10 @@ class Ablate(UnitIntervention):
             lent = donors(examples.whole, chosen, self.seed).to(values.device)
             return replacing(at, values[lent[rows]], "the other example")
         drawn = self._noise(at, model, examples).to(values)
-        spread = (values - there.mean(values)).pow(2)
-        return replacing(at, there.mean(values) + there.mean(spread).sqrt() * drawn, "the noise")
+        mean = there.mean(values)
+        spread = there.mean((values - mean).pow(2)).sqrt()
+        # Scores that are masked are -inf in all examples, and stay masked.
+        return replacing(at, torch.where(mean.isneginf(), mean, mean + spread * drawn), "the noise")
 
     def _noise(self, at: At, model: Model, examples: Examples) -> Float[Tensor, "n ..."]:
         """The same numbers for an example at every call, whatever else is chosen with it."""

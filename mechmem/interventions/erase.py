@@ -131,7 +131,10 @@ class Erase(SiteIntervention):
     def _eraser(
         self, hook: str, name: str, session: Session, model: Model, examples: Examples
     ) -> Eraser:
-        fit = session.examples(self.fit_on).with_prefix(examples.prefix)
+        chosen = session.examples(self.fit_on)
+        fit = chosen.with_prefix(examples.prefix)
+        if fit.key == chosen.key:  # clean instances: both prefixes are one fit
+            fit = chosen
 
         def make() -> Eraser:
             labels, there = self._labels(session, fit), fit.indices(name)

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from mechmem.data.examples import Examples
 from mechmem.interventions.intervention import UnitIntervention
+from mechmem.models import sites
 from mechmem.models.architecture import Model
 from mechmem.models.edits import At, Edit, replacing
 from mechmem.session import Session
@@ -78,11 +79,12 @@ class Source(Component):
         if self.mean_over is not None:
             rows = session.examples(self.mean_over).with_prefix(examples.prefix)
         at = place(rows)
-        if at.hook not in source.hook_dict:
+        try:
+            sites.hook_of(source, at.hook)
+        except InputError as error:
             raise InputError(
-                f"the source has no {at.hook!r}: it must be of one architecture with the "
-                "patched model"
-            )
+                f"the source has no {at.hook!r}, as it must to be patched in from: {error}"
+            ) from error
         value = session.activation(source, rows, at)
         return value if self.mean_over is None else at.mean(value)
 

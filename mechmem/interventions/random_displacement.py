@@ -53,7 +53,8 @@ class RandomDisplacement(Intervention):
         whole = self._direction(edit.hook, i, model, examples)
 
         def displaced(own: Tensor, rows: Tensor) -> Tensor:
-            change = edit.function(own.clone(), rows) - own
+            # Scores that are masked (-inf) before and after are not displaced.
+            change = (edit.function(own.clone(), rows) - own).nan_to_num(0.0, 0.0, 0.0)
             everywhere = whole.to(own).expand(len(rows), *whole.shape[1:])
             direction = edit.at.take(everywhere, rows) * (change != 0)
             return own + _rescaled(direction, change, edit.hook)

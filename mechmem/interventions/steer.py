@@ -48,7 +48,8 @@ class Steer(UnitIntervention):
         values = session.activation(model, chosen, there)
         ends = [self._mean(values, chosen, value, session) for value in (self.towards, self.away)]
         step = self.factor * (ends[0] - ends[1])
-        return Edit(at, lambda own, _: own + step)
+        # Scores that are masked are -inf in both means: they stay masked, and have no difference.
+        return Edit(at, lambda own, _: torch.where(own.isneginf(), own, own + step))
 
     def _mean(
         self, values: Tensor, chosen: Examples, value: int, session: Session

@@ -26,6 +26,13 @@ PREFIXES = {"embed": ("embed.", "pos_embed."), "unembed": ("unembed.", "ln_final
 IN_LAYERS = {"attn": ("attn.", "ln1.", "ln1_post."), "mlp": ("mlp.", "ln2.", "ln2_post.")}
 """How they begin inside of a layer."""
 OUTPUTS = {"attn": "hook_attn_out", "mlp": "hook_mlp_out"}
+NO_NUMBERS = (
+    *("model_name", "device", "seed", "init_mode", "init_weights", "initializer_range", "n_params"),
+    *("from_checkpoint", "checkpoint_index", "checkpoint_label_type", "checkpoint_value"),
+    *("tokenizer_name", "tokenizer_prepends_bos", "default_prepend_bos", "trust_remote_code"),
+    *("use_attn_result", "use_split_qkv_input", "use_attn_in", "use_hook_mlp_in"),
+)
+"""Fields of a config in which two models of one architecture may differ."""
 
 
 class SwapWeights(Intervention):
@@ -106,13 +113,13 @@ class SwapWeights(Intervention):
 
     def _layers(self, model: Model) -> tuple[int, ...]:
         n = model.cfg.n_layers
+        if "mlp" in self._parts and model.cfg.attn_only:
+            raise InputError("this model has no MLP whose weights could be swapped")
         if self.layer is None:
             return tuple(range(n))
         chosen = self.layer if isinstance(self.layer, tuple) else (self.layer,)
         if wrong := [layer for layer in chosen if not 0 <= layer < n]:
             raise InputError(f"layer {wrong[0]} is out of range: the model has layers 0 to {n - 1}")
-        if "mlp" in self._parts and model.cfg.attn_only:
-            raise InputError("this model has no MLP whose weights could be swapped")
         return tuple(sorted(chosen))
 
     def _prefixes(self, model: Model) -> tuple[str, ...]:
@@ -138,7 +145,8 @@ def _swapped(model: Model, other: Model, prefixes: tuple[str, ...]) -> Model:
 def _check_alike(model: Model, other: Model) -> None:
     def outline(of: Model) -> tuple[Any, ...]:
         shapes = {name: parameter.shape for name, parameter in of.named_parameters()}
-        return of.cfg.act_fn, of.cfg.normalization_type, shapes
+        config = {name: value for name, value in vars(of.cfg).items() if name not in NO_NUMBERS}
+        return config, shapes
 
     if outline(model) != outline(other):
         raise InputError("weights can be swapped between models of one architecture only")

@@ -131,7 +131,11 @@ class Edit:
                 f"the edit at {self.hook} returned {found} for {tuple(shape)}: "
                 "it must return a tensor of the shape that it is given"
             )
-        return self.at.put(activation, part.to(dtype), rows)
+        part = part.to(dtype)
+        if self.at.is_whole and part is not own:
+            # It may be expanded, which some products refuse, or a tensor that someone keeps.
+            part = part.clone(memory_format=torch.contiguous_format)
+        return self.at.put(activation, part, rows)
 
 
 def replacing(at: At, value: Tensor, source: str = "the source") -> Edit:

@@ -12,15 +12,15 @@ from mechmem.session import Session
 from mechmem.spec.errors import InputError
 from mechmem.spec.registry import Component
 
-HOWS = ["zero", "mean", "resample", "gaussian"]
+METHODS = ["zero", "mean", "resample", "gaussian"]
 
 
 def ablated(session, model, examples, **fields):
     """What a site holds after the ablation, and what it held before."""
     part = Ablate(**({"site": "z", "layer": 1} | fields))
-    edit = part.edits(model, examples, session)[0]
+    edit = part.edits(session, model, examples)[0]
     before = session.activation(model, examples, edit.hook)
-    return edit.function(before), before
+    return edit(before, torch.arange(len(examples))), before
 
 
 def test_zero_is_zero(session, model, examples):
@@ -47,13 +47,15 @@ def test_the_mean_is_over_the_stated_set(session, model, examples, others):
     assert torch.allclose(after, expected.expand_as(after), atol=1e-6)
 
 
-@pytest.mark.parametrize("how", HOWS)
-def test_few_of_a_set_get_what_they_get_in_the_whole_set(how, session, model, examples):
+@pytest.mark.parametrize("method", METHODS)
+def test_few_of_a_set_get_what_they_get_in_the_whole_set(method, session, model, examples):
     rows = torch.tensor([5, 2, 9])
-    whole, _ = ablated(session, model, examples, method=how)
-    few, _ = ablated(session, model, examples.select(rows), method=how)
+    whole, _ = ablated(session, model, examples, method=method)
+    few, _ = ablated(session, model, examples.select(rows), method=method)
     assert torch.allclose(few, whole[rows], atol=1e-6)
-    twice, _ = ablated(session, model, examples.select(rows).select(torch.tensor([2])), method=how)
+    twice, _ = ablated(
+        session, model, examples.select(rows).select(torch.tensor([2])), method=method
+    )
     assert torch.allclose(twice, whole[[9]], atol=1e-6)
 
 
@@ -100,13 +102,15 @@ def test_gaussian_has_the_mean_and_spread_of_the_set(model, task):
     assert not torch.allclose(after, other)
 
 
-@pytest.mark.parametrize("how", HOWS)
+@pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("site", ["embed", "resid_pre", "z", "pattern", "neurons", "norm_final"])
 @torch.no_grad()
-def test_the_fast_path_is_the_hook_path(how, site, session, model, examples):
+def test_the_fast_path_is_the_hook_path(method, site, session, model, examples):
     layer = None if site in ("embed", "norm_final") else 1
-    part = Ablate(site=site, layer=layer, position=("=", "s4"), method=how, reference_set="clean")
-    fast = session.logits(model, examples, part.edits(model, examples, session))
+    part = Ablate(
+        site=site, layer=layer, position=("=", "s4"), method=method, reference_set="clean"
+    )
+    fast = session.logits(model, examples, [part])
     with applied(model, [part], examples, session):
         slow = model(examples.tokens)[:, -examples.n_answer :]
     torch.testing.assert_close(fast, slow, atol=1e-5, rtol=1e-5)
@@ -123,7 +127,7 @@ def test_upstream_sites_are_unchanged(session, model, examples):
 
 def test_an_unknown_set_is_refused(session, model, examples):
     with pytest.raises(InputError, match="did you mean 'clean'"):
-        Ablate(site="z", layer=0, reference_set="claen").edits(model, examples, session)
+        Ablate(site="z", layer=0, reference_set="claen").edits(session, model, examples)
 
 
 def test_it_is_a_block_of_a_spec():

@@ -1,13 +1,15 @@
 from __future__ import annotations
 
-from types import SimpleNamespace
-
 import pytest
 import torch
+from plain_hooks import LLAMA, close, logits_of, setting, transformer
 
+from mechmem.interventions.ablate import Ablate
 from mechmem.interventions.applied import InterventionError, applied
-from mechmem.interventions.patch import Patch
-from mechmem.models.fast import Edit
+from mechmem.interventions.patch import Patch, Source
+from mechmem.interventions.swap_weights import SwapWeights
+from mechmem.models.edits import At, Edit
+from mechmem.session import Session
 from mechmem.spec.errors import InputError
 
 
@@ -16,9 +18,19 @@ def part(other_model) -> Patch:
     return Patch(site="attn_out", layer=1, source=other_model)
 
 
-def edit(hook: str, function=torch.zeros_like) -> SimpleNamespace:
+class OneEdit:
     """An intervention of one edit, whatever the hook."""
-    return SimpleNamespace(edits=lambda *_: [Edit(hook, function)])
+
+    by_example = False
+
+    def __init__(self, hook, function=lambda own, rows: torch.zeros_like(own)) -> None:
+        self.made = [Edit(At(hook), function)]
+
+    def edits_after(self, earlier, session, model, examples):
+        return self.made
+
+    def derive(self, session, model):
+        return model
 
 
 def n_hooks(model) -> int:
@@ -81,23 +93,29 @@ def test_a_forward_that_stops_before_the_edit_is_an_error(model, part, examples)
 
 
 def test_a_site_that_is_switched_off_is_an_error(model, examples):
+    """Such a hook exists in every model, and never fires: refused before the body."""
+    part = OneEdit("blocks.0.attn.hook_result")
     with (
-        pytest.raises(InterventionError, match="hook_result fired 0 times in 1 forwards"),
-        applied(model, [edit("blocks.0.attn.hook_result")], examples),
+        pytest.raises(InputError, match=r"never fires in this model: set `model\.cfg\.use_attn_re"),
+        applied(model, [part], examples),
     ):
-        model(examples.tokens)
+        pytest.fail("the body ran")
+    with pytest.raises(
+        InputError, match=r"never fires in this model: set `model\.cfg\.use_attn_re"
+    ):
+        Session().logits(model, examples, [part])
 
 
 def test_a_hook_that_fires_three_times_is_an_error(model, examples):
     with (
         pytest.raises(InterventionError, match="hook_normalized fired 3 times in 1 forwards"),
-        applied(model, [edit("blocks.0.ln1.hook_normalized")], examples),
+        applied(model, [OneEdit("blocks.0.ln1.hook_normalized")], examples),
     ):
         model(examples.tokens)
 
 
 def test_an_unknown_hook_is_refused_before_the_body(model, examples):
-    part = edit("blocks.7.hook_attn_out")
+    part = OneEdit("blocks.7.hook_attn_out")
     with (
         pytest.raises(InputError, match=r"no hook 'blocks\.7\.hook_attn_out'"),
         applied(model, [part], examples),
@@ -112,7 +130,7 @@ def test_an_unknown_hook_is_refused_before_the_body(model, examples):
         ({"layer": 2}, "layers 0 to 1"),
         ({"position": "s8"}, "there is no position 's8'"),
         ({"site": "z", "head": 5}, r"head \[5\] is out of range"),
-        ({"site": "neurons", "neurons": (99,)}, r"d_mlp \[99\] is out of range"),
+        ({"site": "neurons", "neurons": (99,)}, r"neurons \[99\] is out of range"),
     ],
 )
 def test_names_are_checked_before_the_body(fields, message, model, other_model, examples):
@@ -122,20 +140,62 @@ def test_names_are_checked_before_the_body(fields, message, model, other_model, 
 
 
 def test_an_edit_that_changes_the_shape_is_an_error(model, examples):
-    part = edit("blocks.0.hook_attn_out", lambda x: x[:1])
+    part = OneEdit("blocks.0.hook_attn_out", lambda own, rows: own[:1])
     with (
-        pytest.raises(InterventionError, match=r"turned \(12, 14, 16\) into \(1, 14, 16\)"),
+        pytest.raises(InputError, match=r"returned \(1, 14, 16\) for \(12, 14, 16\)"),
         applied(model, [part], examples),
     ):
         model(examples.tokens)
 
 
-def test_another_batch_than_the_edits_were_made_for_is_an_error(model, part, examples):
+def others_of(examples) -> dict[str, torch.Tensor]:
+    """Tokens other than those that the interventions were made for."""
+    changed = examples.tokens.clone()
+    changed[3, 7] = (changed[3, 7] + 1) % 10
+    return {
+        "one token": changed,
+        "another order": examples.tokens.flip(0),
+        "fewer": examples.tokens[:5],
+        "shorter": examples.tokens[:, :-1],
+    }
+
+
+@pytest.mark.parametrize("kind", ["one token", "another order", "fewer", "shorter"])
+def test_other_tokens_are_refused_also_of_the_same_size(kind, model, part, examples):
+    tokens = others_of(examples)[kind]
     with (
-        pytest.raises(InputError, match="run on the examples that the patch was made for"),
+        pytest.raises(InputError, match=r"inside applied\(\) the model reads `examples\.tokens`"),
         applied(model, [part], examples),
     ):
-        model(examples.tokens[:5])
+        model(tokens)
+
+
+def test_other_tokens_are_refused_by_name_and_with_hooks_and_caches(model, part, examples):
+    tokens = examples.tokens.flip(0)
+    ways = [
+        lambda: model(input=tokens),
+        lambda: model.run_with_cache(tokens),
+        lambda: model.run_with_hooks(tokens, fwd_hooks=[("hook_embed", lambda x, hook: None)]),
+        lambda: model.forward(tokens),
+    ]
+    for run in ways:
+        with (
+            pytest.raises(InputError, match="the model reads `examples"),
+            applied(model, [part], examples),
+        ):
+            run()
+    with applied(model, [part], examples):
+        by_name = model(input=examples.tokens.clone())
+    with applied(model, [part], examples):
+        assert torch.equal(model(examples.tokens), by_name)
+
+
+def test_the_examples_under_another_prefix_are_other_tokens(model, part, examples):
+    with (
+        pytest.raises(InputError, match="the model reads `examples"),
+        applied(model, [part], examples.with_prefix("true")),
+    ):
+        model(examples.tokens)
 
 
 def test_the_error_of_the_body_comes_through_and_the_hooks_go(model, part, examples):
@@ -185,3 +245,85 @@ def test_interventions_nest(model, other_model, part, examples):
         together = model(examples.tokens)
     with applied(model, [outer], examples), applied(model, [part], examples):
         assert torch.equal(model(examples.tokens), together)
+
+
+@pytest.fixture
+def swap() -> SwapWeights:
+    return SwapWeights(component="mlp", source=Source(checkpoint="before"))
+
+
+def test_swapped_weights_are_in_force_in_the_model_that_is_yielded(swap, session, model, examples):
+    before = logits_of(model, examples)
+    with applied(model, [swap], examples, session) as derived:
+        assert derived is not model
+        inside = derived(examples.tokens)[:, -examples.n_answer :]
+    close(inside, session.logits(model, examples, [swap]))
+    assert not torch.allclose(inside, before, atol=1e-2)
+    assert torch.equal(logits_of(model, examples), before)
+    assert n_hooks(derived) == 0
+
+
+@pytest.mark.parametrize("with_an_edit", [False, True])
+def test_running_the_original_instead_of_the_yielded_model_is_an_error(
+    with_an_edit, swap, part, session, model, examples
+):
+    parts = [swap, part] if with_an_edit else [swap]
+    with (
+        pytest.raises(
+            InterventionError, match=r"never run inside.*run the model that applied\(\) y"
+        ),
+        applied(model, parts, examples, session),
+    ):
+        model(examples.tokens)
+
+
+def test_other_tokens_are_refused_by_a_derived_model_too(swap, session, model, examples):
+    with (
+        pytest.raises(InputError, match="the model reads `examples"),
+        applied(model, [swap], examples, session) as derived,
+    ):
+        derived(examples.tokens.flip(0))
+
+
+def test_edits_fire_in_a_derived_model(swap, session, model, examples):
+    ablation = Ablate(site="z", layer=1, head=1, method="zero")
+    with applied(model, [swap, ablation], examples, session) as derived:
+        found = derived(examples.tokens)[:, -examples.n_answer :]
+    zeroed = setting("blocks.1.attn.hook_z", (slice(None), slice(None), 1), 0.0)
+    close(found, logits_of(swap.derive(session, model), examples, zeroed))
+
+
+def test_hooks_of_the_user_are_in_force_in_a_derived_model(swap, session, model, examples):
+    doubled = ("blocks.0.hook_mlp_out", lambda activation, hook: 2 * activation)
+    with model.hooks(fwd_hooks=[doubled]):
+        with applied(model, [swap], examples, session) as derived:
+            found = derived(examples.tokens)[:, -examples.n_answer :]
+        in_session = session.logits(model, examples, [swap])
+    close(found, logits_of(swap.derive(session, model), examples, doubled))
+    close(in_session, found)
+    assert not torch.allclose(found, session.logits(model, examples, [swap]), atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        LLAMA,
+        {"positional_embedding_type": "alibi"},
+        {"parallel_attn_mlp": True},
+        {"attn_scores_soft_cap": 2.0},
+        {"n_key_value_heads": 2},
+    ],
+    ids=str,
+)
+def test_it_is_right_on_models_that_are_not_ours(fields, examples):
+    model, other = transformer(1, **fields), transformer(2, **fields)
+    found = {}
+    for source in (model, other):
+        patch = Patch(site="z", layer=1, head=2, position="=", source=source)
+        with applied(model, [patch], examples):
+            found[source] = model(examples.tokens)[:, -examples.n_answer :]
+    close(found[model], logits_of(model, examples))  # from itself it changes nothing
+    theirs = other.run_with_cache(examples.tokens)[1]["blocks.1.attn.hook_z"]
+    plain = logits_of(model, examples, setting("blocks.1.attn.hook_z", (slice(None), 9, 2), theirs))
+    close(found[other], plain)
+    assert not torch.allclose(found[other], found[model], atol=1e-4)

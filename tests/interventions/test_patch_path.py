@@ -53,7 +53,7 @@ def path(sender: dict, *receivers) -> PatchPath:
 
 @torch.no_grad()
 def logits(session, model, examples, *parts, capture=()):
-    edits = [edit for part in parts for edit in part.edits(model, examples, session)]
+    edits = [edit for part in parts for edit in part.edits(session, model, examples)]
     return forward(model, examples.tokens, examples.n_answer, edits, capture)
 
 
@@ -99,7 +99,7 @@ def test_one_receiver_is_the_three_runs_of_path_patching(
     kept = deep_bench.activations(deep, examples, frozen)  # run 1: baseline
     freeze = [Edit(name, lambda _, name=name: kept[name]) for name in frozen]
     edits = [
-        *sender.edits(deep, examples, deep_bench),
+        *sender.edits(deep_bench, deep, examples),
         *freeze,
     ]  # run 2: sender patched, all others frozen
     _, direct = forward(deep, examples.tokens, 5, edits, [hook])
@@ -163,7 +163,7 @@ def test_from_itself_it_changes_nothing(deep_bench, deep, examples):
 def test_the_fast_path_is_the_hook_path(receivers, deep_bench, deep, examples):
     part = path({"site": "z", "layer": 0, "head": 1}, *receivers)
     deep_bench.activation(deep, examples, "blocks.0.hook_resid_pre")
-    fast = deep_bench.logits(deep, examples, part.edits(deep, examples, deep_bench))
+    fast = deep_bench.logits(deep, examples, [part])
     with applied(deep, [part], examples, deep_bench):
         slow = deep(examples.tokens)[:, -examples.n_answer :]
         again = deep(examples.tokens)[:, -examples.n_answer :]
@@ -201,7 +201,7 @@ def test_the_fast_path_is_the_hook_path(receivers, deep_bench, deep, examples):
 )
 def test_what_is_no_path_is_refused(sender, receiver, message, deep_bench, deep, examples):
     with pytest.raises(InputError, match=re.escape(message)):
-        path(sender, receiver).edits(deep, examples, deep_bench)
+        path(sender, receiver).edits(deep_bench, deep, examples)
 
 
 def test_it_is_a_block_of_a_spec():

@@ -5,7 +5,6 @@ import torch
 
 from mechmem.interventions.patch import Patch, Source
 from mechmem.interventions.random_displacement import RandomDisplacement
-from mechmem.models.fast import forward
 from mechmem.session import Session
 
 BEFORE = Source(checkpoint="before")
@@ -22,42 +21,40 @@ by_site = pytest.mark.parametrize("part", PATCHES, ids=[part.site for part in PA
 def displacements(
     part: Patch, session: Session, model, examples, seed: int = 0
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """What the patch and its scramble add to the unedited activation."""
+    """What the patch and its random displacement add to the unedited activation."""
     activation = session.activation(model, examples, part.hooks(model)[0])
-    edits = [
-        part.edits(model, examples, session),
-        RandomDisplacement(of=part, seed=seed).edits(model, examples, session),
-    ]
-    assert [edit.hook for edit in edits[0]] == [edit.hook for edit in edits[1]]
-    patched, scrambled = (edit.function(activation) - activation for (edit,) in edits)
-    return patched, scrambled
+    random = RandomDisplacement(of=part, seed=seed)
+    (patch,), (moved,) = (p.edits(session, model, examples) for p in (part, random))
+    assert patch.hook == moved.hook
+    every = torch.arange(len(examples))
+    return patch(activation, every) - activation, moved(activation, every) - activation
 
 
 @by_site
 def test_the_displacement_is_as_long_at_every_example_and_position(part, session, model, examples):
-    patched, scrambled = (
+    patched, moved = (
         d.flatten(2).norm(dim=-1) for d in displacements(part, session, model, examples)
     )
-    torch.testing.assert_close(scrambled, patched, atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(moved, patched, atol=1e-5, rtol=1e-4)
     assert patched.max() > 0.1
 
 
 @by_site
 def test_it_stays_within_the_units_that_the_patch_changes(part, session, model, examples):
-    patched, scrambled = displacements(part, session, model, examples)
-    assert not scrambled[patched == 0].any()
-    assert scrambled[patched != 0].abs().min() > 0
+    patched, moved = displacements(part, session, model, examples)
+    assert not moved[patched == 0].any()
+    assert moved[patched != 0].abs().min() > 0
 
 
 @by_site
 def test_it_points_elsewhere_than_the_patch(part, session, model, examples):
-    patched, scrambled = (d.flatten(1) for d in displacements(part, session, model, examples))
-    assert torch.cosine_similarity(patched, scrambled).abs().max() < 0.9
+    patched, moved = (d.flatten(1) for d in displacements(part, session, model, examples))
+    assert torch.cosine_similarity(patched, moved).abs().max() < 0.9
 
 
 def test_all_examples_share_the_direction_of_a_position(session, model, examples):
-    _, scrambled = displacements(PATCHES[0], session, model, examples)
-    directions = torch.nn.functional.normalize(scrambled, dim=-1)
+    _, moved = displacements(PATCHES[0], session, model, examples)
+    directions = torch.nn.functional.normalize(moved, dim=-1)
     torch.testing.assert_close(
         directions, directions[:1].expand_as(directions), atol=1e-5, rtol=1e-4
     )
@@ -81,29 +78,27 @@ def test_an_example_is_moved_alike_in_every_batch(part, session, model, examples
     torch.testing.assert_close(apart, together[rows], atol=1e-5, rtol=1e-4)
 
 
-def test_a_patch_from_itself_is_scrambled_into_nothing(session, model, examples):
+def test_a_patch_from_itself_is_moved_into_nothing(session, model, examples):
     part = RandomDisplacement(
         of=Patch(site="resid_post", layer=0, source=Source(checkpoint="after"))
     )
-    edited, _ = forward(model, examples.tokens, 5, part.edits(model, examples, session))
-    torch.testing.assert_close(
-        edited.detach(), session.logits(model, examples), atol=1e-6, rtol=1e-6
-    )
+    edited = session.logits(model, examples, [part])
+    torch.testing.assert_close(edited, session.logits(model, examples), atol=1e-6, rtol=1e-6)
 
 
 def test_hooks_of_one_intervention_have_their_own_directions(session, model, examples):
     part = RandomDisplacement(of=Patch(site="mlp_out", layer=(0, 1), source=BEFORE))
-    zero = torch.zeros(12, 14, 16)
-    first, second = (edit.function(zero) for edit in part.edits(model, examples, session))
+    zero, every = torch.zeros(12, 14, 16), torch.arange(12)
+    first, second = (edit(zero, every) for edit in part.edits(session, model, examples))
     assert torch.cosine_similarity(first[0], second[0], dim=-1).abs().max() < 0.9
 
 
-def test_a_scramble_of_a_pattern_keeps_the_other_head_and_hides_the_future(
+def test_a_displacement_of_a_pattern_keeps_the_other_head_and_hides_the_future(
     session, model, examples
 ):
     part = Patch(site="pattern", layer=0, head=0, source=BEFORE)
-    patched, scrambled = displacements(part, session, model, examples)
-    assert not scrambled[:, 1].any()
-    assert not scrambled[:, 0].triu(1).any()
-    by_position = (displacement.norm(dim=(1, 3)) for displacement in (scrambled, patched))
+    patched, moved = displacements(part, session, model, examples)
+    assert not moved[:, 1].any()
+    assert not moved[:, 0].triu(1).any()
+    by_position = (displacement.norm(dim=(1, 3)) for displacement in (moved, patched))
     torch.testing.assert_close(*by_position, atol=1e-5, rtol=1e-4)

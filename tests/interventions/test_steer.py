@@ -6,6 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from mechmem.experiment.dry_run import DryRun
 from mechmem.interventions.applied import applied
 from mechmem.interventions.intervention import Intervention
 from mechmem.interventions.steer import Steer
@@ -22,7 +23,8 @@ def steer(**fields) -> Steer:
 
 def steered(part, session, model, examples):
     before = session.activation(model, examples, HOOK)
-    return part.edits(model, examples, session)[0].function(before), before
+    (edit,) = part.edits(session, model, examples)
+    return edit(before, torch.arange(len(examples))), before
 
 
 def test_by_hand(model, examples, session):
@@ -44,13 +46,14 @@ def test_factor_1_carries_one_mean_to_the_other(session, model, others):
 
 @torch.no_grad()
 def test_factor_0_changes_nothing(session, model, examples):
-    found = session.logits(model, examples, steer(factor=0).edits(model, examples, session))
+    found = session.logits(model, examples, [steer(factor=0)])
     assert torch.equal(found, session.logits(model, examples))
 
 
 def test_there_and_back(session, model, examples):
     after, before = steered(steer(factor=2), session, model, examples)
-    back = steer(towards=0, away=1, factor=2).edits(model, examples, session)[0].function(after)
+    (edit,) = steer(towards=0, away=1, factor=2).edits(session, model, examples)
+    back = edit(after, torch.arange(len(examples)))
     torch.testing.assert_close(back, before, atol=1e-5, rtol=1e-5)
     assert not torch.allclose(after, before, atol=1e-2)
 
@@ -58,7 +61,7 @@ def test_there_and_back(session, model, examples):
 @torch.no_grad()
 def test_the_fast_path_is_the_hook_path(session, model, examples):
     part = steer(site="neurons", layer=(0, 1), neurons=(1, 2, 5), factor=-4.0)
-    fast = session.logits(model, examples, part.edits(model, examples, session))
+    fast = session.logits(model, examples, [part])
     with applied(model, [part], examples, session):
         slow = model(examples.tokens)[:, -examples.n_answer :]
     torch.testing.assert_close(fast, slow, atol=1e-5, rtol=1e-5)
@@ -75,12 +78,15 @@ def test_the_fast_path_is_the_hook_path(session, model, examples):
 )
 def test_what_is_not_there_is_refused(fields, message, session, model, examples):
     with pytest.raises(InputError, match=re.escape(message)):
-        steer(**fields).edits(model, examples, session)
+        steer(**fields).edits(session, model, examples)
 
 
-def test_a_rehearsal_does_without_a_value_that_few_examples_lack(session, model, examples):
-    session.is_rehearsal = True
-    assert steer(towards=7).edits(model, examples, session)
+def test_a_dry_run_does_without_a_value_that_few_examples_lack(model, examples, others):
+    sets = {"clean": others}
+    session = DryRun({"clean": 500}, models={"after": model}, example_sets=sets)
+    (edit,) = steer(towards=7).edits(session, model, examples)
+    activation = session.activation(model, examples, HOOK)
+    assert edit(activation, torch.arange(len(examples))).isfinite().all()
 
 
 def test_it_is_a_block_of_a_spec():

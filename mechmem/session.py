@@ -1,115 +1,739 @@
-"""Session: the models and example sets of an experiment under their names, with the activations
-they share."""
+"""Session: the models and example sets of an experiment, and everything that may be asked of them.
+
+Analyses and interventions never run a model themselves. They ask the session, which chooses the
+backend, keeps to the memory budget, and computes nothing twice that it still holds.
+"""
 
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, Literal, NamedTuple, Protocol, TypeVar
 
 import torch
+from einops import rearrange, repeat
+from jaxtyping import Float, Int
 from torch import Tensor
 
-from mechmem.data.examples import Examples
-from mechmem.models.architecture import Model
-from mechmem.models.fast import Edit, forward
+from mechmem.data.examples import Examples, Label
+from mechmem.models import backend as backends
+from mechmem.models.architecture import Model, moved
+from mechmem.models.backend import Backend, BackendChoice
+from mechmem.models.edits import LATE, At, Edit, layer_of
+from mechmem.models.fast import has_hooks
 from mechmem.spec.errors import InputError, suggest
+from mechmem.spec.references import References
 from mechmem.spec.registry import Component
 
+T = TypeVar("T")
+Logits = Float[Tensor, "n n_answer d_vocab"]
+SourcePrefix = Literal["own", "given", "true"]
 
-@dataclass
+MEMORY = 2 * 2**30
+"""Default budget in bytes."""
+CACHED, AT_ONCE, BULKY = 1 / 2, 1 / 4, 1 / 4
+"""Shares of the budget: for kept activations, for one forward, and from which on a set is bulky."""
+MOST_STACKED = 1024
+"""Rows up to which several cells of a sweep go through the model together."""
+SUMMED = 5_000_000
+"""Parameters up to which a model's weights are summed to notice a change behind torch's back."""
+
+
+class SessionIntervention(Protocol):
+    """What a session asks of an intervention."""
+
+    by_example: bool
+
+    def edits_after(
+        self, earlier: Sequence[Edit], session: Session, model: Model, examples: Examples
+    ) -> list[Edit]: ...
+
+    def derive(self, session: Session, model: Model) -> Model: ...
+
+
+class Differentiated(NamedTuple):
+    """A batch of a backward pass."""
+
+    rows: Int[Tensor, " batch"]
+    logits: Float[Tensor, "batch n_answer d_vocab"]
+    activations: dict[str, Tensor]
+    gradients: dict[str, Tensor]
+
+
 class Session:
-    """What analyses work on. Activations are computed once and kept while they fit into `memory`
-    bytes."""
+    """Models and example sets under their names, run within a memory budget.
 
-    models: Mapping[str, Model] = field(default_factory=dict)
-    example_sets: Mapping[str, Examples] = field(default_factory=dict)
-    memory: int = 2_000_000_000
-    curves: Sequence[Mapping[str, float]] = ()
-    """The four curves of the training, a row an evaluation."""
-    phases: Mapping[str, int | None] = field(default_factory=dict)
-    """The step of each phase."""
-    chance: float = 0.0
-    """Accuracy of a guess (fraction)."""
-    rule: Callable[[Tensor], Tensor] | None = None
-    """The task's true answers to any prompts, also ones that no example set holds; -1 where it has
-    none."""
-    cache: dict[Any, Any] = field(default_factory=dict)
-    """Results that several analyses share."""
-    n_forwarded: float = 0
-    """Examples that went through a model so far: the cost of what was done, or of what is
-    rehearsed."""
-    say: Callable[[str], None] = lambda _: None
-    """Told what is being worked on."""
-    is_rehearsal: bool = False
-    """A few examples and untrained models stand for the real ones: what hangs on their values is
-    not to be refused."""
-    _kept: OrderedDict[tuple[int, str, str], Tensor] = field(default_factory=OrderedDict)
-    _alive: dict[int, Model] = field(default_factory=dict)
+    Args:
+        models: HookedTransformers by name.
+        example_sets: examples by name.
+        curves: the four curves of the training, one row per evaluation.
+        phases: step of each phase of the training; None for one that never came.
+        chance: accuracy of a guess (fraction).
+        rule: the task's true answers to any prompts, also ones that no set holds; -1 for none.
+        device: where models are moved to; `auto` leaves them where they are.
+        memory: budget in bytes by which resident memory may grow; every forward is chunked to it.
+        backend: `auto` runs on `fast` what it implements; `hooked` and `fast` insist.
+        say: is told what is being worked on.
+    """
 
-    def model(self, name: str) -> Model:
-        """Raises InputError for a name that the experiment does not give."""
-        if name not in self.models:
-            raise InputError(f"there is no checkpoint {name!r}; {suggest(name, self.models)}")
-        return self.models[name]
+    def __init__(
+        self,
+        models: Mapping[str, Model] | None = None,
+        example_sets: Mapping[str, Examples] | None = None,
+        *,
+        curves: Sequence[Mapping[str, float]] = (),
+        phases: Mapping[str, int | None] | None = None,
+        chance: float = 0.0,
+        rule: Callable[[Tensor], Tensor] | None = None,
+        device: str | torch.device = "auto",
+        memory: int = MEMORY,
+        backend: BackendChoice = "auto",
+        say: Callable[[str], None] = lambda _: None,
+    ) -> None:
+        self.models, self.example_sets = dict(models or {}), dict(example_sets or {})
+        if device != "auto":
+            where = torch.device(device)
+            self.models = {name: moved(model, where) for name, model in self.models.items()}
+        self.curves, self.phases, self.chance, self.rule = curves, dict(phases or {}), chance, rule
+        self.memory, self.backend, self.say = memory, backend, say
+        self.backends: dict[str, tuple[str, str]] = {}
+        """By name of the model, which backend ran it last and why."""
+        self.n_forwarded: float = 0
+        """Examples that went through a model so far."""
+        self._declared: References | None = None
+        self._activations: OrderedDict[Any, tuple[Tensor, int]] = OrderedDict()
+        self._results: dict[Any, Any] = {}
 
-    def examples(self, name: str) -> Examples:
-        """Raises InputError for a name that the experiment does not give."""
-        if name not in self.example_sets:
+    # What there is, by name
+
+    def model(self, ref: str | Model) -> Model:
+        """The model of this name. Raises InputError for one that is unknown or not declared."""
+        if not isinstance(ref, str):
+            return ref
+        return self._named(ref, self.models, "checkpoint", "checkpoints")
+
+    def examples(self, ref: str | Examples) -> Examples:
+        """The set of this name. Raises InputError for one that is unknown or not declared."""
+        if not isinstance(ref, str):
+            return ref
+        return self._named(ref, self.example_sets, "example set", "examples")
+
+    def _named(self, name: str, known: Mapping[str, T], kind: str, field: str) -> T:
+        if name not in known:
+            raise InputError(f"there is no {kind} {name!r}; {suggest(name, known)}")
+        if self._declared is not None and name not in getattr(self._declared, field):
             raise InputError(
-                f"there is no example set {name!r}; {suggest(name, self.example_sets)}"
+                f"the {kind} {name!r} is used without being declared: the field that names it must "
+                "be a CheckpointName or an ExampleSetName"
             )
-        return self.example_sets[name]
+        return known[name]
 
-    def named(self, *components: Component) -> tuple[Any, ...]:
-        """The models and example sets that these components name: what, beside them, decides a
-        result of theirs."""
-        words = sorted(set().union(*(component.words() for component in components)))
-        return tuple(
-            kind[word]
-            for word in words
-            for kind in (self.models, self.example_sets)
-            if word in kind
-        )
+    def referred(self, *components: Component) -> tuple[Any, ...]:
+        """The models and example sets that these components name, for the keys of results."""
+        found: list[Any] = []
+        for component in components:
+            references = component.references()
+            found += [self.models[name] for name in sorted(references.checkpoints)]
+            found += [self.example_sets[name] for name in sorted(references.examples)]
+        return tuple(found)
+
+    @contextmanager
+    def declaring(self, references: References) -> Iterator[None]:
+        """Only these checkpoints and example sets may be asked for, as a result depends on them."""
+        before, self._declared = self._declared, references
+        try:
+            yield
+        finally:
+            self._declared = before
+
+    # What a dry run answers otherwise
+
+    def demand(self, is_met: bool, message: str) -> None:
+        """Raises InputError unless this is met. Only for what depends on values or numbers of
+        examples: a dry run, whose models are untrained and whose sets are small, lets it pass."""
+        if not is_met:
+            raise InputError(message)
+
+    def few(self, n: int, most: int) -> int:
+        """How many steps or units to work through: all `n`, or `most` of them in a dry run."""
+        return n
 
     def count(self, examples: Examples, times: int = 1) -> None:
         """Counts these examples as forwarded."""
-        self.n_forwarded += times * len(examples) * examples.weight
+        self.n_forwarded += times * len(examples)
 
-    def activation(self, model: Model, examples: Examples, hook: str) -> Tensor:
-        """The activation at one hook, unedited."""
-        return self.activations(model, examples, [hook])[hook]
+    # Running models
+
+    def logits(
+        self,
+        model: Model,
+        examples: Examples,
+        interventions: Sequence[SessionIntervention] = (),
+        made_for: Examples | None = None,
+    ) -> Logits:
+        """Logits of every answer token under the interventions, on the CPU.
+
+        Args:
+            model: what is run.
+            examples: what it reads.
+            interventions: applied together, in this order.
+            made_for: the same examples under another prefix, whose activations the interventions
+                are to take; those that are read unless given.
+        """
+        if not interventions:
+            return self.baseline(model, examples)
+        derived = self._derived(model, interventions)
+        made_for = examples if made_for is None else made_for
+        at_once = self._rows_at_once(model, examples)
+        is_split = all(part.by_example for part in interventions) and self._is_bulky(
+            model, examples
+        )
+        if is_split and len(examples) > at_once:
+            parts = torch.arange(len(examples)).split(at_once)
+            pieces = (
+                self.logits(model, examples.select(r), interventions, made_for.select(r))
+                for r in parts
+            )
+            return torch.cat([*pieces])
+        edits = self._edits(model, made_for, interventions)
+        trusted = all(part.by_example for part in interventions)
+        return self._forward(derived, examples, edits, base=model, trusted=trusted)[0]
+
+    def logits_of_each(
+        self,
+        model: Model,
+        examples: Examples,
+        cells: Sequence[Sequence[SessionIntervention]],
+    ) -> Iterator[Logits]:
+        """The logits under each of these lists of interventions, in their order.
+
+        Cells that change some neurons of one layer to known values go through the model together:
+        a neuron moves the residual after its layer along its own row of W_out, and the forward
+        starts there.
+
+        Args:
+            model: what is run.
+            examples: what it reads.
+            cells: for each cell, the interventions that are applied together.
+        """
+        waiting: list[Edit] = []
+        for cell in cells:
+            edits = self._edits(model, examples, cell) if len(cell) == 1 else []
+            if len(edits) == 1 and self._moves_neurons(model, edits[0], examples):
+                if waiting and (
+                    edits[0].hook != waiting[0].hook
+                    or (len(waiting) + 1) * len(examples) > MOST_STACKED
+                ):
+                    yield from self._of_neurons(model, examples, waiting)
+                    waiting = []
+                waiting.append(edits[0])
+                continue
+            yield from self._of_neurons(model, examples, waiting)
+            waiting = []
+            yield self.logits(model, examples, cell)
+        yield from self._of_neurons(model, examples, waiting)
+
+    @torch.no_grad()
+    def baseline(self, model: Model, examples: Examples) -> Logits:
+        """Logits without intervention. Keeps the residual before each layer too, where edited
+        forwards resume, if there is room for it."""
+        kept: list[str] = []
+        if examples.is_rectangular and not self._is_bulky(model, examples):
+            kept = [f"blocks.{layer}.hook_resid_pre" for layer in range(1, model.cfg.n_layers)]
+
+        def make() -> Logits:
+            logits, found = self._forward(model, examples, capture=kept)
+            self._keep(model, examples, found)
+            return logits
+
+        return self.cached(("baseline", model, examples.key), make)
 
     @torch.no_grad()
     def activations(
         self, model: Model, examples: Examples, hooks: Collection[str]
     ) -> dict[str, Tensor]:
-        """The activations at these hooks, unedited; one forward for those that are not at hand."""
-        self._alive[id(model)] = model
-        missing = [hook for hook in hooks if (id(model), examples.key, hook) not in self._kept]
-        if missing:
-            self.count(examples)
-            _, found = forward(model, examples.tokens, 0, capture=missing)
-            self._kept.update({(id(model), examples.key, hook): found[hook] for hook in missing})
-        result = {}
-        for hook in hooks:
-            self._kept.move_to_end((id(model), examples.key, hook))
-            result[hook] = self._kept[id(model), examples.key, hook]
-        while len(self._kept) > 1 and sum(t.nbytes for t in self._kept.values()) > self.memory:
-            self._kept.popitem(last=False)
-        return result
+        """The whole activations at these hooks, without intervention, on the model's device.
+
+        Args:
+            model: what is run.
+            examples: what it reads; all of one length.
+            hooks: TransformerLens's names.
+        """
+        self._check_rectangular(examples)
+        names = list(dict.fromkeys(hooks))
+        found = self._all_kept(model, examples, names)
+        if missing := [hook for hook in names if hook not in found]:
+            _, new = self._forward(model, examples, capture=missing, readout=0)
+            self._keep(model, examples, new)
+            found |= new
+        return {hook: found[hook] for hook in names}
 
     @torch.no_grad()
-    def logits(self, model: Model, examples: Examples, edits: Iterable[Edit] = ()) -> Tensor:
-        """Logits of every answer token, `n n_answer d_vocab`; resumes at the first edited layer
-        where it can."""
-        edits = list(edits)
-        layer = min((edit.layer for edit in edits), default=0)
-        layer = min(layer, model.cfg.n_layers - 1)
-        resid = f"blocks.{layer}.hook_resid_pre"
-        start = None
-        if layer > 0 and (id(model), examples.key, resid) in self._kept:
-            start = (layer, self.activation(model, examples, resid))
+    def edited_activations(
+        self, model: Model, examples: Examples, edits: Sequence[Edit], hooks: Collection[str]
+    ) -> dict[str, Tensor]:
+        """The whole activations at these hooks in a run with edits: the first pass of what needs two.
+
+        Args:
+            model: what is run.
+            examples: what it reads; all of one length.
+            edits: applied in this order; the activations are those after them.
+            hooks: TransformerLens's names.
+        """
+        self._check_rectangular(examples)
+        names = list(dict.fromkeys(hooks))
+        return self._forward(model, examples, edits, trusted=False, capture=names, readout=0)[1]
+
+    @torch.no_grad()
+    def activation(self, model: Model, examples: Examples, at: At | str) -> Tensor:
+        """The activation at one place, without intervention, on the model's device.
+
+        Args:
+            model: what is run.
+            examples: what it reads; `at` was resolved for them.
+            at: a hook for the whole activation, or a place. Where an example does not have the
+                position, the value is NaN.
+        """
+        place = At(at) if isinstance(at, str) else at
+        every = torch.arange(len(examples))
+        if place.is_whole or (examples.is_rectangular and not self._is_bulky(model, examples)):
+            whole = self.activations(model, examples, [place.hook])[place.hook]
+            return whole if place.is_whole else _missing(place, place.take(whole, every), every)
+        pieces: list[Tensor] = []
+        order: list[Tensor] = []
+        for rows, tokens in self._batches(model, examples):
+            runner = self._choose(model, [place.hook])
+            _, found = runner.run(model, tokens, rows, 0, capture=[place.hook])
+            pieces.append(_missing(place, place.take(found[place.hook], rows), rows))
+            order.append(rows)
         self.count(examples)
-        return forward(model, examples.tokens, examples.n_answer, edits, start=start)[0]
+        return torch.cat(pieces)[torch.cat(order).argsort().to(pieces[0].device)]
+
+    def unembedded(
+        self, model: Model, resid: Float[Tensor, "n pos d_model"]
+    ) -> Float[Tensor, "n pos d_vocab"]:
+        """The logits if this were the last residual: final norm, unembedding, soft cap.
+
+        Gradients pass through it.
+        """
+        runner = self._choose(model, [])
+        n, n_pos, _ = resid.shape
+        tokens = torch.zeros(n, n_pos, dtype=torch.long)  # not read: the forward starts later
+        start = (model.cfg.n_layers, resid)
+        return runner.run(model, tokens, torch.arange(n), n_pos, resume=start)[0]
+
+    def gradients(
+        self,
+        model: Model,
+        examples: Examples,
+        loss: Callable[[Tensor, Int[Tensor, " batch"]], Tensor],
+        wrt: Sequence[str],
+    ) -> Iterator[Differentiated]:
+        """Activations and gradients of a loss at hooks, batch by batch, without intervention.
+
+        Args:
+            model: what is run.
+            examples: what it reads; all of one length.
+            loss: (logits of the answer tokens on the model's device, row numbers) -> one number.
+            wrt: TransformerLens's names of the hooks.
+        """
+        self._check_rectangular(examples)
+        runner = self._choose(model, wrt, gradients=True)
+        for rows, tokens in self._batches(model, examples, gradients=True):
+            found = runner.gradients(model, tokens, rows, examples.n_answer, loss, wrt)
+            yield Differentiated(rows, *found)
+        self.count(examples)
+
+    def greedy(
+        self,
+        model: Model,
+        examples: Examples,
+        interventions: Sequence[SessionIntervention] = (),
+        known: Mapping[Label, Tensor] | None = None,
+        source_prefix: SourcePrefix = "own",
+    ) -> Int[Tensor, "n n_answer"]:
+        """The greedy answer under the interventions: the one definition of a decoded answer.
+
+        A guess of the answer is fed, and what the model makes of it fed again, until nothing
+        changes: the first t tokens are final after t rounds, and an answer that was guessed right
+        costs one forward instead of `n_answer`.
+
+        Args:
+            model: what is run.
+            examples: whose prompts it answers.
+            interventions: applied together, at every step.
+            known: the most likely tokens under the given or the true prefix, where they are at
+                hand, as first guesses that cost nothing.
+            source_prefix: the earlier answer tokens that sources of activations are fed: those of
+                the edited model's own answer so far, or of the given or the true label.
+        """
+        answer, n_right = examples.given.clone(), torch.full((len(examples),), -1)
+        for label, tokens in (known or {}).items():
+            agreeing = tokens[:, :-1] == examples.labels(label)[:, :-1]
+            n_agreeing = agreeing.cumprod(dim=1).sum(dim=1)
+            is_better = n_agreeing > n_right
+            answer[is_better], n_right = tokens[is_better], n_agreeing.maximum(n_right)
+        open_rows = (n_right < examples.n_answer - 1).nonzero()[:, 0]
+        for _ in range(examples.n_answer):
+            if not len(open_rows):
+                break
+            new = self._continued(model, examples, interventions, answer, open_rows, source_prefix)
+            is_final = (new[:, :-1] == answer[open_rows][:, :-1]).all(dim=1)
+            answer[open_rows] = new
+            open_rows = open_rows[~is_final]
+        return answer
+
+    def _continued(
+        self,
+        model: Model,
+        examples: Examples,
+        interventions: Sequence[SessionIntervention],
+        answer: Tensor,
+        rows: Tensor,
+        source_prefix: SourcePrefix,
+    ) -> Tensor:
+        """The most likely answer tokens of these rows if the model is fed this answer so far."""
+        every = torch.arange(len(examples))
+        # An intervention that looks at its examples together must be made for all of them.
+        apart = all(part.by_example for part in interventions)
+        chosen = rows if apart else every
+        part = examples.select(chosen)
+        fed = part.continued_with(answer[chosen])
+        made_for = fed if source_prefix == "own" else part.with_prefix(source_prefix)
+        found = self.logits(model, fed, interventions, made_for).argmax(-1)
+        return found if apart else found[rows]
+
+    # Results
+
+    def cached(self, key: Sequence[Any], make: Callable[[], T]) -> T:
+        """A result that several analyses share: made once for the same key.
+
+        Models and examples in the key count as they are now: after a change in place, or where a
+        model carries hooks of its user, the result is made anew.
+
+        Args:
+            key: all that decides the result.
+            make: makes it.
+        """
+        state = _state_of(key)
+        if state is None:
+            return make()
+        if state not in self._results:
+            self._results[state] = make()
+        return self._results[state]
+
+    # The parts of the above
+
+    def _edits(
+        self, model: Model, examples: Examples, interventions: Sequence[SessionIntervention]
+    ) -> list[Edit]:
+        edits: list[Edit] = []
+        for part in interventions:
+            edits += part.edits_after(edits, self, model, examples)
+        return edits
+
+    def edits(
+        self, model: Model, examples: Examples, interventions: Sequence[SessionIntervention]
+    ) -> list[Edit]:
+        """The edits of several interventions applied together.
+
+        Args:
+            model: the unedited model.
+            examples: what it is to read.
+            interventions: in their order.
+        """
+        return self._edits(model, examples, interventions)
+
+    def _derived(self, model: Model, interventions: Sequence[SessionIntervention]) -> Model:
+        for part in interventions:
+            model = part.derive(self, model)
+        return model
+
+    @torch.no_grad()
+    def _forward(
+        self,
+        model: Model,
+        examples: Examples,
+        edits: Sequence[Edit] = (),
+        *,
+        base: Model | None = None,
+        trusted: bool = True,
+        capture: Sequence[str] = (),
+        readout: int | None = None,
+    ) -> tuple[Logits, dict[str, Tensor]]:
+        """Runs all examples, in chunks that fit the budget.
+
+        Args:
+            model: what is run.
+            examples: what it reads.
+            edits: applied in this order.
+            base: the model that it was derived from, whose kept residuals it may start at.
+            trusted: whether the edits are known not to mix rows.
+            capture: hooks whose whole activations are returned, after their edits.
+            readout: number of positions at the end that are read out; the answer's by default.
+        """
+        readout = examples.n_answer if readout is None else readout
+        hooks = [*(edit.hook for edit in edits), *capture]
+        runner = self._choose(model, hooks)
+        batches = [*self._batches(model, examples)]
+        if len(batches) > 1:
+            self._check_rowwise(runner, model, examples, edits, trusted)
+        resume = self._resumed(runner, model, base or model, examples, hooks)
+        whole: dict[str, Tensor] = {}
+        logits: Tensor | None = None
+        for rows, tokens in batches:
+            start = None if resume is None else (resume[0], resume[1][rows.to(resume[1].device)])
+            found, activations = runner.run(
+                model, tokens, rows, readout, edits=edits, capture=capture, resume=start
+            )
+            if len(batches) == 1:
+                logits, whole = found.cpu(), activations
+                break
+            if logits is None:
+                logits = torch.empty(len(examples), *found.shape[1:], dtype=found.dtype)
+            logits[rows] = found.cpu()
+            for hook, activation in activations.items():
+                if hook not in whole:
+                    whole[hook] = activation.new_empty(len(examples), *activation.shape[1:])
+                whole[hook][rows.to(activation.device)] = activation
+        self.count(examples)
+        assert logits is not None
+        return logits, whole
+
+    def _choose(self, model: Model, hooks: Collection[str], gradients: bool = False) -> Backend:
+        runner, reason = backends.choose(self.backend, model, hooks, gradients)
+        name = next((n for n, known in self.models.items() if known is model), "another model")
+        if self.backends.get(name) != (runner.name, reason):
+            self.backends[name] = (runner.name, reason)
+            if runner.name == "hooked" and self.backend == "auto":
+                self.say(f"{name} runs on the backend `hooked`: {reason}")
+        return runner
+
+    def _batches(
+        self, model: Model, examples: Examples, gradients: bool = False
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """(row numbers, tokens) of parts that fit the budget, each of one length."""
+        every = torch.arange(len(examples))
+        parts = [(every, examples)] if examples.is_rectangular else examples.buckets()
+        for numbers, part in parts:
+            tokens = part.tokens
+            _check_tokens(model, part, tokens)
+            for rows in torch.arange(len(part)).split(self._rows_at_once(model, part, gradients)):
+                yield numbers[rows], tokens[rows]
+
+    def _rows_at_once(self, model: Model, examples: Examples, gradients: bool = False) -> int:
+        """Examples whose forward (or backward) fits into the share of the budget for it."""
+        config, n_pos = model.cfg, int(examples.n_positions.max())
+        widths = 8 * config.d_model + 5 * int(config.d_mlp or 0) + 3 * config.n_heads * n_pos
+        per_position = widths * (4 * config.n_layers if gradients else 1) + 2 * config.d_vocab_out
+        size = next(model.parameters()).element_size()
+        return max(1, int(self.memory * AT_ONCE / (size * n_pos * per_position)))
+
+    def _is_bulky(self, model: Model, examples: Examples) -> bool:
+        """Whether one whole activation of these examples takes too much of the budget."""
+        widest = max(int(model.cfg.d_mlp or 0), model.cfg.d_model)
+        n_positions = int(examples.n_positions.sum())
+        size = next(model.parameters()).element_size()
+        return n_positions * widest * size > self.memory * BULKY
+
+    def _check_rowwise(
+        self,
+        runner: Backend,
+        model: Model,
+        examples: Examples,
+        edits: Sequence[Edit],
+        trusted: bool,
+    ) -> None:
+        """Raises InputError for an edit that mixes rows, whose numbers chunks would change."""
+        mixing = next((edit for edit in edits if not edit.rowwise), None)
+        if mixing is not None:
+            raise InputError(
+                f"the edit at {mixing.hook} looks at several rows together, and {len(examples)} "
+                f"examples do not fit into {self.memory / 2**30:.3g} GiB at once; raise `memory` "
+                "or "
+                "take fewer examples"
+            )
+        if trusted:
+            return
+        # Code of the user's may mix rows without having said so: two rows must not know each other.
+        pairs = next((b for b in self._batches_of(examples, 2) if len(b[0]) == 2), None)
+        if pairs is None:
+            return
+        rows, tokens = pairs
+        readout = examples.n_answer
+        both, _ = runner.run(model, tokens, rows, readout, edits=edits)
+        alone, _ = runner.run(model, tokens[:1], rows[:1], readout, edits=edits)
+        if not torch.allclose(both[:1], alone, rtol=1e-3, atol=1e-4):
+            raise InputError(
+                "an edit of these interventions gives a row other numbers when it is run with "
+                "another row; make it an Edit with `rowwise=False`, or take fewer examples"
+            )
+
+    @staticmethod
+    def _batches_of(examples: Examples, n: int) -> Iterator[tuple[Tensor, Tensor]]:
+        every = torch.arange(len(examples))
+        parts = [(every, examples)] if examples.is_rectangular else examples.buckets()
+        for numbers, part in parts:
+            yield numbers[:n], part.select(torch.arange(min(n, len(part)))).tokens
+
+    def _resumed(
+        self,
+        runner: Backend,
+        model: Model,
+        base: Model,
+        examples: Examples,
+        hooks: Sequence[str],
+    ) -> tuple[int, Tensor] | None:
+        """The layer that a forward can start at, with the kept residual before it."""
+        if not runner.resumes(model) or not examples.is_rectangular:
+            return None
+        first = min(map(layer_of, hooks), default=LATE)
+        first = min(first, _first_difference(base, model), model.cfg.n_layers - 1)
+        if first <= 0:
+            return None
+        kept = self._kept(base, examples, f"blocks.{first}.hook_resid_pre")
+        return None if kept is None else (first, kept)
+
+    def _moves_neurons(self, model: Model, edit: Edit, examples: Examples) -> bool:
+        """Whether an edit sets neurons to known values in a model that `fast` implements."""
+        return (
+            edit.constant is not None
+            and edit.hook.endswith("mlp.hook_post")
+            and examples.is_rectangular
+            and not self._is_bulky(model, examples)
+            and len(examples) <= self._rows_at_once(model, examples)
+            and self._choose(model, [edit.hook]).name == "fast"
+        )
+
+    @torch.no_grad()
+    def _of_neurons(
+        self, model: Model, examples: Examples, edits: Sequence[Edit]
+    ) -> Iterator[Logits]:
+        """The logits under each of these edits of neurons of one layer, all in one forward."""
+        if not edits:
+            return
+        layer, n, every = edits[0].layer, len(examples), torch.arange(len(examples))
+        resid = f"blocks.{layer}.hook_resid_post"
+        is_last = layer == model.cfg.n_layers - 1
+        keep = examples.n_answer if is_last else examples.tokens.shape[1]
+        found = self.activations(model, examples, [edits[0].hook, resid])
+        starts = []
+        for edit in edits:
+            own = edit.at.take(found[edit.hook], every)
+            change = edit.function(own.clone(), every) - own
+            weights = model.blocks[layer].mlp.W_out
+            chosen = weights if edit.at.units is None else weights[list(edit.at.units)]
+            moved_at = At(resid, edit.at.pos)
+            before = moved_at.take(found[resid], every)
+            after = moved_at.put(found[resid], before + change @ chosen, every)
+            # After the last layer nothing but the positions that are read out matters.
+            starts.append(after[:, -keep:])
+        start = rearrange(torch.stack(starts), "cell n pos d_model -> (cell n) pos d_model")
+        tokens = repeat(examples.tokens[:, -keep:], "n pos -> (cell n) pos", cell=len(edits))
+        rows = repeat(every, "n -> (cell n)", cell=len(edits))
+        logits, _ = backends.FAST.run(
+            model, tokens, rows, examples.n_answer, resume=(layer + 1, start)
+        )
+        self.count(examples, len(edits))
+        yield from logits.cpu().unflatten(0, (len(edits), n))
+
+    def _check_rectangular(self, examples: Examples) -> None:
+        if not examples.is_rectangular:
+            raise InputError(
+                "these examples have prompts of several lengths, so whole activations do not fit "
+                "together; name the positions that are read or changed"
+            )
+
+    def _all_kept(
+        self, model: Model, examples: Examples, hooks: Sequence[str]
+    ) -> dict[str, Tensor]:
+        found = {hook: self._kept(model, examples, hook) for hook in hooks}
+        return {hook: tensor for hook, tensor in found.items() if tensor is not None}
+
+    def _kept(self, model: Model, examples: Examples, hook: str) -> Tensor | None:
+        state = _state_of((model, examples.key, hook))
+        if state is None or state not in self._activations:
+            return None
+        tensor, version = self._activations[state]
+        if tensor._version != version:  # someone has changed what was handed out
+            del self._activations[state]
+            return None
+        self._activations.move_to_end(state)
+        return tensor
+
+    def _keep(self, model: Model, examples: Examples, found: Mapping[str, Tensor]) -> None:
+        """Keeps activations while they fit the budget; the longest unused go first."""
+        for hook, activation in found.items():
+            state = _state_of((model, examples.key, hook))
+            if state is not None:
+                self._activations[state] = (activation, activation._version)
+        size = sum(tensor.nbytes for tensor, _ in self._activations.values())
+        while self._activations and size > self.memory * CACHED:
+            oldest, _ = self._activations.popitem(last=False)[1]
+            size -= oldest.nbytes
+
+
+def _state_of(key: Any) -> Any:
+    """A key in which models and examples stand for what they hold now; None if it can't be told."""
+    if isinstance(key, (tuple, list)):
+        parts = tuple(_state_of(part) for part in key)
+        return None if any(part is None for part in parts) else parts
+    if isinstance(key, torch.nn.Module):
+        return None if any(has_hooks(m) for m in key.modules()) else (key, *_weights_of(key))
+    if isinstance(key, Examples):
+        return key.content_key
+    return ("none",) if key is None else key
+
+
+def _weights_of(model: torch.nn.Module) -> tuple[Any, ...]:
+    """What changes when weights do: their addresses and versions, and for small models their sums.
+
+    torch's versions do not count what is written through `.data`, as TransformerLens's users do.
+    """
+    parameters = [*model.parameters()]
+    state: tuple[Any, ...] = tuple((p.data_ptr(), p._version) for p in parameters)
+    if sum(p.numel() for p in parameters) <= SUMMED:
+        with torch.no_grad():
+            state += (torch.stack([p.sum() for p in parameters]).sum().item(),)
+    return state
+
+
+def _missing(at: At, part: Tensor, rows: Tensor) -> Tensor:
+    """The part with NaN where an example does not have the position."""
+    if at.pos is None or not (at.pos < 0).any():
+        return part
+    pos = at.pos if len(at.pos) == 1 else at.pos[rows]
+    is_missing = (pos < 0).to(part.device)
+    axis = 2 if at.hook.endswith(("hook_pattern", "hook_attn_scores")) else 1
+    shape = [1] * part.ndim
+    shape[0], shape[axis] = is_missing.shape
+    return part.masked_fill(is_missing.reshape(shape), float("nan"))
+
+
+def _check_tokens(model: Model, examples: Examples, tokens: Tensor) -> None:
+    """Raises InputError for examples that the model cannot read or answer."""
+    config = model.cfg
+    if tokens.shape[1] > config.n_ctx:
+        raise InputError(
+            f"the examples have {tokens.shape[1]} input positions, the model reads {config.n_ctx}"
+        )
+    largest = max(int(tokens.max()), int(examples.given.max()), int(examples.true.max()))
+    if largest >= min(config.d_vocab, config.d_vocab_out):
+        raise InputError(
+            f"the examples have the token {largest}, the model knows {config.d_vocab} tokens and "
+            f"answers with {config.d_vocab_out}"
+        )
+
+
+def _first_difference(base: Model, derived: Model) -> int:
+    """The first layer whose weights are not shared; -1 if the embeddings are not."""
+    if base is derived:
+        return LATE
+    theirs = dict(derived.named_parameters())
+    layers = []
+    for name, parameter in base.named_parameters():
+        if theirs[name] is not parameter:
+            inside, late = name.startswith("blocks."), name.startswith(("ln_final", "unembed"))
+            layers.append(int(name.split(".")[1]) if inside else LATE if late else -1)
+    return min(layers, default=LATE)

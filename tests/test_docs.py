@@ -1,8 +1,8 @@
 """Every block of Python in README and docs runs; every YAML block is a spec that is valid, or a
 part of one.
 
-What pages quote of the docstrings, between `<!-- mechmem show KIND -->` and `<!-- end -->`, is as
-the command prints it; `pytest tests/test_docs.py --write-docs` writes it anew.
+Pages quote docstrings between `<!-- mechmem show KIND -->` and `<!-- end -->` exactly as the command
+prints them; `pytest tests/test_docs.py --write-docs` updates the quotes.
 """
 
 import re
@@ -79,7 +79,8 @@ def test_every_method_has_a_page_that_quotes_it():
 def test_a_page_quotes_the_docstrings_as_they_are(page, request, capsys):
     def quoted(found: re.Match) -> str:
         cli.show(found[1])
-        return f"<!-- mechmem show {found[1]} -->\n```text\n{capsys.readouterr().out.rstrip()}\n```\n<!-- end -->"
+        shown = capsys.readouterr().out.rstrip()
+        return f"<!-- mechmem show {found[1]} -->\n```text\n{shown}\n```\n<!-- end -->"
 
     text = page.read_text()
     current = QUOTE.sub(quoted, text)

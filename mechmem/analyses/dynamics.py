@@ -22,7 +22,8 @@ class Dynamics(Analysis):
 
     columns: ClassVar[Mapping[str, str]] = {
         "step": "optimiser steps",
-        "curve": "clean (given labels), memorised (noisy, given), corrected (noisy, true), held_out, chance; or phase",
+        "curve": "clean (given labels), memorised (noisy, given), corrected (noisy, true), "
+        "held_out, chance; or phase",
         "value": "accuracy of whole answers (fraction); for a phase, its step",
         "unit": "unit of the value",
         "label": "name of the phase that the row stands at; empty for the curves as such",

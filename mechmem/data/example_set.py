@@ -12,6 +12,9 @@ from mechmem.data.tasks.task import Task
 from mechmem.spec.errors import InputError, suggest
 from mechmem.spec.registry import Component
 
+N_SHOWN = 12
+"""Values of a variable that an error lists."""
+
 
 class ExampleSet(Component):
     """Which examples: a split, noisy or clean ones, with which values, how many, and with which
@@ -19,37 +22,50 @@ class ExampleSet(Component):
 
     split: str = "train"
     noisy: bool | None = None
-    """Only noisy, or only clean instances; all unless given."""
+    """Only noisy, or only clean instances; all by default."""
     where: dict[str, int] = {}
     """Only instances in which these variables of the task have these values."""
     n: int | None = Field(500, ge=1)
-    """How many, at most, drawn with `seed`; all if none is given."""
+    """How many, at most, drawn with `seed`; `null` takes all."""
     skip: int = Field(0, ge=0)
-    """How many of those drawn to leave out first: two sets of one seed share none if one skips the
-    other's `n`."""
+    """How many of the drawn examples to leave out first: two sets of one seed share no example if
+    one skips the other's `n`."""
     prefix: Label = "given"
     pair: MinimalPair | None = None
+    """The minimal pair that each example gets; examples without one are left out."""
     seed: int = 0
+    """Seed of the draw."""
 
     def of(self, task: Task) -> Examples:
-        """Raises InputError if the split or a variable is unknown, or no such example is there."""
+        """These examples of a task; `requested` is set where fewer than `n` exist.
+
+        Raises InputError if the split, a variable or a value is unknown, or no example is left.
+        """
         examples = task.sample(self.split)
         rows = self._chosen(examples).nonzero()[:, 0]
+        if not len(rows):
+            raise InputError(self._none_found(examples))
         order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(self.seed))
-        drawn = slice(self.skip, None if self.n is None else self.skip + self.n)
-        examples = examples.select(rows[order] if self.pair else rows[order[drawn]].sort().values)
-        if not len(examples):
-            kind = {True: "noisy ", False: "clean ", None: ""}[self.noisy]
-            values = (
-                f" with {', '.join(f'{name} {value}' for name, value in self.where.items())}"
-                if self.where
-                else ""
+        if self.pair is None:
+            drawn = self._drawn(rows[order])
+            return self._finished(examples.select(drawn.sort().values))
+        pairs = task.pairs(examples.select(rows[order]), self.pair)
+        return self._finished(pairs.select(self._drawn(torch.arange(len(pairs)))))
+
+    def _drawn(self, rows: Tensor) -> Tensor:
+        """The rows that `skip` and `n` leave of all that fit."""
+        if self.skip >= len(rows):
+            raise InputError(
+                f"skip {self.skip} leaves no example: {len(rows)} of split {self.split!r} fit; "
+                f"lower skip to {len(rows) - 1} or less"
             )
-            raise InputError(f"split {self.split!r} holds no {kind}example{values}")
-        if self.pair is not None:
-            examples = task.pairs(examples, self.pair)
-            examples = examples.select(torch.arange(len(examples))[drawn])
-        return examples.with_prefix(self.prefix).as_set()
+        return rows[self.skip :][: self.n]
+
+    def _finished(self, examples: Examples) -> Examples:
+        is_short = self.n is not None and len(examples) < self.n
+        return (
+            examples.with_prefix(self.prefix).as_set().with_requested(self.n if is_short else None)
+        )
 
     def _chosen(self, examples: Examples) -> Tensor:
         chosen = torch.ones(len(examples), dtype=torch.bool)
@@ -62,3 +78,23 @@ class ExampleSet(Component):
                 )
             chosen &= examples.variables[name] == value
         return chosen
+
+    def _none_found(self, examples: Examples) -> str:
+        kind = {True: "noisy ", False: "clean ", None: ""}[self.noisy]
+        wanted = ", ".join(f"{name} {value}" for name, value in self.where.items())
+        known = [
+            f"{name} is one of {_shown(examples.variables[name])}"
+            for name, value in self.where.items()
+            if not (examples.variables[name] == value).any()
+        ]
+        found = f"split {self.split!r} holds no {kind}example" + (
+            f" with {wanted}" if wanted else ""
+        )
+        return "; ".join([found, *known])
+
+
+def _shown(values: Tensor) -> str:
+    known = [str(value) for value in values.unique().tolist()]
+    if len(known) <= N_SHOWN:
+        return ", ".join(known)
+    return f"{', '.join(known[: N_SHOWN - 1])}, ..., {known[-1]} ({len(known)} values)"

@@ -4,37 +4,71 @@ positions."""
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
-from functools import cached_property
-from typing import Literal, Self
+import operator
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar
 
 import torch
+from einops import rearrange, repeat
 from jaxtyping import Bool, Int
 from torch import Tensor
 
-from mechmem.spec.errors import InputError
+from mechmem.data.checks import (
+    FRAME_COLUMNS,
+    READOUT,
+    check,
+    check_prefix,
+    repeated,
+    whole_numbers,
+    whole_positions,
+    yes_or_no,
+)
+from mechmem.data.example import Example, line
+from mechmem.spec.errors import InputError, suggest
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 Label = Literal["given", "true"]
 AnyLabel = Literal["given", "true", "pair"]
+Value = TypeVar("Value")
+
+ROW_FIELDS = ("prompt", "given", "true", "is_noisy", "index")
+"""Fields that are tensors with one row per example."""
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Examples:
     """Instances of one task, aligned row by row.
 
     `given` are the labels of the training set (wrong where `is_noisy`), `true` the right ones.
-    `prefix` says which of the two the model is fed before each answer token: an accuracy depends on
+    `prefix` is the label that the model is fed before each answer token: an accuracy depends on
     it, so nothing here mixes the two.
+
+    Prompts may differ in length: shorter ones end in the filler -1. Such a set has no single tensor
+    of tokens; `buckets` splits it into parts that have one, and `indices` finds named positions in
+    each example. All answers of a set have the same number of tokens.
+
+    `len`, iteration and indexing work: `examples[3]` is one example as a person reads it;
+    `examples[:10]`, a mask or a tensor of rows gives `Examples`.
+
+    Raises InputError for parts that do not fit each other or the vocabulary. Tensors are not
+    copied: change them in place and the set changes with them.
     """
 
+    # jaxtyping's import hook would check the arguments first and hide our errors behind its own.
+    __no_type_check__ = True
+
     prompt: Int[Tensor, "n n_prompt"]
+    """Tokens of the prompts; -1 fills shorter prompts up at their end."""
     given: Int[Tensor, "n n_answer"]
     true: Int[Tensor, "n n_answer"]
     is_noisy: Bool[Tensor, " n"]
     variables: Mapping[str, Int[Tensor, " n"]]
-    positions: Mapping[str, int]
-    """Name of every input position -> its index in `tokens`."""
+    positions: Mapping[str, int | Int[Tensor, " n"]]
+    """Name of every input position -> its index, the same in every example, or a tensor with one
+    index per example (-1 where an example lacks the position)."""
     places: tuple[str, ...]
     """Name of every answer token, in the order of the answer."""
     vocabulary: tuple[str, ...]
@@ -42,26 +76,156 @@ class Examples:
     index: Int[Tensor, " n"] = field(default_factory=lambda: torch.empty(0, dtype=torch.long))
     """Row of each example in the set it was selected from."""
     counterfactual: Examples | None = None
-    """The minimal pair of each row, where the set was made with pairs."""
+    """The minimal pair of each row, where the set was made with pairs; its prompts may have other
+    lengths."""
     parent: Examples | None = None
     """The set that these rows were selected from; none for a set of its own."""
     token_variables: tuple[str, ...] = ()
     """Variables whose values are tokens."""
-    weight: float = 1.0
-    """How many examples each stands for, where a few rehearse what is done to many."""
+    name: str = ""
+    """Name of the set in an experiment or session."""
+    requested: int | None = None
+    """How many examples were asked for, where fewer were found."""
 
     def __post_init__(self) -> None:
-        if len(self.index) != len(self):
-            object.__setattr__(self, "index", torch.arange(len(self)))
+        parts = {name: whole_numbers(name, getattr(self, name), 2) for name in ROW_FIELDS[:3]}
+        index = whole_numbers("index", self.index, 1)
+        if not len(index):
+            index = torch.arange(len(parts["prompt"]), device=parts["prompt"].device)
+        self._set(
+            **parts,
+            index=index,
+            is_noisy=yes_or_no("is_noisy", self.is_noisy),
+            variables={
+                name: whole_numbers(f"variables[{name!r}]", value, 1)
+                for name, value in self.variables.items()
+            },
+            positions=whole_positions(self.positions),
+            places=tuple(self.places),
+            vocabulary=tuple(self.vocabulary),
+        )
+        check_prefix(self.prefix)
+        check(self)
+        self._set(prompt=self._without_spare_filler())
+        if self.counterfactual is not None and self.counterfactual.name != self.name:
+            self._set(counterfactual=self.counterfactual.with_name(self.name))
+
+    def _set(self, **values: Any) -> None:
+        for name, value in values.items():
+            object.__setattr__(self, name, value)
+
+    def _derived(self, **changes: Any) -> Self:
+        """The same examples with other fields, *not* validated.
+
+        Every derivation below starts from a valid set and cannot make an invalid one. They are
+        called in the innermost loops, where the checks would cost more than the work.
+        """
+        made = object.__new__(type(self))
+        made._set(**(self.__getstate__() | changes))
+        return made
+
+    def _with_tensors(self, change: Callable[[Tensor], Tensor], **changes: Any) -> Self:
+        """The same examples with `change` applied to each of their tensors."""
+        return self._derived(
+            **{name: change(getattr(self, name)) for name in ROW_FIELDS},
+            variables={name: change(value) for name, value in self.variables.items()},
+            positions={
+                name: change(index) if isinstance(index, Tensor) else index
+                for name, index in self.positions.items()
+            },
+            **changes,
+        )
+
+    def __getstate__(self) -> dict[str, Any]:
+        # The fields alone: what `_kept` holds goes by the versions of tensors, which a copy or a
+        # pickle starts anew.
+        return {f.name: self.__dict__[f.name] for f in fields(self)}
+
+    def _kept(self, name: str, make: Callable[[], Value], others: Sequence[Tensor] = ()) -> Value:
+        """What `make` returns, kept until prompt, labels, `others` or the kept tensor change in
+        place."""
+        sources = (self.prompt, self.given, self.true, *others)
+        if torch.is_inference_mode_enabled() or any(t.is_inference() for t in sources):
+            return make()  # tensors of torch.inference_mode count no versions
+        versions = tuple(tensor._version for tensor in sources)
+        known_versions, known = self.__dict__.get(f"_kept_{name}", (None, None))
+        if known_versions == (versions, _version(known)):
+            return known
+        made = make()
+        self.__dict__[f"_kept_{name}"] = ((versions, _version(made)), made)
+        return made
 
     def __len__(self) -> int:
         return len(self.prompt)
 
+    def __iter__(self) -> Iterator[Example]:
+        return (self[row] for row in range(len(self)))
+
+    def __getitem__(self, rows: Any) -> Any:
+        """One `Example` for a number, `Examples` for a slice, a mask or several rows."""
+        try:
+            row = operator.index(rows)
+        except TypeError:
+            return self.select(rows)
+        if not -len(self) <= row < len(self):
+            raise IndexError(
+                f"there is no example {row}: rows count from 0 to {len(self) - 1}"
+                if len(self)
+                else f"there is no example {row}: the set is empty"
+            )
+        return Example(
+            index=int(self.index[row]),
+            prompt=self._words(self.prompt[row].tolist()),
+            given=self._words(self.given[row].tolist()),
+            true=self._words(self.true[row].tolist()),
+            is_noisy=bool(self.is_noisy[row]),
+            variables={name: int(value[row]) for name, value in self.variables.items()},
+        )
+
+    def __repr__(self) -> str:
+        parts = [f"{len(self)} examples", f"{int(self.is_noisy.sum())} noisy"]
+        if not self.is_rectangular:
+            shortest, longest = self._range_of_lengths()
+            parts.append(f"prompts of {shortest} to {longest} tokens")
+        parts.append(f"prefix {self.prefix}")
+        if self.counterfactual is not None:
+            parts.append("with counterfactuals")
+        if self.note:
+            parts.append(self.note)
+        name = f" {self.name!r}" if self.name else ""
+        example = f"; the first: {self.text(0)}" if len(self) else ""
+        return f"<Examples{name}: {', '.join(parts)}{example}>"
+
+    @property
+    def note(self) -> str:
+        """What a reader should know about the size of the set; empty where nothing is missing."""
+        if self.requested is None:
+            return ""
+        return f"{len(self)} of the {self.requested} requested examples exist"
+
     @property
     def n_answer(self) -> int:
-        """Number of answer tokens; the logits that score them stand at the last `n_answer` input
-        positions."""
+        """Number of answer tokens; the logits that score them are those at the last `n_answer`
+        input positions."""
         return self.given.shape[1]
+
+    @property
+    def lengths(self) -> Int[Tensor, " n"]:
+        """Number of prompt tokens of each example."""
+        return self._kept("lengths", lambda: (self.prompt >= 0).sum(dim=1))
+
+    @property
+    def n_positions(self) -> Int[Tensor, " n"]:
+        """Number of input positions of each example: the prompt and all but the last answer
+        token."""
+        return self.lengths + self.n_answer - 1
+
+    @property
+    def is_rectangular(self) -> bool:
+        """Whether all prompts have the same length, so that `tokens` exists."""
+        return self._kept(
+            "is_rectangular", lambda: bool((self.lengths == self.prompt.shape[1]).all())
+        )
 
     @property
     def whole(self) -> Examples:
@@ -79,102 +243,267 @@ class Examples:
             return self.counterfactual.true
         return self.given if label == "given" else self.true
 
-    @cached_property
+    @property
     def tokens(self) -> Int[Tensor, "n pos"]:
-        """What the model reads: the prompt and all but the last token of the `prefix` label."""
+        """What the model reads: the prompt and all but the last token of the `prefix` label.
+
+        Raises InputError where the prompts differ in length.
+        """
+        return self._kept("tokens", self._tokens)
+
+    def _tokens(self) -> Tensor:
+        if not self.is_rectangular:
+            shortest, longest = self._range_of_lengths()
+            raise InputError(
+                f"these prompts have {shortest} to {longest} tokens, so they are no single tensor; "
+                "iterate over `examples.buckets()`, and find positions with `examples.indices(...)`"
+            )
         return torch.cat([self.prompt, self.labels(self.prefix)[:, :-1]], dim=1)
 
+    def _range_of_lengths(self) -> tuple[int, int]:
+        return int(self.lengths.min()), int(self.lengths.max())
+
+    def buckets(self) -> list[tuple[Tensor, Self]]:
+        """The parts with prompts of one length, shortest first: (their rows here, the part).
+
+        The rows of all parts together are the rows of this set. A set whose prompts all have the
+        same length is its own single part.
+        """
+        if self.is_rectangular:
+            return [(torch.arange(len(self), device=self.prompt.device), self)]
+        parts = []
+        for length in self.lengths.unique().tolist():
+            rows = (self.lengths == length).nonzero()[:, 0]
+            parts.append((rows, self.select(rows)))
+        return parts
+
+    def indices(self, names: str | Sequence[str]) -> Int[Tensor, "n k"]:
+        """The input positions of these names in each example; -1 where an example lacks one.
+
+        `readout` stands for the last `n_answer` input positions, from which the answer tokens are
+        read.
+
+        Raises:
+            InputError: if no name is given, a name is unknown, or two names mean one position.
+        """
+        chosen = (names,) if isinstance(names, str) else tuple(names)
+        if not chosen:
+            raise InputError(f"no position is named; choose from: {', '.join(self._known())}")
+        twice = repeated(chosen)
+        if twice:
+            raise InputError(f"position {twice[0]!r} is named twice; name each position once")
+        found = torch.cat([self._columns(name) for name in chosen], dim=1)
+        ordered = found.sort(dim=1).values
+        if ((ordered[:, 1:] == ordered[:, :-1]) & (ordered[:, 1:] >= 0)).any():
+            raise InputError(
+                f"the positions {', '.join(chosen)} overlap; name each input position once"
+            )
+        return found
+
+    def _columns(self, name: str) -> Tensor:
+        if name == READOUT:
+            steps = torch.arange(self.n_answer, device=self.prompt.device)
+            return rearrange(self.lengths - 1, "n -> n 1") + steps
+        if name not in self.positions:
+            raise InputError(f"there is no position {name!r}; {suggest(name, self._known())}")
+        index = self.positions[name]
+        if isinstance(index, Tensor):
+            return rearrange(index, "n -> n 1")
+        return repeat(torch.tensor([index], device=self.prompt.device), "k -> n k", n=len(self))
+
+    def _known(self) -> list[str]:
+        return [*self.positions, READOUT]
+
     def with_prefix(self, prefix: Label) -> Self:
-        """The same examples, the model being fed the earlier tokens of this label."""
-        counterfactual = self.counterfactual and self.counterfactual.with_prefix(prefix)
-        return replace(self, prefix=prefix, counterfactual=counterfactual)
+        """The same examples; the model is fed the earlier tokens of this label."""
+        check_prefix(prefix)
+        counterfactual = _changed(self.counterfactual, lambda other: other.with_prefix(prefix))
+        return self._derived(prefix=prefix, counterfactual=counterfactual)
+
+    def with_name(self, name: str) -> Self:
+        """The same examples and counterfactuals under this name."""
+        counterfactual = _changed(self.counterfactual, lambda other: other.with_name(name))
+        return self._derived(name=name, counterfactual=counterfactual)
+
+    def with_requested(self, n: int | None) -> Self:
+        """The same examples, of which this many were asked for (none: as many as there are)."""
+        return self._derived(requested=n)
 
     def continued_with(self, answer: Int[Tensor, "n n_answer"]) -> Self:
-        """The same examples, the model being fed the earlier tokens of `answer` (greedy
-        decoding)."""
-        return replace(self, given=answer, prefix="given")
+        """The same examples; the model is fed the earlier tokens of `answer` (greedy decoding)."""
+        if answer.shape != self.given.shape:
+            raise InputError(
+                f"answer has shape {tuple(answer.shape)}, but these examples have answers of shape "
+                f"{tuple(self.given.shape)}"
+            )
+        return self._derived(given=answer, prefix="given")
 
-    def select(self, rows: Tensor) -> Self:
-        """The examples of these rows (indices or a mask)."""
-        return replace(
-            self,
-            **{
-                name: getattr(self, name)[rows]
-                for name in ("prompt", "given", "true", "is_noisy", "index")
-            },
-            variables={name: value[rows] for name, value in self.variables.items()},
-            counterfactual=self.counterfactual and self.counterfactual.select(rows),
+    def select(self, rows: Tensor | Sequence[int] | Sequence[bool] | slice) -> Self:
+        """The examples of these rows (indices, a mask or a slice)."""
+        chosen = self._rows(rows)
+        selected = self._with_tensors(
+            lambda tensor: tensor[chosen],
+            counterfactual=_changed(self.counterfactual, lambda other: other.select(chosen)),
             parent=self if self.parent is None else self.parent,
+            requested=None,
         )
+        if not self.is_rectangular:
+            selected._set(prompt=selected._without_spare_filler())
+        return selected
+
+    def _rows(self, rows: Tensor | Sequence[int] | Sequence[bool] | slice) -> Tensor:
+        if isinstance(rows, slice):
+            rows = torch.arange(len(self), device=self.prompt.device)[rows]
+        chosen = rows if isinstance(rows, Tensor) else torch.as_tensor(rows)
+        if not chosen.numel():
+            chosen = chosen.long() if chosen.is_floating_point() else chosen  # `select([])`
+        if chosen.ndim != 1 or chosen.is_floating_point():
+            raise InputError(
+                f"rows are a {chosen.dtype} tensor of shape {tuple(chosen.shape)}; "
+                "pass a list of row numbers or a mask with one value per example"
+            )
+        if chosen.dtype == torch.bool and len(chosen) != len(self):
+            raise InputError(
+                f"the mask has {len(chosen)} value(s), but the set has {len(self)} examples; "
+                "pass one value per example"
+            )
+        # Other integers are read as row numbers too, but torch takes uint8 for a mask.
+        return chosen if chosen.dtype in (torch.bool, torch.long) else chosen.long()
+
+    def _without_spare_filler(self) -> Tensor:
+        """The prompts, as wide as the longest of them."""
+        return self.prompt[:, : int(self.lengths.max())] if len(self) else self.prompt
 
     def as_set(self) -> Self:
         """The same examples as a set of their own: their rows count from 0."""
-        counterfactual = self.counterfactual and self.counterfactual.as_set()
-        return replace(
-            self, index=torch.arange(len(self)), counterfactual=counterfactual, parent=None
-        )
-
-    def represented_by(self, n: int) -> Self:
-        """The first n, at most, as a set in which each stands for as many as it takes to be all."""
-        few = self.select(torch.arange(min(n, len(self)))).as_set()
-        weight = len(self) / len(few)
-        return replace(
-            few,
-            weight=weight,
-            counterfactual=few.counterfactual and replace(few.counterfactual, weight=weight),
-        )
+        counterfactual = _changed(self.counterfactual, lambda other: other.as_set())
+        index = torch.arange(len(self), device=self.prompt.device)
+        return self._derived(index=index, counterfactual=counterfactual, parent=None)
 
     def to(self, device: torch.device | str) -> Self:
         """The same examples on another device."""
-        moved = {
-            name: getattr(self, name).to(device)
-            for name in ("prompt", "given", "true", "is_noisy", "index")
-        }
-        variables = {name: value.to(device) for name, value in self.variables.items()}
-        others = {
-            n: e and e.to(device)
-            for n, e in (("counterfactual", self.counterfactual), ("parent", self.parent))
-        }
-        return replace(self, **moved, **others, variables=variables)
+        return self._with_tensors(
+            lambda tensor: tensor.to(device),
+            counterfactual=_changed(self.counterfactual, lambda other: other.to(device)),
+            parent=_changed(self.parent, lambda other: other.to(device)),
+        )
 
-    @cached_property
+    def clone(self) -> Self:
+        """The same examples in tensors of their own, which nobody else can change."""
+        return self._with_tensors(
+            lambda tensor: tensor.clone(),
+            counterfactual=_changed(self.counterfactual, lambda other: other.clone()),
+            parent=_changed(self.parent, lambda other: other.clone()),
+        )
+
+    @property
     def key(self) -> str:
         """A hash of what the model reads, for caches of activations."""
-        return (
-            hashlib.sha256(self.tokens.cpu().numpy().tobytes()).hexdigest()[:16] + f"-{len(self)}"
-        )
+        return self._kept("key", self._key)
+
+    def _key(self) -> str:
+        found = hashlib.sha256()
+        for rows, part in self.buckets():
+            found.update(str(tuple(part.tokens.shape)).encode())
+            for tensor in (rows, part.tokens):
+                found.update(tensor.contiguous().cpu().numpy().tobytes())
+        return f"{found.hexdigest()[:16]}-{len(self)}"
+
+    @property
+    def content_key(self) -> str:
+        """A hash of all that is known of the examples, for caches of results."""
+        return self._kept("content_key", self._content_key, [*self.variables.values()])
+
+    def _content_key(self) -> str:
+        found = hashlib.sha256(self.key.encode())
+        tensors = {"given": self.given, "true": self.true, "index": self.index, **self.variables}
+        for name, tensor in tensors.items():
+            found.update(name.encode() + tensor.contiguous().cpu().numpy().tobytes())
+        pair = "" if self.counterfactual is None else self.counterfactual.content_key
+        return f"{found.hexdigest()[:16]}-{self.prefix}-{pair}"
 
     def text(self, row: int) -> str:
         """One example as a person would write it: `3 4 7 1 + 2 9 0 8 = 0 6 3 7 9`."""
-        words = [
-            self.vocabulary[t] for t in (*self.prompt[row].tolist(), *self.given[row].tolist())
-        ]
-        wrong = (
-            ""
-            if torch.equal(self.given[row], self.true[row])
-            else "   (true: {})".format(
-                " ".join(self.vocabulary[t] for t in self.true[row].tolist())
-            )
+        parts = (self.prompt, self.given, self.true)
+        return line(*(self._words(part[row].tolist()) for part in parts))
+
+    def _words(self, tokens: list[int]) -> str:
+        return " ".join(self.vocabulary[token] for token in tokens if token >= 0)
+
+    def to_frame(self) -> pd.DataFrame:
+        """One line per example: its text, labels, whether it is noisy, and its variables.
+
+        The index is the row in the set that the examples were selected from.
+        """
+        import pandas as pd
+
+        prompts, given, true = (
+            [self._words(tokens) for tokens in part.tolist()]
+            for part in (self.prompt, self.given, self.true)
         )
-        return " ".join(words) + wrong
+        texts = [line(*row) for row in zip(prompts, given, true, strict=True)]
+        first = (texts, given, true, self.is_noisy.tolist())
+        columns = dict(zip(FRAME_COLUMNS, first, strict=True))
+        variables = {name: value.tolist() for name, value in self.variables.items()}
+        return pd.DataFrame(columns | variables, index=pd.Index(self.index.tolist(), name="row"))
 
 
 def concatenate(first: Examples, second: Examples) -> Examples:
-    """Both sets of one task, one after the other; variables that only one of them has are
-    dropped."""
-    shared = first.variables.keys() & second.variables.keys()
-    return replace(
-        first,
-        **{
-            n: torch.cat([getattr(first, n), getattr(second, n)])
-            for n in ("prompt", "given", "true", "is_noisy")
-        },
+    """Both sets of one task, one after the other, without counterfactuals.
+
+    Variables that only one of the sets has are dropped; a position that only one of them has is -1
+    in the other's examples.
+
+    Raises InputError if the sets have other places, another vocabulary or another prefix.
+    """
+    for name in ("places", "vocabulary", "prefix"):
+        if getattr(first, name) != getattr(second, name):
+            raise InputError(f"the two sets differ in {name}; concatenate sets that agree in it")
+    shared = [name for name in first.variables if name in second.variables]
+    return Examples(
+        prompt=_joined_prompts(first.prompt, second.prompt),
+        given=torch.cat([first.given, second.given]),
+        true=torch.cat([first.true, second.true]),
+        is_noisy=torch.cat([first.is_noisy, second.is_noisy]),
         variables={
-            n: torch.cat([first.variables[n], second.variables[n]])
-            for n in first.variables
-            if n in shared
+            name: torch.cat([first.variables[name], second.variables[name]]) for name in shared
         },
-        index=torch.arange(len(first) + len(second)),
-        counterfactual=None,
-        parent=None,
+        positions={
+            name: _joined_position(name, first, second)
+            for name in {**first.positions, **second.positions}
+        },
+        places=first.places,
+        vocabulary=first.vocabulary,
+        prefix=first.prefix,
+        token_variables=tuple(name for name in first.token_variables if name in shared),
+        name=first.name if first.name == second.name else "",
     )
+
+
+def _joined_prompts(first: Tensor, second: Tensor) -> Tensor:
+    width = max(first.shape[1], second.shape[1])
+    filled = [
+        torch.nn.functional.pad(prompt, (0, width - prompt.shape[1]), value=-1)
+        for prompt in (first, second)
+    ]
+    return torch.cat(filled)
+
+
+def _joined_position(name: str, first: Examples, second: Examples) -> int | Tensor:
+    indices = [examples.positions.get(name, -1) for examples in (first, second)]
+    if isinstance(indices[0], int) and indices[0] == indices[1]:
+        return indices[0]
+    return torch.cat(
+        [
+            index if isinstance(index, Tensor) else torch.full_like(examples.index, index)
+            for index, examples in zip(indices, (first, second), strict=True)
+        ]
+    )
+
+
+def _changed(other: Examples | None, change: Callable[[Examples], Examples]) -> Examples | None:
+    return None if other is None else change(other)
+
+
+def _version(value: Any) -> int:
+    return value._version if isinstance(value, Tensor) and not value.is_inference() else 0

@@ -14,8 +14,8 @@ from mechmem.spec.registry import Component
 
 
 class LabelNoise(Component, registry="noise"):
-    """A share of the training labels is replaced by wrong ones; which, and by what, follows from
-    `seed` alone."""
+    """Replaces a share of the training labels by wrong ones. `seed` alone decides which labels and
+    what replaces them."""
 
     rate: float = Field(0.05, ge=0, le=1)
     """Share of the training instances whose label is wrong (fraction)."""
@@ -28,8 +28,8 @@ class LabelNoise(Component, registry="noise"):
     ) -> tuple[Int[Tensor, "n k"], Bool[Tensor, " n"]]:
         """The given labels and the mask of the noisy instances.
 
-        `alphabets[i]` are the tokens that may stand at answer place i. Raises InputError where no
-        wrong label exists.
+        `alphabets[i]` are the tokens that are possible at answer place i. Raises InputError where
+        no wrong label exists.
         """
         generator = torch.Generator().manual_seed(self.seed)
         noisy = (
@@ -43,7 +43,8 @@ class LabelNoise(Component, registry="noise"):
             is_noisy[noisy] = True
         if (given[noisy] == true[noisy]).all(dim=1).any():
             raise InputError(
-                f"{self.kind} noise found no wrong label for some instance: the labels are too few"
+                f"{self.kind} noise found no wrong label for some instance: there are too few "
+                "different labels"
             )
         return given, is_noisy
 
@@ -55,7 +56,14 @@ class LabelNoise(Component, registry="noise"):
         alphabets: tuple[tuple[int, ...], ...],
         generator: torch.Generator,
     ) -> Int[Tensor, "m k"]:
-        """A wrong label for each of the `noisy` rows of `true`."""
+        """A wrong label for each noisy row.
+
+        Args:
+            true: the true labels of all instances.
+            noisy: rows that get a wrong label.
+            alphabets: for each answer place, the tokens that are possible there.
+            generator: source of every random choice.
+        """
 
 
 class UniformWrong(LabelNoise):

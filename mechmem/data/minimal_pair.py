@@ -2,14 +2,28 @@
 
 from __future__ import annotations
 
+from typing import Self
+
+from pydantic import Field, model_validator
+
+from mechmem.data.checks import repeated
 from mechmem.spec.registry import Component
 
 
 class MinimalPair(Component):
     """Which variable the minimal pair of an example changes, and which it holds."""
 
-    flip: str
+    flip: str = Field(min_length=1)
     """The variable that must differ."""
     hold: tuple[str, ...] = ()
     """Variables that must stay as they are."""
     seed: int = 0
+
+    @model_validator(mode="after")
+    def _names_each_variable_once(self) -> Self:
+        if self.flip in self.hold:
+            raise ValueError(f"{self.flip!r} cannot both flip and hold; remove it from `hold`")
+        twice = repeated(self.hold)
+        if twice:
+            raise ValueError(f"hold names {twice[0]!r} twice; name each variable once")
+        return self

@@ -80,7 +80,8 @@ class TrainedRun:
     def session(self) -> Session:
         if self._session is None:
             task = self.recipe.task
-            sets = {name: chosen.of(task) for name, chosen in self.experiment.examples.items()}
+            chosen = self.experiment.examples
+            sets = {name: spec.of(task).with_name(name) for name, spec in chosen.items()}
             self._session = Session(
                 models=self._models(),
                 example_sets=sets,
@@ -140,7 +141,8 @@ class TrainedRun:
             for cell in cells:
                 before = time.monotonic()
                 self.progress.say(cell.progress)
-                finished[cell.key] = cell.analysis.table(self.session)
+                with self.session.declaring(self.experiment.references_of(cell.analysis)):
+                    finished[cell.key] = cell.analysis.table(self.session)
                 now = time.monotonic()
                 # Written now if the next cell, taking as long as this one, would take too long.
                 if now - started + (now - before) > CHUNK_SECONDS:

@@ -3,9 +3,10 @@ cannot run is refused before anything is trained."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
 
+from mechmem.data.examples import Examples
 from mechmem.experiment.answer import answer_from, labelled, one_below_the_other
 from mechmem.experiment.machine import session_options
 from mechmem.experiment.spec import Experiment
@@ -67,26 +68,49 @@ def _of_one_training(
     return found
 
 
-def _session(experiment: Experiment, recipe: Recipe, say: Callable[[str], None]) -> Session:
-    few = {
-        name: chosen.of(recipe.task).represented_by(N_EXAMPLES)
-        for name, chosen in experiment.examples.items()
-    }
+class DryRun(Session):
+    """A session whose models are untrained and whose sets are small: what depends on their values
+    is not demanded, and what is run is counted as if the sets were whole.
+
+    Args:
+        sizes: number of examples of each whole set, by its name.
+        options: as of a Session.
+    """
+
+    def __init__(self, sizes: Mapping[str, int], **options: Any) -> None:
+        super().__init__(**options)
+        self._sizes = sizes
+
+    def demand(self, is_met: bool, message: str) -> None:
+        """Lets everything pass: nothing can be said of the values of an untrained model."""
+
+    def few(self, n: int, most: int) -> int:
+        return min(n, most)
+
+    def count(self, examples: Examples, times: int = 1) -> None:
+        found = self.example_sets.get(examples.name)
+        scale = 1.0 if found is None else self._sizes[examples.name] / max(len(found), 1)
+        self.n_forwarded += times * len(examples) * scale
+
+
+def _session(experiment: Experiment, recipe: Recipe, say: Callable[[str], None]) -> DryRun:
+    task = recipe.task
+    whole = {name: chosen.of(task).with_name(name) for name, chosen in experiment.examples.items()}
+    few = {name: examples.select(slice(N_EXAMPLES)).as_set() for name, examples in whole.items()}
     models = {
         name: (ref.training or recipe).build(0) for name, ref in experiment.checkpoints.items()
     }
     for model in models.values():
         model.requires_grad_(False)  # as those of checkpoints are
     curve = {"step": 0, "clean": 0.0, "memorised": 0.0, "corrected": 0.0, "held_out": 0.0}
-    # CONNECT: a DryRun session takes this one's place.
-    return Session(
+    return DryRun(
+        {name: len(examples) for name, examples in whole.items()},
         models=models,
         example_sets=few,
         curves=[curve],
         phases=dict.fromkeys(PHASES, 0),
-        chance=recipe.task.chance,
-        rule=recipe.task.answers,
+        chance=task.chance,
+        rule=task.answers,
         say=say,
-        is_rehearsal=True,
         **session_options(experiment),
     )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import platform
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
@@ -11,9 +10,7 @@ from typing import Any
 import torch
 
 from mechmem.experiment.spec import Experiment
-from mechmem.session import Session
-from mechmem.spec.errors import InputError
-from mechmem.training.loop import device
+from mechmem.models.device import resolve_device
 
 LIBRARIES = ("torch", "transformer-lens", "numpy", "scipy", "scikit-learn")
 """Libraries whose versions may change the numbers of an analysis."""
@@ -21,25 +18,16 @@ LIBRARIES = ("torch", "transformer-lens", "numpy", "scipy", "scikit-learn")
 
 def device_of(experiment: Experiment) -> str:
     """The device of the analyses. Raises InputError for one that this machine does not have."""
-    available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
-    if not available.get(experiment.device, True):
-        raise InputError(
-            f"device: this machine has no {experiment.device} device that PyTorch can use; "
-            "write `device: cpu`, or `auto` for the best one there is"
-        )
-    return str(device(experiment.device))
+    return str(resolve_device(experiment.device))
 
 
 def session_options(experiment: Experiment) -> dict[str, Any]:
     """The arguments of a Session that an experiment sets."""
-    options = {
+    return {
         "device": device_of(experiment),
         "memory": experiment.memory,
         "backend": experiment.backend,
     }
-    # CONNECT: drop this filter as soon as Session takes all three.
-    known = inspect.signature(Session).parameters
-    return {name: value for name, value in options.items() if name in known}
 
 
 def conditions(experiment: Experiment) -> dict[str, Any]:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from jaxtyping import Float, Int
@@ -11,11 +10,13 @@ from torch import Tensor
 
 from mechmem.data.examples import Examples
 from mechmem.interventions.intervention import UnitIntervention
-from mechmem.interventions.patch import fitting
+from mechmem.models import sites
 from mechmem.models.architecture import Model
+from mechmem.models.edits import At, Edit, replacing
 from mechmem.session import Session
 from mechmem.spec.errors import InputError
 from mechmem.spec.files import digest
+from mechmem.spec.references import ExampleSetName
 from mechmem.spec.sweep import Swept
 
 
@@ -31,56 +32,60 @@ class Ablate(UnitIntervention):
     Source: arXiv:2211.00593 (means), arXiv:2409.09951 (a comparison).
     """
 
+    by_example: ClassVar[bool] = True
+
     method: Swept[Literal["zero", "mean", "resample", "gaussian"]] = "mean"
     """`gaussian` draws from a normal distribution with the set's mean and standard deviation, anew
     for each example."""
-    reference_set: Swept[str | None] = None
+    reference_set: Swept[ExampleSetName | None] = None
     """Set of the mean, the other examples or the spread, fed the same label's prefix as the patched
     one; the set that the examples are from unless given. Not looked at by `zero`."""
     seed: Swept[int] = 0
     """Seed of `resample` and `gaussian`: an example gets the same at every call, also when few of
     its set are run."""
 
-    def replacement(
-        self, hook: str, model: Model, examples: Examples, session: Session
-    ) -> Callable[[Tensor], Tensor]:
+    def edit(self, at: At, session: Session, model: Model, examples: Examples) -> Edit:
         if self.method == "zero":
-            return torch.zeros_like
-        over = (
-            examples.whole
-            if self.reference_set is None
-            else session.examples(self.reference_set).with_prefix(examples.prefix)
-        )
-        value = self._value(session.activation(model, over, hook), hook, examples, over)
-        return lambda activation: fitting(value, activation, hook)
-
-    def _value(self, values: Tensor, hook: str, examples: Examples, over: Examples) -> Tensor:
+            return Edit(at, lambda own, _: torch.zeros_like(own))
+        chosen = examples.whole
+        if self.reference_set is not None:
+            chosen = session.examples(self.reference_set).with_prefix(examples.prefix)
+        there = self.at(at.hook, model, chosen)
+        values = session.activation(model, chosen, there)
         if self.method == "mean":
-            return values.mean(dim=0, keepdim=True)
+            return replacing(at, there.mean(values), "the mean")
         rows = examples.index.to(values.device)
         if self.method == "resample":
-            return values[donors(examples.whole, over, self.seed).to(values.device)[rows]]
-        drawn = noise(len(examples.whole), values.shape[1:], int(digest([self.seed, hook]), 16)).to(
-            values
-        )[rows]
-        return values.mean(dim=0) + values.std(dim=0, correction=0) * drawn
+            lent = donors(examples.whole, chosen, self.seed).to(values.device)
+            return replacing(at, values[lent[rows]], "the other example")
+        drawn = self._noise(at, model, examples).to(values)
+        spread = (values - there.mean(values)).pow(2)
+        return replacing(at, there.mean(values) + there.mean(spread).sqrt() * drawn, "the noise")
+
+    def _noise(self, at: At, model: Model, examples: Examples) -> Float[Tensor, "n ..."]:
+        """The same numbers for an example at every call, whatever else is chosen with it."""
+        n_positions = int(examples.whole.n_positions.max())
+        names = sites.site(self.site).shape(model.cfg)[1:]
+        shape = tuple(n_positions if isinstance(name, str) else name for name in names)
+        drawn = noise(len(examples.whole), shape, int(digest([self.seed, at.hook]), 16))
+        return at.take(drawn[examples.index], torch.arange(len(examples)))
 
 
-def donors(examples: Examples, over: Examples, seed: int) -> Int[Tensor, " n"]:
-    """For each example of a set, the row of `over` whose activations it gets: never its own."""
-    if over.key == examples.key:
+def donors(examples: Examples, others: Examples, seed: int) -> Int[Tensor, " n"]:
+    """For each example of a set, the row of `others` whose activations it gets: never its own."""
+    if others.key == examples.key:
         return derangement(len(examples), seed)
     drawn = torch.randint(
-        len(over), (len(examples),), generator=torch.Generator().manual_seed(seed)
+        len(others), (len(examples),), generator=torch.Generator().manual_seed(seed)
     )
     rows = drawn.to(examples.prompt.device)
-    for _ in range(len(over)):
-        is_own = (over.prompt[rows] == examples.prompt).all(dim=1)
+    for _ in range(len(others)):
+        is_own = (others.prompt[rows] == examples.prompt).all(dim=1)
         if not is_own.any():
             return rows
-        rows = torch.where(is_own, (rows + 1) % len(over), rows)
+        rows = torch.where(is_own, (rows + 1) % len(others), rows)
     raise InputError(
-        "resample needs another example in the set `over`: it holds none but the patched one"
+        "resample needs another example in the reference set: it holds none but the patched one"
     )
 
 

@@ -1,4 +1,5 @@
-"""applied(): the plain hook path, with guards. The only caller of `model.hooks`."""
+"""applied(): the plain hook path, with guards. The only caller of `model.hooks` on a user's
+model."""
 
 from __future__ import annotations
 
@@ -7,18 +8,21 @@ from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from mechmem.data.examples import Examples
 from mechmem.interventions.intervention import Intervention
 from mechmem.models.architecture import Model
-from mechmem.models.fast import Edit
+from mechmem.models.backend import HOOKED
+from mechmem.models.edits import Edit
+from mechmem.models.hooked import edit_hook
 from mechmem.session import Session
 from mechmem.spec.errors import InputError
 
 
 class InterventionError(RuntimeError):
-    """An intervention did not do what it says: it never fired, or not once in every forward."""
+    """An intervention did not do what it should: it never fired, or not once in every forward."""
 
 
 @contextmanager
@@ -28,34 +32,47 @@ def applied(
     examples: Examples,
     session: Session | None = None,
 ) -> Generator[Model, None, None]:
-    """The model with the interventions in force, for forwards on `examples.tokens`.
+    """The model with the interventions in force, for forwards on `examples.tokens` and no others.
 
     Site, layer, head and position are checked before the body runs (InputError). On leaving, every
     edit must have fired once in every forward (InterventionError otherwise). Removes its own hooks
     only, also after an exception.
+
+    Args:
+        model: the model; run the one that is yielded, which is another one after a swap of weights.
+        interventions: applied together, in this order.
+        examples: what the model will read.
+        session: gives the checkpoints and example sets that the interventions name.
     """
-    edits = [
-        edit for part in interventions for edit in part.edits(model, examples, session or Session())
-    ]
-    fired: Counter[int] = Counter()
+    session = session or Session()
+    edits = session.edits(model, examples, interventions)
+    if reason := HOOKED.refusal(model, [edit.hook for edit in edits]):
+        raise InputError(reason)
+    derived = model
+    for part in interventions:
+        derived = part.derive(session, derived)
+    every, fired = torch.arange(len(examples)), Counter[Any]()
     hooks: list[tuple[str | Callable[..., Any], Callable[..., Any]]] = [
-        (edit.hook, _counted(edit, i, fired)) for i, edit in enumerate(edits)
+        (edit.hook, edit_hook(edit, every, fired, i)) for i, edit in enumerate(edits)
     ]
-    missing = [edit.hook for edit in edits if edit.hook not in model.hook_dict]
-    if missing:
-        raise InputError(f"this model has no hook {missing[0]!r}")
-    with _counting(model) as forwards, model.hooks(fwd_hooks=hooks):
-        yield model
-    _check_fired(edits, fired, len(forwards))
+    with _counting(derived, examples.tokens) as forwards, derived.hooks(fwd_hooks=hooks):
+        yield derived
+    _check_fired(edits, fired, len(forwards), bool(interventions))
 
 
 @contextmanager
-def _counting(model: Model) -> Generator[list[None], None, None]:
+def _counting(model: Model, tokens: Tensor) -> Generator[list[None], None, None]:
     """A list that grows by one with every forward, also with those of `run_with_hooks`, which goes
-    past module hooks."""
+    past module hooks. A forward on other tokens is refused."""
     forwards, plain, own = [], model.forward, "forward" in vars(model)
 
     def counted(*arguments: Any, **options: Any) -> Any:
+        given = arguments[0] if arguments else options.get("input")
+        if not isinstance(given, Tensor) or not _same(given, tokens):
+            raise InputError(
+                "inside applied() the model reads `examples.tokens` of the examples that it was "
+                "given, and nothing else: the interventions were made for these"
+            )
         forwards.append(None)
         return plain(*arguments, **options)
 
@@ -69,23 +86,15 @@ def _counting(model: Model) -> Generator[list[None], None, None]:
             del model.forward
 
 
-def _counted(edit: Edit, i: int, fired: Counter[int]) -> Callable[..., Tensor]:
-    def hook_function(activation: Tensor, hook: Any) -> Tensor:
-        fired[i] += 1
-        edited = edit.function(activation)
-        if edited.shape != activation.shape:
-            raise InterventionError(
-                f"an edit at {edit.hook} turned {tuple(activation.shape)} into {tuple(edited.shape)}"
-            )
-        return edited
-
-    return hook_function
+def _same(given: Tensor, tokens: Tensor) -> bool:
+    return given.shape == tokens.shape and bool((given.to(tokens.device) == tokens).all())
 
 
-def _check_fired(edits: Sequence[Edit], fired: Counter[int], n_forwards: int) -> None:
-    if edits and not n_forwards:
+def _check_fired(edits: Sequence[Edit], fired: Counter[Any], n_forwards: int, is_any: bool) -> None:
+    if is_any and not n_forwards:
         raise InterventionError(
-            "the model was never run inside applied(), so no intervention took place"
+            "the model was never run inside applied(), so no intervention took place; run the "
+            "model that applied() yields"
         )
     for i, edit in enumerate(edits):
         if fired[i] != n_forwards:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Literal, Self
+from typing import ClassVar, Literal, Self
 
 import torch
 import torch.nn.functional as F
@@ -12,7 +11,7 @@ from torch import Tensor
 
 from mechmem.data.examples import Examples
 from mechmem.interventions.inlp import inlp
-from mechmem.interventions.intervention import SiteIntervention, position_indices
+from mechmem.interventions.intervention import SiteIntervention, shared
 from mechmem.interventions.subspace import (
     Eraser,
     class_code,
@@ -22,8 +21,10 @@ from mechmem.interventions.subspace import (
 )
 from mechmem.models import sites
 from mechmem.models.architecture import Model
+from mechmem.models.edits import At, Edit
 from mechmem.session import Session
 from mechmem.spec.errors import InputError, suggest
+from mechmem.spec.references import ExampleSetName
 from mechmem.spec.sweep import Swept
 
 LEAST = 0.05
@@ -50,10 +51,12 @@ class Erase(SiteIntervention):
     Source: arXiv:2306.03819 (LEACE), arXiv:2004.07667 (INLP); the matched variance: ours.
     """
 
+    by_example: ClassVar[bool] = True
+
     variable: Swept[str]
     """A variable of the task."""
     method: Swept[Literal["leace", "inlp", "random", "variance_matched"]] = "leace"
-    fit_on: Swept[str] = "clean"
+    fit_on: Swept[ExampleSetName] = "clean"
     """The example set of the fit, fed the same label's prefix as the patched one; a set of clean
     instances."""
     matched_to: Swept[Literal["leace", "inlp"]] = "leace"
@@ -79,64 +82,65 @@ class Erase(SiteIntervention):
         return self
 
     def erasers(
-        self, model: Model, examples: Examples, session: Session
+        self, session: Session, model: Model, examples: Examples
     ) -> dict[tuple[str, str], Eraser]:
-        """The fitted eraser of every (hook, position) that this touches, with its `rank` and
-        `variance_left`."""
+        """The fitted eraser of every (hook, position), with its `rank` and `variance_left`.
+
+        Args:
+            session: gives the set of the fit and its activations.
+            model: the unedited model.
+            examples: the examples whose positions are erased.
+        """
         return {
-            (hook, name): self._eraser(hook, index, model, examples, session)
+            (hook, name): self._eraser(hook, name, session, model, examples)
             for hook in self.hooks(model)
-            for name, index in self.positions(examples).items()
+            for name in self.names(examples)
         }
 
     def hooks(self, model: Model) -> list[str]:
-        if sites.site(self.site).axes not in (
-            ("batch", "pos", "d_model"),
-            ("batch", "pos", "d_mlp"),
-        ):
+        axes = sites.site(self.site).axes
+        if axes not in (("batch", "pos", "d_model"), ("batch", "pos", "d_mlp")):
             raise InputError(
-                f"a variable is erased at sites of `batch pos d_model` or `batch pos d_mlp`, not {self.site!r}"
+                "a variable is erased at sites of `batch pos d_model` or `batch pos d_mlp`, not "
+                f"{self.site!r}"
             )
         return super().hooks(model)
 
-    def replacement(
-        self, hook: str, model: Model, examples: Examples, session: Session
-    ) -> Callable[[Tensor], Tensor]:
-        chosen = self.positions(examples).values()
-        fitted = {index: self._eraser(hook, index, model, examples, session) for index in chosen}
-
-        def erased(activation: Tensor) -> Tensor:
-            columns = list(activation.unbind(dim=1))
-            return torch.stack(
-                [fitted[i](x) if i in fitted else x for i, x in enumerate(columns)], dim=1
-            )
-
-        return erased
-
-    def positions(self, examples: Examples) -> dict[str, int]:
-        """Index of every position that this touches, by its name."""
+    def names(self, examples: Examples) -> tuple[str, ...]:
+        """The names of the positions that are erased."""
         if self.position is None:
-            return dict(examples.positions)
-        chosen = position_indices(self.position, examples)
-        return {name: index for name, index in examples.positions.items() if index in chosen}
+            return tuple(examples.positions)
+        chosen = (self.position,) if isinstance(self.position, str) else self.position
+        readout = tuple(examples.positions)[-examples.n_answer :]
+        found = (readout if name == "readout" else (name,) for name in chosen)
+        return tuple(dict.fromkeys(name for names in found for name in names))
+
+    def at(self, hook: str, model: Model, examples: Examples) -> At:
+        return At(hook, shared(examples.indices(self.names(examples))))
+
+    def edit(self, at: At, session: Session, model: Model, examples: Examples) -> Edit:
+        names = self.names(examples)
+        fitted = [self._eraser(at.hook, name, session, model, examples) for name in names]
+
+        def erased(own: Tensor, rows: Tensor) -> Tensor:
+            columns = zip(fitted, own.unbind(dim=1), strict=True)
+            return torch.stack([eraser(column) for eraser, column in columns], dim=1)
+
+        return Edit(at, erased)
 
     def _eraser(
-        self, hook: str, index: int, model: Model, examples: Examples, session: Session
+        self, hook: str, name: str, session: Session, model: Model, examples: Examples
     ) -> Eraser:
         fit = session.examples(self.fit_on).with_prefix(examples.prefix)
-        key = ("eraser", model, fit.key, hook, index, self._how)
-        if key not in session.cache:
-            labels = self._labels(fit, session)
-            x = session.activation(model, fit, hook)[:, index]
-            like = (
-                None
-                if self._matched is None
-                else self._matched._eraser(hook, index, model, examples, session)
-            )
-            session.cache[key] = self._fit(
-                x, labels.to(x.device), like, f"{hook}, position {index}", session
-            )
-        return session.cache[key]
+
+        def make() -> Eraser:
+            labels, there = self._labels(session, fit), fit.indices(name)
+            x = session.activation(model, fit, At(hook, shared(there)))[:, 0]
+            x, labels = x[there[:, 0] >= 0], labels[there[:, 0] >= 0]
+            like = self._matched and self._matched._eraser(hook, name, session, model, examples)
+            return self._fit(x, labels.to(x.device), like, f"{hook}, position {name}", session)
+
+        return session.cached(("eraser", model, fit, hook, name, self._how), make)
 
     @property
     def _how(self) -> tuple[object, ...]:
@@ -159,23 +163,27 @@ class Erase(SiteIntervention):
             return None
         return self.model_copy(update={"method": self.matched_to, "rank": None, "seed": 0})
 
-    def _labels(self, fit: Examples, session: Session) -> Tensor:
+    def _labels(self, session: Session, fit: Examples) -> Tensor:
         """The classes of the variable, numbered from 0."""
         if self.variable not in fit.variables:
             raise InputError(
                 f"there is no variable {self.variable!r}; {suggest(self.variable, fit.variables)}"
             )
         values, labels = fit.variables[self.variable].unique(return_inverse=True)
-        if len(fit) < 3 or (len(values) < 2 and not session.is_rehearsal):
+        if len(fit) < 3:
             raise InputError(
-                f"{self.fit_on!r} has {len(fit)} examples and {len(values)} values of {self.variable}: "
-                "nothing can be learnt from it"
+                f"{self.fit_on!r} has {len(fit)} examples: nothing can be learnt there"
             )
-        if self.n_codes is not None and self.n_codes >= len(values) and not session.is_rehearsal:
-            raise InputError(
-                f"n_codes {self.n_codes} is more than the {len(values) - 1} directions in which the {len(values)} values of "
-                f"{self.variable} in {self.fit_on!r} can differ; lower it, or leave it out"
-            )
+        session.demand(
+            len(values) > 1,
+            f"in {self.fit_on!r} {self.variable} has one value only: nothing can be learnt from it",
+        )
+        session.demand(
+            self.n_codes is None or self.n_codes < len(values),
+            f"n_codes {self.n_codes} is more than the {len(values) - 1} directions in which the "
+            f"{len(values)} values of {self.variable} in {self.fit_on!r} can differ; lower it, or "
+            "leave it out",
+        )
         return labels
 
     def _fit(
@@ -194,26 +202,25 @@ class Erase(SiteIntervention):
         if self.method == "random" or like is None:
             return self._checked(random_subspace(x, rank, self.seed), x, None, where, session)
         found = variance_matched(x, rank, like.variance_left, self.seed)
-        if not session.is_rehearsal and abs(found.variance_left - like.variance_left) > 1e-3:
-            name = self.matched_to.upper()
-            raise InputError(
-                f"no {rank} dimensions at {where} hold as much variance as {name} removes; raise `rank`"
-            )
+        session.demand(
+            abs(found.variance_left - like.variance_left) <= 1e-3,
+            f"no {rank} dimensions at {where} hold as much variance as {self.matched_to.upper()} "
+            "removes; raise `rank`",
+        )
         return self._checked(found, x, None, where, session)
 
     def _checked(
         self, eraser: Eraser, x: Tensor, labels: Tensor | None, where: str, session: Session
     ) -> Eraser:
         n_classes, d = 0 if labels is None else int(labels.max()) + 1, x.shape[1]
-        if session.is_rehearsal or (eraser.variance_left >= LEAST and n_classes - 1 < d):
-            return eraser
-        wrong = (
-            f"{n_classes} values do not go into {d} dimensions"
-            if n_classes > d
-            else "hardly anything would be left"
+        reason = "hardly anything would be left"
+        if n_classes > d:
+            reason = f"{n_classes} classes span more directions than the activation has"
+        session.demand(
+            eraser.variance_left >= LEAST and n_classes - 1 < d,
+            f"erasing {self.variable} by {self.method} at {where} removes rank {eraser.rank} of "
+            f"{d} "
+            f"and leaves {eraser.variance_left:.1%} of the variance: {reason}; choose other "
+            "positions, or let `leace` erase a low-rank code of the variable (`n_codes`)",
         )
-        raise InputError(
-            f"erasing {self.variable} by {self.method} at {where} removes rank {eraser.rank} of {d} and leaves "
-            f"{eraser.variance_left:.1%} of the variance: {wrong}; choose other positions, or let `leace` erase a "
-            "low-rank code of the variable (`n_codes`)"
-        )
+        return eraser

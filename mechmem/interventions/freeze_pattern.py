@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from pydantic import field_validator
 
 from mechmem.data.examples import Examples
-from mechmem.interventions.intervention import Indices, Intervention, Names
+from mechmem.interventions.intervention import Intervention
 from mechmem.interventions.patch import Patch, Source
 from mechmem.models.architecture import Model
-from mechmem.models.fast import Edit
+from mechmem.models.edits import Edit
 from mechmem.session import Session
+from mechmem.spec.selection import Indices, Names
 from mechmem.spec.sweep import Swept
 
 
@@ -28,6 +29,8 @@ class FreezePattern(Intervention):
     Source: Elhage et al. 2021, A mathematical framework for transformer circuits (no arXiv id).
     """
 
+    by_example: ClassVar[bool] = True
+
     layer: Swept[Indices | None] = None
     """One layer or several; every layer unless given."""
     head: Swept[Indices | None] = None
@@ -42,10 +45,13 @@ class FreezePattern(Intervention):
     def _live(cls, value: Any) -> Any:
         return Source(live=value) if isinstance(value, (torch.nn.Module, Examples)) else value
 
-    def edits(self, model: Model, examples: Examples, session: Session) -> list[Edit]:
+    def edits(self, session: Session, model: Model, examples: Examples) -> list[Edit]:
         layers = tuple(range(model.cfg.n_layers)) if self.layer is None else self.layer
-        source = self.source or Source(live=model)
         patch = Patch(
-            site="pattern", layer=layers, head=self.head, position=self.position, source=source
+            site="pattern",
+            layer=layers,
+            head=self.head,
+            position=self.position,
+            source=self.source or Source(live=model),
         )
-        return patch.edits(model, examples, session)
+        return patch.edits(session, model, examples)

@@ -3,138 +3,142 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from typing import Any
+from collections.abc import Sequence
+from typing import ClassVar
 
-import torch
+from jaxtyping import Int
 from torch import Tensor
 
 from mechmem.data.examples import Examples
 from mechmem.models import sites
 from mechmem.models.architecture import Model
-from mechmem.models.fast import Edit
+from mechmem.models.edits import At, Edit
 from mechmem.session import Session
-from mechmem.spec.errors import InputError, suggest
+from mechmem.spec.errors import InputError
 from mechmem.spec.registry import Component
+from mechmem.spec.selection import Indices, Names, Units
 from mechmem.spec.sweep import Swept
-
-Names = str | tuple[str, ...]
-Indices = int | tuple[int, ...]
 
 
 class Intervention(Component, registry="intervention"):
     """A change of a model's activations, stated before any model is at hand."""
 
-    @abstractmethod
-    def edits(self, model: Model, examples: Examples, session: Session) -> list[Edit]:
-        """The pure tensor -> tensor functions that make this change on these examples.
+    by_example: ClassVar[bool] = False
+    """Whether each example's edit depends on that example alone, so that the edits for some of
+    the examples are the same rows of the edits for all. Then they are made and run in parts."""
 
-        Whatever is learnt from data (means, erasers) is fitted here and lives in the functions,
-        never on the spec.
+    @abstractmethod
+    def edits(self, session: Session, model: Model, examples: Examples) -> list[Edit]:
+        """The edits that make this change on these examples.
+
+        Whatever is learnt from data (means, erasers) is fitted here, never kept on the spec.
+
+        Args:
+            session: gives models, example sets, activations and cached results.
+            model: the unedited model.
+            examples: what it is to read, with the prefix that it is fed.
         """
+
+    def edits_after(
+        self, earlier: Sequence[Edit], session: Session, model: Model, examples: Examples
+    ) -> list[Edit]:
+        """The edits if those of other interventions come before; most do not look at them.
+
+        Args:
+            earlier: edits of the interventions that are listed before this one.
+            session: as in `edits`.
+            model: the unedited model.
+            examples: what it is to read.
+        """
+        return self.edits(session, model, examples)
+
+    def derive(self, session: Session, model: Model) -> Model:
+        """The model that is run: this one, unless the intervention is a change of weights."""
+        return model
 
 
 class SiteIntervention(Intervention):
     """An intervention at the chosen layers and positions of one site; the rest is left alone."""
 
     site: Swept[str]
-    """A name of `mechmem.sites`."""
+    """A name of the sites table, or a TransformerLens hook name (then without `layer`)."""
     layer: Swept[Indices | None] = None
     """One layer or several; none for a site without layers."""
     position: Swept[Names | None] = None
-    """Named positions (or `readout`, all that answer tokens are read from); every position unless
-    given."""
+    """Named positions (or `readout`, all that answer tokens are read from); by default, all."""
 
     @abstractmethod
-    def replacement(self, hook: str, model: Model, examples: Examples, session: Session) -> Any:
-        """A function from the activation at this hook to what takes its place where it is
-        chosen."""
+    def edit(self, at: At, session: Session, model: Model, examples: Examples) -> Edit:
+        """The edit at one place.
 
-    def edits(self, model: Model, examples: Examples, session: Session) -> list[Edit]:
-        return [
-            Edit(
-                hook,
-                _where(
-                    self.mask(model, examples), self.replacement(hook, model, examples, session)
-                ),
-            )
-            for hook in self.hooks(model)
-        ]
+        Args:
+            at: the hook, positions and units that this intervention chooses.
+            session: gives models, example sets, activations and cached results.
+            model: the unedited model.
+            examples: what it is to read, with the prefix that it is fed.
+        """
+
+    def edits(self, session: Session, model: Model, examples: Examples) -> list[Edit]:
+        places = [self.at(hook, model, examples) for hook in self.hooks(model)]
+        return [self.edit(at, session, model, examples) for at in places]
 
     def hooks(self, model: Model) -> list[str]:
-        """The hook names this touches. Raises InputError for a site or layer that the model does
-        not have."""
-        if self.site in sites.READ_ONLY:
-            raise InputError(f"site {self.site!r} can only be read: {sites.READ_ONLY[self.site]}")
+        """The hook names this touches. Raises InputError for what the model does not have."""
+        name = sites.site(self.site).name
+        if name in sites.READ_ONLY:
+            raise InputError(f"site {name!r} can only be read: {sites.READ_ONLY[name]}")
         layers = self.layer if isinstance(self.layer, tuple) else (self.layer,)
-        return [sites.checked_hook(model.cfg, self.site, layer) for layer in layers]
+        return [sites.hook_of(model, self.site, layer) for layer in layers]
 
-    def mask(self, model: Model, examples: Examples) -> Tensor:
-        """Where the activation is changed, broadcastable to it."""
-        site = sites.site(self.site)
-        chosen = torch.ones([1] * len(site.axes), dtype=torch.bool)
-        for axis, indices, size in self.choices(model, examples):
-            if site.axis(axis) < 0:
-                raise InputError(
-                    f"site {self.site!r} has no axis {axis!r} to choose from (its axes: {site.axes})"
-                )
-            on = torch.zeros(size, dtype=torch.bool)
-            on[torch.tensor(indices)] = True
-            chosen = chosen & sites.on_axis(on, site.axis(axis), len(site.axes))
-        return chosen
+    def at(self, hook: str, model: Model, examples: Examples) -> At:
+        """What is chosen at a hook, for any set of examples.
 
-    def choices(self, model: Model, examples: Examples) -> list[tuple[str, list[int], int]]:
-        """What is chosen on each axis that not everything is chosen on: (axis, indices, size of the
-        axis)."""
+        Args:
+            hook: one of `hooks`.
+            model: the model, for its numbers of heads and neurons.
+            examples: the examples whose positions are meant.
+        """
         if self.position is None:
-            return []
-        return [("pos", position_indices(self.position, examples), examples.tokens.shape[1])]
+            return At(hook, None, self.units(model))
+        if "pos" not in sites.site(self.site).axes:
+            raise InputError(f"site {self.site!r} has no positions to choose from")
+        return At(hook, shared(examples.indices(self.position)), self.units(model))
+
+    def units(self, model: Model) -> tuple[int, ...] | None:
+        """The chosen heads or neurons; None for all."""
+        return None
 
 
 class UnitIntervention(SiteIntervention):
     """An intervention that may be at chosen heads or neurons only."""
 
     head: Swept[Indices | None] = None
-    """Heads, at sites that have them; every head unless given."""
-    neurons: Swept[tuple[int, ...] | None] = None
-    """Neurons, at `neurons` and `mlp_pre`; every neuron unless given."""
+    """Heads, at sites that have them; by default, all. Keys and values have their own number."""
+    neurons: Swept[Units | None] = None
+    """Neurons, at `neurons` and `mlp_pre`; by default, all."""
 
-    def choices(self, model: Model, examples: Examples) -> list[tuple[str, list[int], int]]:
-        choices = super().choices(model, examples)
-        for axis, value, size in (
-            ("head", self.head, model.cfg.n_heads),
-            ("d_mlp", self.neurons, model.cfg.d_mlp),
-        ):
-            if value is not None:
-                choices.append((axis, _checked(axis, value, size), size or 0))
-        return choices
-
-
-def position_indices(names: Names, examples: Examples) -> list[int]:
-    """Indices of named positions. Raises InputError for a name that the task does not have."""
-    found = []
-    for name in (names,) if isinstance(names, str) else names:
-        if name == "readout":
-            found += range(examples.tokens.shape[1] - examples.n_answer, examples.tokens.shape[1])
-        elif name in examples.positions:
-            found.append(examples.positions[name])
-        else:
-            raise InputError(
-                f"there is no position {name!r}; {suggest(name, [*examples.positions, 'readout'])}"
-            )
-    return found
+    def units(self, model: Model) -> tuple[int, ...] | None:
+        found = sites.site(self.site)
+        for field, value in (("head", self.head), ("neurons", self.neurons)):
+            if value is None:
+                continue
+            axis = "d_mlp" if field == "neurons" else "head"
+            if found.units not in ((axis, "key_head") if axis == "head" else (axis,)):
+                raise InputError(
+                    f"site {self.site!r} has no {field} to choose from (its axes: {found.axes})"
+                )
+            return _checked(field, value, found.n_units(model.cfg))
+        return None
 
 
-def _checked(axis: str, value: Indices, size: int | None) -> list[int]:
-    indices = [value] if isinstance(value, int) else list(value)
-    wrong = [i for i in indices if not 0 <= i < (size or 0)]
-    if wrong or not indices:
-        raise InputError(
-            f"{axis} {wrong or indices} is out of range: the model has 0 to {(size or 0) - 1}"
-        )
+def _checked(field: str, value: int | tuple[int, ...], size: int) -> tuple[int, ...]:
+    indices = (value,) if isinstance(value, int) else value
+    if wrong := [i for i in indices if not 0 <= i < size]:
+        raise InputError(f"{field} {wrong} is out of range: this site has 0 to {size - 1}")
     return indices
 
 
-def _where(mask: Tensor, function: Any) -> Any:
-    return lambda activation: torch.where(
-        mask.to(activation.device), function(activation), activation
-    )
+def shared(positions: Int[Tensor, "n k"]) -> Int[Tensor, "rows k"]:
+    """The positions as one row where they are the same in every example: a faster way to take."""
+    same = bool((positions == positions[:1]).all() and (positions >= 0).all())
+    return positions[:1] if same else positions

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import torch
 from pydantic import Field, field_validator, model_serializer, model_validator
@@ -12,8 +12,10 @@ from torch import Tensor
 from mechmem.data.examples import Examples
 from mechmem.interventions.intervention import UnitIntervention
 from mechmem.models.architecture import Model
+from mechmem.models.edits import At, Edit, replacing
 from mechmem.session import Session
 from mechmem.spec.errors import InputError
+from mechmem.spec.references import CheckpointName, ExampleSetName
 from mechmem.spec.registry import Component
 
 
@@ -26,26 +28,21 @@ class Source(Component):
     or `Examples` may be given as they are.
     """
 
-    checkpoint: str | None = None
-    examples: str | None = None
+    checkpoint: CheckpointName | None = None
+    examples: ExampleSetName | None = None
     pair: bool = False
-    mean_over: str | None = None
+    mean_over: ExampleSetName | None = None
     live: Any = Field(None, exclude=True, repr=False)
 
     @model_validator(mode="after")
     def _one_source(self) -> Self:
         if self.live is not None and not isinstance(self.live, (torch.nn.Module, Examples)):
-            raise InputError(
-                f"a live source is a model or Examples, not {type(self.live).__name__}"
-            )
+            kind = type(self.live).__name__
+            raise InputError(f"a live source is a model or Examples, not {kind}")
         if isinstance(self.live, torch.nn.Module) and self.checkpoint is not None:
             raise InputError("a source takes either a live model or `checkpoint`")
-        sets = [
-            self.examples is not None,
-            self.pair,
-            self.mean_over is not None,
-            isinstance(self.live, Examples),
-        ]
+        live = isinstance(self.live, Examples)
+        sets = [self.examples is not None, self.pair, self.mean_over is not None, live]
         if sum(sets) > 1:
             raise InputError("a source takes one of `examples`, `pair` and `mean_over`")
         if not any((*sets, self.checkpoint, self.live is not None)):
@@ -56,33 +53,56 @@ class Source(Component):
     def _to_block(self) -> dict[str, Any]:
         if self.live is not None:
             raise InputError(
-                "a live model or example set cannot be written into a spec; name it in the experiment"
+                "a live model or example set can't be written into a spec; "
+                "name it in the experiment"
             )
         return {name: value for name in type(self).model_fields if (value := getattr(self, name))}
 
-    def activation(self, hook: str, model: Model, examples: Examples, session: Session) -> Tensor:
-        """The source's activation at a hook for each of the examples, `n ...`, or `1 ...` for a
-        mean."""
-        source = self._model(model, session)
-        if hook not in source.hook_dict:
-            raise InputError(
-                f"the source has no {hook!r}: it must be of one architecture with the patched model"
-            )
+    def activation(
+        self,
+        place: Callable[[Examples], At],
+        session: Session,
+        model: Model,
+        examples: Examples,
+    ) -> Tensor:
+        """The source's activation for each of the examples, `n ...`, or `1 ...` for a mean.
+
+        Args:
+            place: where it is read, resolved for the examples that the source reads.
+            session: gives models, sets and activations.
+            model: the patched model, which is the source too where no other one is named.
+            examples: the patched examples.
+        """
+        source = self.model_of(session, model)
+        rows = self._rows(session, examples)
         if self.mean_over is not None:
-            everything = session.examples(self.mean_over).with_prefix(examples.prefix)
-            return session.activation(source, everything, hook).mean(dim=0, keepdim=True)
-        return session.activation(source, self._rows(examples, session), hook)
+            rows = session.examples(self.mean_over).with_prefix(examples.prefix)
+        at = place(rows)
+        if at.hook not in source.hook_dict:
+            raise InputError(
+                f"the source has no {at.hook!r}: it must be of one architecture with the "
+                "patched model"
+            )
+        value = session.activation(source, rows, at)
+        return value if self.mean_over is None else at.mean(value)
 
-    def run(self, model: Model, examples: Examples, session: Session) -> tuple[Model, Examples]:
-        """The forward pass that is patched in: which model on which examples."""
-        return self._model(model, session), self._rows(examples, session)
+    def run(self, session: Session, model: Model, examples: Examples) -> tuple[Model, Examples]:
+        """The forward pass that is patched in: which model on which examples.
 
-    def _model(self, model: Model, session: Session) -> Model:
+        Args:
+            session: gives models and sets.
+            model: the patched model.
+            examples: the patched examples.
+        """
+        return self.model_of(session, model), self._rows(session, examples)
+
+    def model_of(self, session: Session, model: Model) -> Model:
+        """The model whose activations or weights are taken: another one, or the edited one."""
         if self.checkpoint is not None:
             return session.model(self.checkpoint)
         return model if self.live is None or isinstance(self.live, Examples) else self.live
 
-    def _rows(self, examples: Examples, session: Session) -> Examples:
+    def _rows(self, session: Session, examples: Examples) -> Examples:
         if self.pair:
             if examples.counterfactual is None:
                 raise InputError("`pair: true` needs an example set that was made with `pair:`")
@@ -92,7 +112,8 @@ class Source(Component):
         other = session.examples(self.examples) if self.examples is not None else self.live
         if int(examples.index.max()) >= len(other):
             raise InputError(
-                f"the source has {len(other)} examples, fewer than the {len(examples)} that are patched"
+                f"the source has {len(other)} examples, fewer than the {len(examples)} that are "
+                "patched"
             )
         return other.select(examples.index).with_prefix(examples.prefix)
 
@@ -105,6 +126,8 @@ class Patch(UnitIntervention):
     Touches: any site, `batch pos ...`, where chosen. Source: arXiv:2309.16042.
     """
 
+    by_example: ClassVar[bool] = True
+
     source: Source
 
     @field_validator("source", mode="before")
@@ -112,19 +135,24 @@ class Patch(UnitIntervention):
     def _live(cls, value: Any) -> Any:
         return Source(live=value) if isinstance(value, (torch.nn.Module, Examples)) else value
 
-    def replacement(
-        self, hook: str, model: Model, examples: Examples, session: Session
-    ) -> Callable[[Tensor], Tensor]:
-        value = self.source.activation(hook, model, examples, session)
-        return lambda activation: fitting(value, activation, hook)
+    def edit(self, at: At, session: Session, model: Model, examples: Examples) -> Edit:
+        def place(rows: Examples) -> At:
+            return self.at(at.hook, model, rows)
+
+        value = self.source.activation(place, session, model, examples)
+        if at.pos is not None and _lacks(value, at, len(examples)):
+            raise InputError(
+                f"the source lacks a position of {self.position} that the patched example has"
+            )
+        return replacing(at, value)
 
 
-def fitting(value: Tensor, activation: Tensor, hook: str) -> Tensor:
-    """A value of `n ...` or `1 ...` in the shape of the activation. Raises InputError if it cannot
-    take its place."""
-    if value.shape[1:] != activation.shape[1:] or len(value) not in (1, len(activation)):
-        raise InputError(
-            f"at {hook} the source has shape {tuple(value.shape)}, the patched model {tuple(activation.shape)}: "
-            "they must be of one architecture, and the model be run on the examples that the patch was made for"
-        )
-    return value.expand_as(activation)
+def _lacks(value: Tensor, at: At, n: int) -> bool:
+    """Whether the source has no value (NaN) at a position that the patched example has."""
+    assert at.pos is not None
+    if not value.isnan().any():
+        return False
+    pos = at.pos.expand(n, -1)
+    axis = 2 if at.hook.endswith(("hook_pattern", "hook_attn_scores")) else 1
+    is_missing = value.isnan().movedim(axis, 1).flatten(2).any(dim=2).cpu()
+    return bool((is_missing & (pos >= 0)).any())

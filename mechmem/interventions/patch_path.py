@@ -3,26 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, Literal
 
+import torch
+from einops import rearrange
 from pydantic import field_validator, model_validator
 from torch import Tensor
 
 from mechmem.data.examples import Examples
 from mechmem.interventions.ablate import Ablate
-from mechmem.interventions.intervention import Indices, Intervention, Names, SiteIntervention
-from mechmem.interventions.tape import Tape, at_the_end, in_attention, in_mlp
+from mechmem.interventions.intervention import Intervention, SiteIntervention
 from mechmem.models import sites
 from mechmem.models.architecture import Model
-from mechmem.models.fast import Edit
+from mechmem.models.edits import LATE, At, Edit, layer_of, replacing
 from mechmem.session import Session
 from mechmem.spec.errors import InputError
 from mechmem.spec.registry import Component
+from mechmem.spec.selection import Indices, Names
 from mechmem.spec.sweep import Swept
 
 SENDERS = {"embed": -1, "pos_embed": -1, "z": 0, "attn_out": 0, "neurons": 1, "mlp_out": 1}
-"""Sites that write to the residual stream, and when in their layer: with attention (0), with the
+"""Sites that write to the residual stream, and when in their layer: with attention (0) or with the
 MLP (1)."""
 RECEIVERS = {"q": 0, "k": 0, "v": 0, "mlp_pre": 1, "logits": 0}
 """Sites that read it, and when."""
@@ -34,11 +35,11 @@ class Receiver(Component):
 
     site: Literal["q", "k", "v", "mlp_pre", "logits"]
     layer: Indices | None = None
-    """One layer or several; every layer behind the sender unless given."""
+    """One layer or several; by default, every layer behind the sender."""
     head: Indices | None = None
-    """Heads, for q, k and v; every head unless given."""
+    """Heads, for q, k and v; by default, every head."""
     position: Names | None = None
-    """Named positions; every position unless given."""
+    """Named positions; by default, every position."""
 
     @model_validator(mode="before")
     @classmethod
@@ -60,9 +61,10 @@ class PatchPath(Intervention):
     are those of a run with the sender patched and all other components frozen (the direct effect of
     arXiv:2211.00593). Where a receiver feeds another, the later one sees what the earlier one has
     changed. Through every receiver behind the sender it is the sender's own patch. If the answer
-    follows, the sender informs the answer by way of these receivers.
-    Touches: the receivers' sites; the sender's own activation stays as it is. Stands last in a list
-    of interventions.
+    follows, the sender informs the answer by way of these receivers. It takes a forward for the
+    sender and one more for each layer's receivers.
+    Touches: the receivers' sites; the sender's own activation stays as it is. Must be the last in a
+    list of interventions.
     Raises: InputError for a sender that does not write to the residual stream, or a receiver before
     it.
     Source: arXiv:2304.05969.
@@ -80,45 +82,79 @@ class PatchPath(Intervention):
             raise ValueError("a path needs at least one receiver")
         return value
 
-    def edits(self, model: Model, examples: Examples, session: Session) -> list[Edit]:
-        if self.sender.site not in SENDERS:
+    @property
+    def by_example(self) -> bool:  # type: ignore[override]
+        """As that of the sender."""
+        return self.sender.by_example
+
+    def edits(self, session: Session, model: Model, examples: Examples) -> list[Edit]:
+        return self.edits_after((), session, model, examples)
+
+    def edits_after(
+        self, earlier: Sequence[Edit], session: Session, model: Model, examples: Examples
+    ) -> list[Edit]:
+        changes = self._changes(earlier, session, model, examples)
+        places = self._places(model, examples, first=min(changes))
+        found: list[Edit] = []
+        for time, entry, chosen in places:
+            change = sum(changed for at, changed in changes.items() if at < time)
+            # The residual that these receivers read, with the sender's output exchanged. What the
+            # rest of this pass makes of it is thrown away.
+            seen = Edit(At(entry), _plus(change))
+            hooks = [at.hook for at in chosen]
+            edits = [*earlier, *found, seen]
+            values = session.edited_activations(model, examples, edits, hooks)
+            every = torch.arange(len(examples))
+            found += [replacing(at, at.take(values[at.hook], every)) for at in chosen]
+        return found
+
+    def _changes(
+        self, earlier: Sequence[Edit], session: Session, model: Model, examples: Examples
+    ) -> dict[int, Tensor]:
+        """What the sender's patch would change in the residual stream, by when it writes."""
+        name = sites.site(self.sender.site).name
+        if name not in SENDERS:
+            raise InputError(f"a path starts at one of {', '.join(SENDERS)}, not at {name!r}")
+        if name in ("z", "neurons") and model.cfg.use_normalization_before_and_after:
             raise InputError(
-                f"a path starts at one of {', '.join(SENDERS)}, not at {self.sender.site!r}"
+                f"this model normalises what {name!r} writes; start the path at attn_out or mlp_out"
             )
-        sent = self.sender.edits(model, examples, session)
-        path = _Path(
-            model, Tape(), {edit.hook: _time(edit, SENDERS[self.sender.site]) for edit in sent}
-        )
-        masks: dict[str, Tensor] = {}
+        sent = self.sender.edits_after(earlier, session, model, examples)
+        hooks = [edit.hook for edit in sent]
+        own = session.edited_activations(model, examples, earlier, hooks)
+        every, changes = torch.arange(len(examples)), {}
+        for edit in sent:
+            x = own[edit.hook]
+            written = _written(name, model, edit.layer)
+            changes[2 * edit.layer + SENDERS[name]] = written(edit(x, every) - x)
+        return changes
+
+    def _places(
+        self, model: Model, examples: Examples, first: int
+    ) -> list[tuple[int, str, list[At]]]:
+        """(when, the hook of the residual that is read, what is replaced), in the order of the
+        forward."""
+        found: dict[int, list[At]] = {}
         for receiver in self.receivers:
-            for hook, mask in path.chosen(receiver, examples).items():
-                masks[hook] = mask | masks[hook] if hook in masks else mask
-        return [*(path.told(edit, self.sender.site) for edit in sent), *path.received(masks)]
+            for at in self._chosen(receiver, model, examples, first):
+                found.setdefault(_time(at.hook, RECEIVERS[receiver.site]), []).append(at)
+        n = model.cfg.n_layers
+        last = f"blocks.{n - 1}.hook_resid_post"
+        middle = "hook_resid_pre" if model.cfg.parallel_attn_mlp else "hook_resid_mid"
+        entries: Mapping[int, str] = {
+            **{2 * layer: f"blocks.{layer}.hook_resid_pre" for layer in range(n)},
+            **{2 * layer + 1: f"blocks.{layer}.{middle}" for layer in range(n)},
+        }
+        return [(time, entries.get(time, last), found[time]) for time in sorted(found)]
 
-
-@dataclass(frozen=True)
-class _Path:
-    model: Model
-    tape: Tape
-    """By hook: of each sender what its change adds to the residual stream; of each receiver what it
-    then is."""
-    sent: Mapping[str, int]
-    """When each sender writes: 2 layer with its attention, 2 layer + 1 with its MLP."""
-
-    def change(self, time: int) -> Tensor | float:
-        """What the senders before this time would change in the residual stream."""
-        return sum(self.tape[hook] for hook, at in self.sent.items() if at < time)
-
-    def told(self, edit: Edit, site: str) -> Edit:
-        written = _written(site, self.model, edit.layer)
-        return self.tape.listen(edit.hook, lambda x: {edit.hook: written(edit.function(x) - x)})
-
-    def chosen(self, receiver: Receiver, examples: Examples) -> dict[str, Tensor]:
-        n_layers, offset = self.model.cfg.n_layers, RECEIVERS[receiver.site]
-        first = min(self.sent.values())
+    def _chosen(self, receiver: Receiver, model: Model, examples: Examples, first: int) -> list[At]:
+        offset = RECEIVERS[receiver.site]
         layers: Any = receiver.layer
         if layers is None and receiver.site != "logits":
-            layers = tuple(layer for layer in range(n_layers) if 2 * layer + offset > first)
+            every = range(model.cfg.n_layers)
+            layers = tuple(layer for layer in every if 2 * layer + offset > first)
+            if not layers:
+                raise InputError(f"no receiver {receiver.site!r} comes behind the sender")
         like = Ablate(
             method="zero",
             site=receiver.site,
@@ -126,59 +162,32 @@ class _Path:
             head=receiver.head,
             position=receiver.position,
         )
-        for hook in (hooks := like.hooks(self.model)):
-            if _time(Edit(hook, _same), offset) <= first:
+        hooks = like.hooks(model)
+        for hook in hooks:
+            if _time(hook, offset) <= first:
                 raise InputError(
                     f"the receiver {receiver.site!r} at {hook} comes before the sender"
                 )
-        if not hooks:
-            raise InputError(f"no receiver {receiver.site!r} comes behind the sender")
-        return dict.fromkeys(hooks, like.mask(self.model, examples))
-
-    def received(self, masks: Mapping[str, Tensor]) -> list[Edit]:
-        edits = []
-        for layer in range(self.model.cfg.n_layers):
-            hooks = [
-                hook for hook in (sites.site(name).hook(layer) for name in "qkv") if hook in masks
-            ]
-            mlp = sites.site("mlp_pre").hook(layer)
-            edits += [self._attention(layer, hooks)] if hooks else []
-            edits += self._mlp(layer, mlp) if mlp in masks else []
-        if "unembed.hook_out" in masks:
-            last = f"blocks.{self.model.cfg.n_layers - 1}.hook_resid_post"
-            edits.append(
-                self.tape.listen(last, lambda x: at_the_end(self.model, x + self.change(10**6)))
-            )
-        return [*edits, *(self.tape.play(hook, mask) for hook, mask in masks.items())]
-
-    def _attention(self, layer: int, hooks: list[str]) -> Edit:
-        resid = f"blocks.{layer}.hook_resid_pre"
-        return self.tape.listen(
-            resid, lambda x: in_attention(self.model, layer, x + self.change(2 * layer), hooks)
-        )
-
-    def _mlp(self, layer: int, hook: str) -> Sequence[Edit]:
-        resid, tape = f"blocks.{layer}.hook_resid_pre", self.tape
-        return tape.listen(resid, lambda x: {resid: x}), tape.listen(
-            f"blocks.{layer}.hook_attn_out",
-            lambda x: in_mlp(
-                self.model, layer, tape[resid] + x + self.change(2 * layer + 1), [hook]
-            ),
-        )
+        return [like.at(hook, model, examples) for hook in hooks]
 
 
-def _time(edit: Edit, offset: int) -> int:
-    return 2 * edit.layer + offset
+def _plus(change: Any) -> Callable[[Tensor, Tensor], Tensor]:
+    return lambda own, rows: own + change[rows.to(own.device)]
 
 
-def _same(activation: Tensor) -> Tensor:
-    return activation
+def _time(hook: str, offset: int) -> int:
+    """When a hook is met: 2 layer with attention, 2 layer + 1 with the MLP."""
+    layer = layer_of(hook)
+    return LATE if layer == LATE else 2 * layer + offset
 
 
 def _written(site: str, model: Model, layer: int) -> Callable[[Tensor], Tensor]:
     """What a change at a sender's site adds to the residual stream."""
     if site == "z":
-        return lambda change: change.flatten(-2) @ model.blocks[layer].attn.W_O.flatten(0, 1)
+        weight = rearrange(
+            model.blocks[layer].attn.W_O, "head d_head d_model -> (head d_head) d_model"
+        )
+        return lambda change: change.flatten(-2) @ weight
     if site == "neurons":
         return lambda change: change @ model.blocks[layer].mlp.W_out
-    return _same
+    return lambda change: change

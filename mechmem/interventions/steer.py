@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from typing import ClassVar
 
 import torch
 from jaxtyping import Float
@@ -11,8 +11,10 @@ from torch import Tensor
 from mechmem.data.examples import Examples
 from mechmem.interventions.intervention import UnitIntervention
 from mechmem.models.architecture import Model
+from mechmem.models.edits import At, Edit
 from mechmem.session import Session
 from mechmem.spec.errors import InputError, suggest
+from mechmem.spec.references import ExampleSetName
 from mechmem.spec.sweep import Swept
 
 
@@ -27,37 +29,39 @@ class Steer(UnitIntervention):
     Source: arXiv:2312.06681 (contrastive activation addition).
     """
 
+    by_example: ClassVar[bool] = True
+
     variable: Swept[str]
     """A variable of the task."""
     towards: Swept[int]
     """Value of the variable to push to."""
     away: Swept[int]
     """Value to push from."""
-    on: Swept[str] = "clean"
+    on: Swept[ExampleSetName] = "clean"
     """The example set of the means, fed the same label's prefix as the patched one."""
     factor: Swept[float] = 1.0
     """In units of the distance between the two means."""
 
-    def replacement(
-        self, hook: str, model: Model, examples: Examples, session: Session
-    ) -> Callable[[Tensor], Tensor]:
-        on = session.examples(self.on).with_prefix(examples.prefix)
-        values = session.activation(model, on, hook)
-        ends = [self._mean(values, on, value, session) for value in (self.towards, self.away)]
+    def edit(self, at: At, session: Session, model: Model, examples: Examples) -> Edit:
+        chosen = session.examples(self.on).with_prefix(examples.prefix)
+        there = self.at(at.hook, model, chosen)
+        values = session.activation(model, chosen, there)
+        ends = [self._mean(values, chosen, value, session) for value in (self.towards, self.away)]
         step = self.factor * (ends[0] - ends[1])
-        return lambda activation: activation + step
+        return Edit(at, lambda own, _: own + step)
 
     def _mean(
-        self, values: Tensor, on: Examples, value: int, session: Session
+        self, values: Tensor, chosen: Examples, value: int, session: Session
     ) -> Float[Tensor, "..."]:
-        if self.variable not in on.variables:
-            raise InputError(
-                f"there is no variable {self.variable!r}; {suggest(self.variable, on.variables)}"
-            )
-        rows = on.variables[self.variable] == value
-        if rows.any():
-            return values[rows.to(values.device)].mean(dim=0)
-        if session.is_rehearsal:
+        if self.variable not in chosen.variables:
+            known = suggest(self.variable, chosen.variables)
+            raise InputError(f"there is no variable {self.variable!r}; {known}")
+        rows = chosen.variables[self.variable] == value
+        there = sorted(set(chosen.variables[self.variable].tolist()))
+        session.demand(
+            bool(rows.any()),
+            f"no example of {self.on!r} has {self.variable} {value}; there is {there}",
+        )
+        if not rows.any():
             return torch.zeros_like(values[0])
-        known = sorted(set(on.variables[self.variable].tolist()))
-        raise InputError(f"no example of {self.on!r} has {self.variable} {value}; there is {known}")
+        return values[rows.to(values.device)].mean(dim=0)

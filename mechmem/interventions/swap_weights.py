@@ -2,23 +2,30 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, Self
+import copy
+from collections.abc import Iterator
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 import torch
-from pydantic import field_validator, model_validator
+from pydantic import AfterValidator, field_validator, model_validator
 
 from mechmem.data.examples import Examples
-from mechmem.interventions.intervention import Indices, Intervention
-from mechmem.interventions.patch import Patch, Source
-from mechmem.interventions.tape import Tape, at_the_end, in_attention, in_mlp
-from mechmem.models import sites
+from mechmem.interventions.intervention import Intervention
+from mechmem.interventions.patch import Source
 from mechmem.models.architecture import Model
-from mechmem.models.fast import Edit
+from mechmem.models.edits import Edit
 from mechmem.session import Session
 from mechmem.spec.errors import InputError
+from mechmem.spec.selection import Indices, distinct
 from mechmem.spec.sweep import Each, Swept
 
 Part = Literal["embed", "attn", "mlp", "unembed"]
+Parts = Annotated[tuple[Part, ...], AfterValidator(distinct)]
+PREFIXES = {"embed": ("embed.", "pos_embed."), "unembed": ("unembed.", "ln_final.")}
+"""How the names of the parameters outside of the layers begin, by component."""
+IN_LAYERS = {"attn": ("attn.", "ln1.", "ln1_post."), "mlp": ("mlp.", "ln2.", "ln2_post.")}
+"""How they begin inside of a layer."""
+OUTPUTS = {"attn": "hook_attn_out", "mlp": "hook_mlp_out"}
 
 
 class SwapWeights(Intervention):
@@ -29,17 +36,18 @@ class SwapWeights(Intervention):
     these weights; a patch of the same output would also bring back whatever its *inputs* have lost.
     A component is what stands between two readings of the residual stream: `attn` and `mlp` with
     the norm before them, `embed` tokens and positions, `unembed` with the last norm. All of them
-    together make the model the other one.
-    Touches: `embed` and `pos_embed`, `attn_out`, `mlp_out`, `logits`. Stands last in a list of
-    interventions: it takes a component's input as the interventions listed before it have left it.
+    together make the model the other one. The result is a model that shares all other parameters.
+    Touches: no activation directly.
     Raises: InputError for models of two architectures, a source that is no checkpoint, a layer that
     is not there.
     Source: ours.
     """
 
-    component: Swept[Part | tuple[Part, ...]]
+    by_example: ClassVar[bool] = True
+
+    component: Swept[Part | Parts]
     layer: Swept[Indices | None] = None
-    """Layers of `attn` and `mlp`; every layer unless given."""
+    """Layers of `attn` and `mlp`; by default, every layer."""
     source: Source
     """The other checkpoint, by name; or, from Python, the other model as it is."""
 
@@ -51,13 +59,14 @@ class SwapWeights(Intervention):
     @model_validator(mode="after")
     def _fits(self) -> Self:
         source = self.source
-        if source.pair or source.examples or source.mean_over or isinstance(source.live, Examples):
+        live = isinstance(source.live, Examples)
+        if source.pair or source.examples or source.mean_over or live:
             raise InputError(
                 "weights come from a checkpoint: give `source: {checkpoint: ...}` and nothing else"
             )
         if isinstance(self.component, Each) or self.layer is None:
             return self
-        if not {"attn", "mlp"} & set(self._parts):
+        if not IN_LAYERS.keys() & set(self._parts):
             raise InputError(f"{' and '.join(self._parts)} have no layers; leave `layer` out")
         return self
 
@@ -65,46 +74,71 @@ class SwapWeights(Intervention):
     def _parts(self) -> tuple[str, ...]:
         return self.component if isinstance(self.component, tuple) else (self.component,)
 
-    def edits(self, model: Model, examples: Examples, session: Session) -> list[Edit]:
-        other, _ = self.source.run(model, examples, session)
+    def edits(self, session: Session, model: Model, examples: Examples) -> list[Edit]:
+        return []
+
+    def derive(self, session: Session, model: Model) -> Model:
+        other = self.source.model_of(session, model)
+        prefixes = self._prefixes(model)
+
+        def make() -> Model:
+            return _swapped(model, other, prefixes)
+
         _check_alike(model, other)
-        layers = range(model.cfg.n_layers) if self.layer is None else self.layer
-        found: list[Edit] = []
-        if "embed" in self._parts:
-            for site in ("embed", "pos_embed"):
-                found += Patch(site=site, source=self.source).edits(model, examples, session)
-        for layer in sorted({layers} if isinstance(layers, int) else set(layers)):
-            found += _attention(model, other, layer) if "attn" in self._parts else []
-            found += _mlp(model, other, layer) if "mlp" in self._parts else []
-        return found + (_unembed(model, other) if "unembed" in self._parts else [])
+        return session.cached(("swapped", model, other, prefixes), make)
+
+    def outputs(self, model: Model) -> Iterator[tuple[SwapWeights, str]]:
+        """Every swapped component by itself, with the hook of what it writes, in the order of the
+        forward."""
+        copies = {part: self.model_copy(update={"component": part}) for part in self._parts}
+        if "embed" in copies:
+            copies["embed"] = copies["embed"].model_copy(update={"layer": None})
+            yield copies["embed"], "hook_embed"
+            if "hook_pos_embed" in model.hook_dict:
+                yield copies["embed"], "hook_pos_embed"
+        for layer in self._layers(model):
+            for part, hook in OUTPUTS.items():
+                if part in copies:
+                    alone = copies[part].model_copy(update={"layer": layer})
+                    yield alone, f"blocks.{layer}.{hook}"
+        if "unembed" in copies:
+            yield copies["unembed"].model_copy(update={"layer": None}), "unembed.hook_out"
+
+    def _layers(self, model: Model) -> tuple[int, ...]:
+        n = model.cfg.n_layers
+        if self.layer is None:
+            return tuple(range(n))
+        chosen = self.layer if isinstance(self.layer, tuple) else (self.layer,)
+        if wrong := [layer for layer in chosen if not 0 <= layer < n]:
+            raise InputError(f"layer {wrong[0]} is out of range: the model has layers 0 to {n - 1}")
+        if "mlp" in self._parts and model.cfg.attn_only:
+            raise InputError("this model has no MLP whose weights could be swapped")
+        return tuple(sorted(chosen))
+
+    def _prefixes(self, model: Model) -> tuple[str, ...]:
+        """How the names of the swapped parameters begin."""
+        found = [name for part in self._parts for name in PREFIXES.get(part, ())]
+        for layer in self._layers(model):
+            for part in self._parts:
+                found += [f"blocks.{layer}.{name}" for name in IN_LAYERS.get(part, ())]
+        return tuple(found)
 
 
-def _attention(model: Model, other: Model, layer: int) -> list[Edit]:
-    tape, out = Tape(), sites.checked_hook(model.cfg, "attn_out", layer)
-    resid = sites.checked_hook(model.cfg, "resid_pre", layer)
-    return [tape.listen(resid, lambda x: in_attention(other, layer, x, [out])), tape.play(out)]
-
-
-def _mlp(model: Model, other: Model, layer: int) -> list[Edit]:
-    tape, out = Tape(), sites.checked_hook(model.cfg, "mlp_out", layer)
-    resid, attn_out = (
-        sites.checked_hook(model.cfg, name, layer) for name in ("resid_pre", "attn_out")
-    )
-    return [
-        tape.listen(resid, lambda x: {resid: x}),
-        tape.listen(attn_out, lambda x: in_mlp(other, layer, tape[resid] + x, [out])),
-        tape.play(out),
-    ]
-
-
-def _unembed(model: Model, other: Model) -> list[Edit]:
-    tape, resid = Tape(), sites.checked_hook(model.cfg, "resid_post", model.cfg.n_layers - 1)
-    return [tape.listen(resid, lambda x: at_the_end(other, x)), tape.play("unembed.hook_out")]
+def _swapped(model: Model, other: Model, prefixes: tuple[str, ...]) -> Model:
+    """A copy of the model that shares its parameters, but for those that are the other model's."""
+    theirs = dict(other.named_parameters())
+    shared = {
+        id(parameter): theirs[name] if name.startswith(prefixes) else parameter
+        for name, parameter in model.named_parameters()
+    }
+    # deepcopy takes what `memo` holds for an object instead of copying it.
+    return copy.deepcopy(model, memo=shared)
 
 
 def _check_alike(model: Model, other: Model) -> None:
     def outline(of: Model) -> tuple[Any, ...]:
-        return of.cfg.act_fn, {name: parameter.shape for name, parameter in of.named_parameters()}
+        shapes = {name: parameter.shape for name, parameter in of.named_parameters()}
+        return of.cfg.act_fn, of.cfg.normalization_type, shapes
 
     if outline(model) != outline(other):
         raise InputError("weights can be swapped between models of one architecture only")

@@ -19,6 +19,7 @@ class Accuracy(LabelMeasure):
     """
 
     unit: ClassVar[str] = "fraction"
+    judges_answers: ClassVar[bool] = True
 
     def __call__(self, logits: Logits, examples: Examples, baseline: Logits) -> Values:
         return (logits.argmax(-1) == examples.labels(self.label)).to(logits.dtype)

@@ -32,3 +32,13 @@ class Logit(LabelMeasure):
             if self.against is None
             else values - of_labels(logits, examples.labels(self.against))
         )
+
+    def constant_on(self, examples: Examples) -> str | None:
+        if self.against is None:
+            return None
+        if (examples.labels(self.label) == examples.labels(self.against)).all():
+            return (
+                f"the {self.label} and the {self.against} label of these examples are the same, so "
+                f"{self.name} is 0; take logit_{self.label} or probability_{self.label}"
+            )
+        return None

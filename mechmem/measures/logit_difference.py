@@ -19,3 +19,11 @@ class LogitDifference(Measure):
 
     def __call__(self, logits: Logits, examples: Examples, baseline: Logits) -> Values:
         return of_labels(logits, examples.true) - of_labels(logits, examples.given)
+
+    def constant_on(self, examples: Examples) -> str | None:
+        if (examples.true == examples.given).all():
+            return (
+                "the two labels of these examples are the same, so logit_difference is 0; "
+                "take logit_true, probability_true or accuracy_true"
+            )
+        return None

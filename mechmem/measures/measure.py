@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 
 from jaxtyping import Float, Int
 from torch import Tensor
+from torch.nn.functional import one_hot
 
 from mechmem.data.examples import AnyLabel, Examples
 from mechmem.spec.registry import Component
@@ -19,6 +20,8 @@ class Measure(Component, registry="measure"):
     """A number for each answer token of each example."""
 
     unit: ClassVar[str] = ""
+    judges_answers: ClassVar[bool] = False
+    """Whether the value depends on the most likely tokens only, so that greedy answers have one."""
 
     @classmethod
     def shorthand(cls, word: str) -> dict[str, Any]:
@@ -40,12 +43,39 @@ class Measure(Component, registry="measure"):
 
     @abstractmethod
     def __call__(self, logits: Logits, examples: Examples, baseline: Logits) -> Values:
-        """The value at each answer token; `baseline` are the logits of the same model without
-        intervention."""
+        """The value at each answer token.
+
+        Args:
+            logits: of the answer tokens, `n n_answer d_vocab`.
+            examples: whose answers they are, with the prefix that the model was fed.
+            baseline: the logits of the same model without intervention.
+        """
+
+    def of_answer(
+        self, answer: Int[Tensor, "n n_answer"], examples: Examples, d_vocab: int
+    ) -> Values | None:
+        """The value of a decoded answer; None where an answer alone does not have one.
+
+        A measure whose value depends on the most likely tokens only says so with `judges_answers`,
+        and then has one without further code.
+
+        Args:
+            answer: the greedy answer.
+            examples: whose answer it is.
+            d_vocab: number of tokens that the model answers with.
+        """
+        if not self.judges_answers:
+            return None
+        certain = one_hot(answer, d_vocab).float()
+        return self(certain, examples, certain)
+
+    def constant_on(self, examples: Examples) -> str | None:
+        """What to measure instead where this is the same for every model on these examples by
+        definition; None where it is not."""
+        return None
 
     def whole(self, values: Values) -> Float[Tensor, " n"]:
-        """The value of the whole answer; the mean over its tokens unless a measure says
-        otherwise."""
+        """The value of the whole answer; by default the mean over its tokens."""
         return values.mean(dim=1)
 
 

@@ -40,7 +40,8 @@ class Architecture(Component):
         swept = isinstance(self.d_model, Each) or isinstance(self.n_heads, Each)
         if not swept and self.d_head is None and self.d_model % self.n_heads:
             raise ValueError(
-                f"d_model {self.d_model} is not a multiple of n_heads {self.n_heads}; or give d_head"
+                f"d_model {self.d_model} is not a multiple of n_heads {self.n_heads}; or give "
+                "d_head"
             )
         return self
 

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
-
-from torch import Tensor
+from typing import TYPE_CHECKING, Any
 
 from mechmem.spec.errors import InputError, suggest
 
@@ -13,41 +12,63 @@ if TYPE_CHECKING:
     import pandas as pd
     from transformer_lens.config import HookedTransformerConfig
 
+    from mechmem.models.architecture import Model
+
+RESIDUAL = ("batch", "pos", "d_model")
+HEADS = ("batch", "pos", "head", "d_head")
+KEY_HEADS = ("batch", "pos", "key_head", "d_head")
+SCORES = ("batch", "head", "pos", "key_pos")
+NEURONS = ("batch", "pos", "d_mlp")
+UNITS = ("head", "key_head", "d_mlp")
+"""Axes whose members can be picked one by one: heads, key and value heads, neurons."""
+
 
 @dataclass(frozen=True)
 class Site:
     """One kind of activation.
 
-    `axes` are TransformerLens's words for the tensor's axes; `units` is the axis whose members can
-    be picked one by one beside the position (heads, neurons), if there is one.
+    `axes` are TransformerLens's words for the tensor's axes. `head`s are counted as
+    `key_head`s where grouped queries share keys and values.
     """
 
     name: str
     template: str
     axes: tuple[str, ...]
     meaning: str
-    in_mlp: bool = False
 
     @property
     def has_layer(self) -> bool:
         return "{layer}" in self.template
 
+    @property
+    def units(self) -> str | None:
+        """The axis of heads or neurons; None where there is none."""
+        return next((axis for axis in self.axes if axis in UNITS), None)
+
     def hook(self, layer: int | None) -> str:
         """The TransformerLens hook name at this layer."""
         return self.template.format(layer=layer)
 
-    def axis(self, name: str) -> int:
-        """Index of an axis; -1 where the site does not have it."""
-        return self.axes.index(name) if name in self.axes else -1
+    def n_units(self, config: HookedTransformerConfig) -> int:
+        """Number of heads or neurons; 0 where the site has none."""
+        return 0 if self.units is None else int(self._sizes(config)[self.units] or 0)
 
     def shape(self, config: HookedTransformerConfig) -> tuple[str | int, ...]:
         """The activation's shape in a model; batch and positions by name."""
-        sizes = {"head": config.n_heads, "d_vocab": config.d_vocab_out}
+        sizes = self._sizes(config)
         return tuple(sizes.get(axis) or getattr(config, axis, axis) for axis in self.axes)
 
+    @staticmethod
+    def _sizes(config: HookedTransformerConfig) -> dict[str, Any]:
+        grouped = config.n_key_value_heads is not None
+        shared = grouped and not config.ungroup_grouped_query_attention
+        return {
+            "head": config.n_heads,
+            "key_head": config.n_key_value_heads if shared else config.n_heads,
+            "d_vocab": config.d_vocab_out,
+            "d_mlp": config.d_mlp,
+        }
 
-RESIDUAL = ("batch", "pos", "d_model")
-HEADS = ("batch", "pos", "head", "d_head")
 
 SITES = {
     site.name: site
@@ -55,10 +76,7 @@ SITES = {
         Site("embed", "hook_embed", RESIDUAL, "token embedding"),
         Site("pos_embed", "hook_pos_embed", RESIDUAL, "positional embedding"),
         Site(
-            "resid_pre",
-            "blocks.{layer}.hook_resid_pre",
-            RESIDUAL,
-            "residual stream before the layer",
+            "resid_pre", "blocks.{layer}.hook_resid_pre", RESIDUAL, "residual stream before a layer"
         ),
         Site(
             "norm_attn",
@@ -67,14 +85,17 @@ SITES = {
             "normalised input of attention, unscaled",
         ),
         Site("q", "blocks.{layer}.attn.hook_q", HEADS, "queries"),
-        Site("k", "blocks.{layer}.attn.hook_k", HEADS, "keys"),
-        Site("v", "blocks.{layer}.attn.hook_v", HEADS, "values"),
+        Site("k", "blocks.{layer}.attn.hook_k", KEY_HEADS, "keys"),
+        Site("v", "blocks.{layer}.attn.hook_v", KEY_HEADS, "values"),
+        Site("rot_q", "blocks.{layer}.attn.hook_rot_q", HEADS, "queries, rotated by position"),
+        Site("rot_k", "blocks.{layer}.attn.hook_rot_k", KEY_HEADS, "keys, rotated by position"),
         Site(
-            "pattern",
-            "blocks.{layer}.attn.hook_pattern",
-            ("batch", "head", "pos", "key_pos"),
-            "attention weights",
+            "attn_scores",
+            "blocks.{layer}.attn.hook_attn_scores",
+            SCORES,
+            "attention before the softmax, masked",
         ),
+        Site("pattern", "blocks.{layer}.attn.hook_pattern", SCORES, "attention weights"),
         Site("z", "blocks.{layer}.attn.hook_z", HEADS, "each head's output before W_O"),
         Site(
             "attn_out",
@@ -83,38 +104,36 @@ SITES = {
             "what attention adds to the residual stream",
         ),
         Site(
+            "resid_mid",
+            "blocks.{layer}.hook_resid_mid",
+            RESIDUAL,
+            "residual stream between attention and MLP",
+        ),
+        Site(
             "norm_mlp",
             "blocks.{layer}.ln2.hook_normalized",
             RESIDUAL,
             "normalised input of the MLP, unscaled",
-            True,
         ),
+        Site("mlp_pre", "blocks.{layer}.mlp.hook_pre", NEURONS, "neurons before the activation"),
         Site(
-            "mlp_pre",
-            "blocks.{layer}.mlp.hook_pre",
-            ("batch", "pos", "d_mlp"),
-            "neurons before the activation",
-            True,
+            "mlp_pre_linear",
+            "blocks.{layer}.mlp.hook_pre_linear",
+            NEURONS,
+            "the linear factor of a gated MLP's neurons",
         ),
-        Site(
-            "neurons",
-            "blocks.{layer}.mlp.hook_post",
-            ("batch", "pos", "d_mlp"),
-            "neurons after the activation",
-            True,
-        ),
+        Site("neurons", "blocks.{layer}.mlp.hook_post", NEURONS, "neurons after the activation"),
         Site(
             "mlp_out",
             "blocks.{layer}.hook_mlp_out",
             RESIDUAL,
             "what the MLP adds to the residual stream",
-            True,
         ),
         Site(
             "resid_post",
             "blocks.{layer}.hook_resid_post",
             RESIDUAL,
-            "residual stream after the layer",
+            "residual stream after a layer",
         ),
         Site(
             "norm_final", "ln_final.hook_normalized", RESIDUAL, "normalised last residual, unscaled"
@@ -123,45 +142,90 @@ SITES = {
     )
 }
 READ_ONLY = {
-    "norm_attn": "its hook fires three times a layer; patch `q`, `k` and `v`, or `resid_pre`"
+    "norm_attn": "its hook fires three times a layer; edit `q`, `k` and `v`, or `resid_pre`"
 }
 
 
 def site(name: str) -> Site:
-    """The site of this name. Raises InputError for an unknown one."""
-    if name not in SITES:
-        raise InputError(f"there is no site {name!r}; {suggest(name, SITES)}")
-    return SITES[name]
+    """The site of this name, or of a TransformerLens hook name. Raises InputError if unknown.
+
+    >>> site("blocks.1.attn.hook_z").name
+    'z'
+    """
+    if name in SITES:
+        return SITES[name]
+    template = re.sub(r"^blocks\.\d+\.", "blocks.{layer}.", name)
+    for found in SITES.values():
+        if found.template == template:
+            return found
+    raise InputError(f"there is no site {name!r}; {suggest(name, SITES)}")
+
+
+def hook_of(model: Model, name: str, layer: int | None = None) -> str:
+    """The hook of a site at a layer of a model. Raises InputError if the model does not have it.
+
+    Args:
+        model: a HookedTransformer.
+        name: a name of `SITES`, or a hook name such as `blocks.1.attn.hook_z`.
+        layer: the layer; None for a site without layers, and for a hook name.
+    """
+    hook = checked_hook(model.cfg, name, layer)
+    if hook not in model.hook_dict:
+        raise InputError(f"this model has no site {name!r}: it has no hook {hook}")
+    return hook
 
 
 def checked_hook(config: HookedTransformerConfig, name: str, layer: int | None) -> str:
-    """The hook name of a site at a layer, if this model has it; else InputError with what is
-    wrong."""
-    found = site(name)
+    """The hook name of a site at a layer, if such a model has it; else InputError with the reason.
+
+    Args:
+        config: of the model.
+        name: a name of `SITES`, or a hook name such as `blocks.1.attn.hook_z`.
+        layer: the layer; None for a site without layers, and for a hook name.
+    """
+    found, last = site(name), config.n_layers - 1
+    if name not in SITES and found.has_layer:
+        if layer is not None:
+            raise InputError(f"{name!r} names its layer already; leave `layer` out")
+        layer = int(name.split(".")[1])
     if found.has_layer and layer is None:
-        raise InputError(f"site {name!r} needs a layer, 0 to {config.n_layers - 1}")
+        raise InputError(f"site {name!r} needs a layer, 0 to {last}")
     if not found.has_layer and layer is not None:
         raise InputError(f"site {name!r} has no layers; leave `layer` out")
-    if layer is not None and not 0 <= layer < config.n_layers:
-        raise InputError(
-            f"layer {layer} is out of range: the model has layers 0 to {config.n_layers - 1}"
-        )
-    if found.in_mlp and config.attn_only:
-        raise InputError(f"this model has no site {name!r}: it has no MLP")
-    if name.startswith("norm_") and config.normalization_type is None:
-        raise InputError(f"this model has no site {name!r}: it has no normalisation")
+    if layer is not None and not 0 <= layer <= last:
+        raise InputError(f"layer {layer} is out of range: the model has layers 0 to {last}")
+    if reason := _absence(config, found.name):
+        raise InputError(f"this model has no site {name!r}: {reason}")
     return found.hook(layer)
 
 
-def table(config: HookedTransformerConfig) -> pd.DataFrame:
+def _absence(config: HookedTransformerConfig, name: str) -> str | None:
+    """Why a model of this config does not have the site; None if it does."""
+    in_mlp = ("norm_mlp", "mlp_pre", "mlp_pre_linear", "neurons", "mlp_out", "resid_mid")
+    if name in in_mlp and config.attn_only:
+        return "it has no MLP"
+    if name == "resid_mid" and config.parallel_attn_mlp:
+        return "attention and MLP run in parallel"
+    if name == "mlp_pre_linear" and not config.gated_mlp:
+        return "its MLP is not gated"
+    if name.startswith("norm_") and config.normalization_type is None:
+        return "it has no normalisation"
+    positions = config.positional_embedding_type
+    if name.startswith("rot_") and positions != "rotary":
+        return "its positions are not rotary"
+    if name == "pos_embed" and positions in ("rotary", "alibi"):
+        return f"its positions are {positions}, not embedded"
+    return None
+
+
+def table(model: Model | HookedTransformerConfig) -> pd.DataFrame:
     """Every site of a model, one row each: site, hook, layers, axes, shape, editable, meaning."""
     import pandas as pd
 
+    config = getattr(model, "cfg", model)
     rows = []
     for found in SITES.values():
-        try:
-            checked_hook(config, found.name, 0 if found.has_layer else None)
-        except ValueError:
+        if _absence(config, found.name):
             continue
         rows.append(
             {
@@ -175,10 +239,3 @@ def table(config: HookedTransformerConfig) -> pd.DataFrame:
             }
         )
     return pd.DataFrame(rows)
-
-
-def on_axis(values: Tensor, axis: int, n_axes: int) -> Tensor:
-    """A vector laid along one axis of a tensor with `n_axes` axes, for broadcasting."""
-    shape = [1] * n_axes
-    shape[axis] = len(values)
-    return values.reshape(shape)

@@ -1,4 +1,4 @@
-"""Intervals and rates: bootstrap over examples and seeds, Benjamini-Hochberg."""
+"""Bootstrap intervals over examples and seeds, and the ratio of two means."""
 
 from __future__ import annotations
 
@@ -20,44 +20,56 @@ def interval(values: Floats, seed: int = 0) -> tuple[Floats, Floats]:
 
     All rows share the resamples. Source: Efron & Tibshirani 1993, percentile method.
     """
-    means = values @ resamples(values.shape[-1], seed)
-    low, high = np.quantile(means, [(1 - LEVEL) / 2, (1 + LEVEL) / 2], axis=-1)
-    return low, high
+    return middle(values @ resamples(values.shape[-1], seed))
 
 
 @lru_cache(maxsize=4)
 def resamples(n: int, seed: int = 0) -> Floats:
-    """The weight of each of n examples in each resample, `n resamples`; kept, as a sweep asks for
-    it at every cell."""
+    """The weight of each of n examples in each resample, `n resamples`.
+
+    Cached, because a sweep needs the same ones in every cell.
+    """
     counts = np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), size=N_RESAMPLES)
+    # contiguous, because the transposed view makes the product with the values much slower
     return np.ascontiguousarray(counts.T / n)
 
 
 def ratio(numerators: Floats, denominators: Floats, tolerance: float = 1e-6) -> Floats:
-    """A value of each example (last axis) whose mean is the ratio of the means; NaN where that of
-    the denominators is below the tolerance.
+    """One value per example (last axis) whose mean is the ratio of the two means.
 
-    A ratio of means is no mean of ratios: to first order an example moves it by its own numerator
-    less the ratio times its own denominator. Source: Cochran 1977, ratio estimators.
+    The ratio of means is not the mean of ratios: to first order, an example moves it by its own
+    numerator minus the ratio times its own denominator. Source: Cochran 1977, ratio estimators.
+
+    Args:
+        numerators: values of the examples, `... n`.
+        denominators: values of the examples, `n`.
+        tolerance: a mean denominator below this makes the ratio undefined (NaN).
     """
-    whole = denominators.mean() if abs(denominators.mean()) >= tolerance else np.nan
+    mean = denominators.mean()
+    whole = mean if abs(mean) >= tolerance else np.nan
     found = numerators.mean(-1, keepdims=True) / whole
     return found + (numerators - found * denominators) / whole
 
 
 def hierarchical_interval(
-    by_seed: Sequence[Floats], less: Sequence[Floats | None] | None = None, seed: int = 0
+    by_seed: Sequence[Floats], minus: Sequence[Floats | None] | None = None, seed: int = 0
 ) -> tuple[float, float, float]:
-    """Mean over seeds with its bootstrap 95 % interval: seeds are drawn again, then the examples in
-    each.
+    """Mean over seeds with its bootstrap 95 % interval: seeds are resampled first, then the
+    examples within each.
 
-    `by_seed[s]` are the values of the examples of seed s; `less[s]`, where given, those of other
-    examples whose mean is subtracted and which are drawn apart. Returns (mean, low, high). Examples
-    of one seed share a model, so the seed is the unit of replication; with one seed the interval
-    speaks of that model alone, and one number of one seed has none
-    (NaN).
+    Examples of one seed share a model, so the seed is the unit of replication. With one seed the
+    interval describes that model only. A scalar from a single seed gets no interval (NaN).
+
+    Args:
+        by_seed: for each seed, the values of its examples.
+        minus: for each seed, the values of other examples whose mean is subtracted, or None; they
+            are resampled independently of the first.
+        seed: seed of the resamples.
+
+    Returns:
+        (mean, low, high).
     """
-    generator, others = np.random.default_rng(seed), less or [None] * len(by_seed)
+    generator, others = np.random.default_rng(seed), minus or [None] * len(by_seed)
     pairs = [
         (values, other if other is not None else np.zeros(1))
         for values, other in zip(by_seed, others, strict=True)
@@ -70,8 +82,14 @@ def hierarchical_interval(
     )
     drawn = generator.integers(len(pairs), size=(len(pairs), N_RESAMPLES))
     means = resampled[drawn, generator.integers(N_RESAMPLES, size=drawn.shape)].mean(axis=0)
-    low, high = np.quantile(means, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    low, high = middle(means)
     return mean, float(low), float(high)
+
+
+def middle(values: Floats) -> tuple[Floats, Floats]:
+    """The two ends of the middle 95 % of the values along the last axis."""
+    low, high = np.quantile(values, [(1 - LEVEL) / 2, (1 + LEVEL) / 2], axis=-1)
+    return low, high
 
 
 def _resampled_mean(values: Floats, generator: np.random.Generator) -> Floats:

@@ -1,4 +1,4 @@
-"""train(): the loop, the four curves, and going on after any interruption to the same bytes."""
+"""train(): the loop and its four curves; an interrupted training resumes to the same bytes."""
 
 from __future__ import annotations
 
@@ -15,27 +15,40 @@ from torch import Tensor
 
 from mechmem.data.examples import Examples, Label
 from mechmem.models.architecture import Model, moved
-from mechmem.models.fast import forward
+from mechmem.models.device import resolve_device
+from mechmem.models.fast import plain_logits
 from mechmem.spec.files import FileError, read_note, read_tensors, write_json, write_tensors
 from mechmem.spec.provenance import provenance
 from mechmem.training.recipe import Recipe
 from mechmem.training.store import Trained
 
-Watch = Callable[[int, int, dict[str, float]], None]
-"""Called as training goes on with (steps done, steps in all, the latest curves)."""
+StepCallback = Callable[[int, int, dict[str, float]], None]
+"""Called after every step with (steps done, number of steps, the latest curves)."""
 
 
-def train(recipe: Recipe, seed: int, folder: Path, watch: Watch = lambda *_: None) -> Trained:
-    """Train a model to the end of its recipe, or go on from where an interrupted training stopped.
+def train(
+    recipe: Recipe, seed: int, folder: Path, on_step: StepCallback = lambda *_: None
+) -> Trained:
+    """Train a model to the end of its recipe, or resume an interrupted training.
 
     The same recipe, seed, machine and number of threads give the same bytes, however often it was
     interrupted.
-    Raises FileError if the folder cannot be written or another process is training there.
+
+    Args:
+        recipe: task, architecture and optimisation.
+        seed: seed of the weights and the batches.
+        folder: where checkpoints and curves are written; a finished training is not repeated.
+        on_step: called after every step and every evaluation.
+
+    Raises:
+        InputError: this machine lacks the device that the recipe names.
+        FileError: the folder cannot be written, or another process is training there.
+        ArithmeticError: a weight is no longer finite.
     """
     if not (folder / "training.json").exists():
         with _locked(folder):
             if not (folder / "training.json").exists():  # not finished by another process meanwhile
-                _Run(recipe, seed, folder, watch).finish()
+                _Run(recipe, seed, folder, on_step).finish()
     return Trained(folder)
 
 
@@ -59,21 +72,12 @@ def _locked(folder: Path) -> Generator[None, None, None]:
         lock.release()
 
 
-def device(choice: str = "auto") -> torch.device:
-    """The device to train on: CUDA, else MPS, else the CPU."""
-    if choice != "auto":
-        return torch.device(choice)
-    if torch.cuda.is_available():
-        return torch.device("cuda")
-    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
-
-
 class _Run:
     """One training: everything that changes from step to step."""
 
-    def __init__(self, recipe: Recipe, seed: int, folder: Path, watch: Watch) -> None:
-        self.recipe, self.seed, self.folder, self.watch = recipe, seed, folder, watch
-        self.spec, self.device = recipe.optimisation, device(recipe.optimisation.device)
+    def __init__(self, recipe: Recipe, seed: int, folder: Path, on_step: StepCallback) -> None:
+        self.recipe, self.seed, self.folder, self.on_step = recipe, seed, folder, on_step
+        self.spec, self.device = recipe.optimisation, resolve_device(recipe.optimisation.device)
         self.examples = recipe.task.training_set().to(self.device)
         self.sequences = torch.cat([self.examples.prompt, self.examples.given], dim=1)
         self.model = moved(recipe.build(seed), self.device)
@@ -104,13 +108,13 @@ class _Run:
                     break
             self._update()
             self.step += 1
-            self.watch(self.step, self.spec.n_steps, self.curves[-1])
+            self.on_step(self.step, self.spec.n_steps, self.curves[-1])
         self._close()
 
     def _update(self) -> None:
         batch = self.sequences[self.batches.at(self.step).to(self.device)]
         n_answer = self.examples.n_answer
-        logits, _ = forward(self.model, batch[:, :-1], n_answer)
+        logits = plain_logits(self.model, batch[:, :-1], n_answer)
         loss = F.cross_entropy(logits.flatten(0, 1), batch[:, -n_answer:].flatten())
         for group in self.optimizer.param_groups:
             group["lr"] = self.spec.learning_rate * self.spec.schedule_factor(self.step)
@@ -125,14 +129,15 @@ class _Run:
             not p.isfinite().all() for p in self.parameters.values()
         ):
             raise ArithmeticError(
-                f"training diverged before step {self.step}: a weight is not finite; lower learning_rate"
+                f"training diverged before step {self.step}: a weight is not finite; "
+                "lower learning_rate"
             )
         self.curves.append(row)
         write_tensors(
             self.folder / "checkpoints" / f"step_{self.step:06d}.safetensors", self.parameters
         )
         self._save()
-        self.watch(self.step, self.spec.n_steps, row)
+        self.on_step(self.step, self.spec.n_steps, row)
 
     def _has_met_its_stop(self) -> bool:
         recent = self.curves[-self.spec.patience :]
@@ -196,11 +201,8 @@ class _Batches:
 
     def __init__(self, n: int, batch_size: int, seed: int) -> None:
         self.n, self.size, self.seed = n, min(batch_size, n), seed
-        self.n_per_epoch, self.epoch, self.order = (
-            n // self.size,
-            -1,
-            torch.empty(0, dtype=torch.long),
-        )
+        self.n_per_epoch = n // self.size
+        self.epoch, self.order = -1, torch.empty(0, dtype=torch.long)
 
     def at(self, step: int) -> Tensor:
         epoch, batch = divmod(step, self.n_per_epoch)
@@ -222,7 +224,7 @@ def evaluation_sets(recipe: Recipe) -> dict[str, Examples]:
 
 
 def curves_of(model: Model, sets: dict[str, Examples]) -> dict[str, float]:
-    """The four curves of a model (fractions; NaN-free: 0 where a group is empty)."""
+    """The four curves of a model (fractions; 0 where a group is empty)."""
     measured: dict[str, tuple[str, Label]] = {
         "clean": ("clean", "given"),
         "memorised": ("noisy", "given"),
@@ -237,11 +239,18 @@ def curves_of(model: Model, sets: dict[str, Examples]) -> dict[str, float]:
 
 @torch.no_grad()
 def accuracy(model: Model, examples: Examples, batch_size: int = 2000) -> float:
-    """Share of examples whose whole answer is the label of their prefix, which is greedy decoding
-    (fraction)."""
+    """Share of examples whose whole answer is the label of their prefix (fraction).
+
+    Fed the right earlier tokens, an answer is right exactly if greedy decoding gives it.
+
+    Args:
+        model: the model, on the device of the examples.
+        examples: the examples, with the prefix of the label that is counted.
+        batch_size: number of examples per forward.
+    """
     right = 0
     for rows in torch.arange(len(examples), device=examples.prompt.device).split(batch_size):
         batch = examples.select(rows)
-        logits, _ = forward(model, batch.tokens, batch.n_answer)
+        logits = plain_logits(model, batch.tokens, batch.n_answer)
         right += int((logits.argmax(-1) == batch.labels(batch.prefix)).all(dim=1).sum())
     return right / max(len(examples), 1)

@@ -1,4 +1,4 @@
-"""Recipe: what is trained and how, with the phases that its curves are asked for."""
+"""Recipe: the task, architecture and optimisation of a training, and the phases of its curves."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from pydantic import Field
 
 from mechmem.data.tasks.task import Task
 from mechmem.models.architecture import Architecture, Model
+from mechmem.models.device import Device
 from mechmem.spec.files import digest
 from mechmem.spec.registry import Component
 
@@ -44,7 +45,7 @@ class Optimisation(Component):
     n_warmup_steps: int = Field(100, ge=0)
     schedule: Literal["constant", "cosine", "linear"] = "constant"
     final_factor: float = Field(0.1, ge=0, le=1)
-    """What a schedule ends at, as a share of `learning_rate`."""
+    """Learning rate at the end of a schedule, as a share of `learning_rate`."""
     max_grad_norm: float = Field(1.0, gt=0)
     evaluate_every: int = Field(100, ge=1)
     """Steps between two points of the curves, each with a checkpoint."""
@@ -55,7 +56,8 @@ class Optimisation(Component):
     stop_at: Phase | None = None
     """Stop early once this held at `patience` successive evaluations; None trains all `n_steps`."""
     patience: int = Field(1, ge=1)
-    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    device: Device = "auto"
+    """Where it is trained; `auto` is CUDA or MPS where there is one, else the CPU."""
 
     def schedule_factor(self, step: int) -> float:
         """Learning rate at a step, as a share of `learning_rate`."""
@@ -69,11 +71,11 @@ class Optimisation(Component):
         return warm * (self.final_factor + (1 - self.final_factor) * falling)
 
     def keeps(self, step: int) -> bool:
-        """Whether a checkpoint is written at this step, unless training stops before."""
+        """Whether a checkpoint is written at this step, if training gets that far."""
         return step == self.n_steps or (step < self.n_steps and step % self.evaluate_every == 0)
 
     def phases(self, curves: list[dict[str, Any]]) -> dict[str, int | None]:
-        """The step of each phase, None for one that never came."""
+        """The step of each phase; None for a phase that was never reached."""
         found: dict[str, int | None] = {"initial": int(curves[0]["step"])}
         for name in ("generalised", "memorised"):
             phase: Phase = getattr(self, name)
@@ -91,8 +93,10 @@ class Recipe(Component):
 
     @property
     def recipe_hash(self) -> str:
-        """The hash of all that decides the weights, apart from the seed; the name and the phases do
-        not."""
+        """The hash of everything that decides the weights except the seed.
+
+        Name, phases and device are left out.
+        """
         block = self.block()
         del block["name"]
         for key in ("generalised", "memorised", "device"):

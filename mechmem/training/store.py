@@ -1,4 +1,4 @@
-"""The store of trained models: what was trained, how it went, and the model at any kept step."""
+"""The store of trained models: recipe, curves, phases, and the model at any kept step."""
 
 from __future__ import annotations
 
@@ -22,13 +22,25 @@ SHIPPED = Path(__file__).parents[1] / "shipped"
 
 
 def own_folder(recipe: Recipe, seed: int, runs: Path) -> Path:
-    """Where a training made here stands."""
+    """The folder of a training that is made on this machine.
+
+    Args:
+        recipe: what is trained; its name and its hash name the folder.
+        seed: seed of the weights and the batches.
+        runs: the folder of all runs.
+    """
     return runs / "trainings" / f"{recipe.name}-{recipe.recipe_hash}" / f"seed_{seed}"
 
 
 def folder_of(recipe: Recipe, seed: int, runs: Path) -> Path:
-    """Where this training stands: one made here if it is finished, else the shipped one, else where
-    it will be made."""
+    """The folder of a training: of one made on this machine if it is finished, else of the shipped
+    one, else of the one to be made.
+
+    Args:
+        recipe: what is trained.
+        seed: seed of the weights and the batches.
+        runs: the folder of all runs.
+    """
     own = own_folder(recipe, seed, runs)
     if (own / "training.json").exists():
         return own
@@ -39,8 +51,16 @@ def folder_of(recipe: Recipe, seed: int, runs: Path) -> Path:
 
 
 def find(name: str, seed: int, runs: Path) -> Trained:
-    """The training of this name: shipped, or the latest made here. Raises InputError if there is
-    none."""
+    """The training of this name: the shipped one, or the latest made on this machine.
+
+    Args:
+        name: name of the training, as in its recipe.
+        seed: seed of the weights and the batches.
+        runs: the folder of all runs.
+
+    Raises:
+        InputError: no training has this name and seed.
+    """
     shipped = SHIPPED / name / f"seed_{seed}"
     if (shipped / "training.json").exists():
         return Trained(shipped)
@@ -50,7 +70,13 @@ def find(name: str, seed: int, runs: Path) -> Trained:
 
 
 def made_here(name: str, seed: int, runs: Path) -> list[Path]:
-    """Folders of the trainings of this name that were made here, the latest last."""
+    """Folders of the trainings of this name that were made on this machine, the latest last.
+
+    Args:
+        name: name of the training, as in its recipe.
+        seed: seed of the weights and the batches.
+        runs: the folder of all runs.
+    """
     records = [
         path for path in runs.glob(f"trainings/*/seed_{seed}/training.json") if _name(path) == name
     ]
@@ -62,7 +88,7 @@ def _name(record: Path) -> str:
 
 
 def names(runs: Path) -> list[str]:
-    """Names of all trainings, shipped or made here."""
+    """Names of all trainings, shipped or made on this machine."""
     made = {_name(path) for path in runs.glob("trainings/*/seed_*/training.json")}
     return sorted(
         made | {path.parent.parent.name for path in SHIPPED.glob("*/seed_*/training.json")}
@@ -70,7 +96,16 @@ def names(runs: Path) -> list[str]:
 
 
 def ship(trained: Trained, steps: list[int], target: Path) -> None:
-    """Copy a training with some of its checkpoints, its curves and a model card."""
+    """Copy a training with some of its checkpoints, its curves and a model card.
+
+    Args:
+        trained: the finished training.
+        steps: steps of the checkpoints to copy.
+        target: the folder to write.
+
+    Raises:
+        InputError: the training keeps no checkpoint of a step.
+    """
     for step in steps:
         name = f"step_{trained.step(step):06d}.safetensors"
         write(target / "checkpoints" / name, (trained.folder / "checkpoints" / name).read_bytes())
@@ -99,7 +134,7 @@ class Trained:
 
     @property
     def phases(self) -> dict[str, int | None]:
-        """Step of each phase; None for one that never came."""
+        """The step of each phase; None for a phase that was never reached."""
         return self.recipe.optimisation.phases(self.record["curves"])
 
     @cached_property
@@ -111,34 +146,42 @@ class Trained:
 
     @property
     def steps(self) -> list[int]:
-        """Steps of which a checkpoint is kept."""
+        """Steps whose checkpoints are kept."""
         return sorted(
             int(path.stem.split("_")[1])
             for path in (self.folder / "checkpoints").glob("step_*.safetensors")
         )
 
     def step(self, checkpoint: str | int) -> int:
-        """The step of a checkpoint given as a phase or as a step. Raises InputError if there is
-        none."""
-        found = self.phases.get(checkpoint) if isinstance(checkpoint, str) else checkpoint
-        if isinstance(checkpoint, str) and checkpoint not in self.phases:
-            raise InputError(
-                f"there is no phase {checkpoint!r}; {suggest(checkpoint, self.phases)}"
-            )
-        if found is None:
-            raise InputError(
-                f"{self.recipe.name} (seed {self.seed}) never came to be {checkpoint!r}; see its curves"
-            )
+        """The step of a checkpoint that is given as a phase or as a step.
+
+        Raises InputError if there is no such phase, or no checkpoint of it.
+        """
+        found = self._step_of_phase(checkpoint) if isinstance(checkpoint, str) else checkpoint
         if found not in self.steps:
             raise InputError(
-                f"{self.recipe.name} (seed {self.seed}) keeps no checkpoint of step {found}; "
+                f"{self._label} keeps no checkpoint of step {found}; "
                 f"it has {', '.join(map(str, self.steps))}"
             )
         return found
 
+    def _step_of_phase(self, phase: str) -> int:
+        if phase not in self.phases:
+            raise InputError(f"there is no phase {phase!r}; {suggest(phase, self.phases)}")
+        step = self.phases[phase]
+        if step is None:
+            raise InputError(f"{self._label} never reached phase {phase!r}; see its curves")
+        return step
+
+    @property
+    def _label(self) -> str:
+        return f"{self.recipe.name} (seed {self.seed})"
+
     def at(self, checkpoint: str | int) -> Model:
-        """The `HookedTransformer` at a phase (initial, generalised, memorised, final) or at a
-        step."""
+        """The `HookedTransformer` at a phase (initial, generalised, memorised, final) or a step.
+
+        Raises InputError if there is no such checkpoint, FileError if its file is damaged.
+        """
         path = self.folder / "checkpoints" / f"step_{self.step(checkpoint):06d}.safetensors"
         model, tensors = self.recipe.build(self.seed), read_tensors(path)
         parameters = dict(model.named_parameters())
@@ -165,26 +208,37 @@ class Trained:
         return kept.reset_index(drop=True)
 
     def card(self) -> str:
-        """The model card, in Markdown: what it is, how it was made, how it does."""
-        made, spec = self.record["provenance"], self.recipe
+        """The model card in Markdown: what the model is, how it was made, how accurate it is."""
         lines = [
-            f"# {spec.name}, seed {self.seed}",
+            f"# {self.recipe.name}, seed {self.seed}",
             "",
-            f"A {spec.architecture.n_layers}-layer transformer trained from scratch on `{spec.task.kind}` with label noise. "
-            "For the study of memorisation; of no use for anything else.",
+            f"A {self.recipe.architecture.n_layers}-layer transformer trained from scratch on",
+            f"`{self.task.kind}` with label noise, to study memorisation.",
+            "It is of no use for anything else.",
             "",
-            f"Recipe hash `{spec.recipe_hash}`; {self.record['seconds'] / 60:.0f} minutes on {made['hardware']['threads']} "
-            f"threads of {made['hardware']['processor']}; torch {made['versions']['torch']}, "
-            f"transformer-lens {made['versions']['transformer-lens']}, commit `{made['commit'] or 'not recorded'}`.",
+            *self._origin(),
             "",
-            "Accuracies of whole answers: `clean` training instances and `memorised` (noisy ones) against their given",
-            "labels, `corrected` (noisy ones) and `held_out` against the true ones.",
+            "Accuracies of whole answers: `clean` training instances and `memorised` (noisy ones)",
+            "against their given labels, `corrected` (noisy ones) and `held_out` against the true",
+            "ones.",
             "",
             "| checkpoint | step | clean | memorised | corrected | held_out |",
             "|---|---|---|---|---|---|",
         ]
-        rows = [
-            f"| {name} | {step} | {' | '.join(f'{value:.3f}' for value in values)} |"
-            for name, step, *values in self.checkpoints().to_numpy().tolist()
+        for name, step, *values in self.checkpoints().to_numpy().tolist():
+            cells = [name, str(step), *(f"{value:.3f}" for value in values)]
+            lines.append(f"| {' | '.join(cells)} |")
+        return "\n".join([*lines, "", "```yaml", write_spec(self.recipe).rstrip(), "```", ""])
+
+    def _origin(self) -> list[str]:
+        """Hash, time, machine and versions: lines of the model card."""
+        made = self.record["provenance"]
+        hardware, versions = made["hardware"], made["versions"]
+        minutes = f"{self.record['seconds'] / 60:.0f} minutes"
+        threads = "1 thread" if hardware["threads"] == 1 else f"{hardware['threads']} threads"
+        return [
+            f"Recipe hash `{self.recipe.recipe_hash}`; {minutes} on {threads} of",
+            f"{hardware['processor']}; torch {versions['torch']}, "
+            f"transformer-lens {versions['transformer-lens']},",
+            f"commit `{made['commit'] or 'not recorded'}`.",
         ]
-        return "\n".join([*lines, *rows, "", "```yaml", write_spec(spec).rstrip(), "```", ""])

@@ -55,7 +55,7 @@ SMALL: dict[str, dict[str, Any]] = {
     },
     "circuit_overlap": {"other_examples": "clean", "fractions": [0.05, 0.2, 1], "n_random": 2},
     "concentration": {},
-    "distributed": {"layer": {"each": [0, 1]}, "donors": "many", "n_draws": 2},
+    "token_replacement": {"layer": {"each": [0, 1]}, "donors": "many", "n_draws": 2},
     "dynamics": {},
     "edge_scores": {"methods": ["eap", "eap_ig", "exact"]},
     "erasure": {"erase": ERASED, "n_draws": 2},
@@ -75,7 +75,7 @@ SMALL: dict[str, dict[str, Any]] = {
     },
     "probe": {"variable": VARIABLE, "layer": {"each": [0, 2]}, "position": "=", "fit_on": "many"},
     "tuned_lens": {"fit_on": "many", "n_steps": 20},
-    "twin": {
+    "cross_model_swap": {
         "component": {"each": ["attn", "mlp"]},
         "method": {"each": ["weights", "activations"]},
     },

@@ -14,9 +14,10 @@ from mechmem.analyses.effects.effect import greedy_answer
 from mechmem.data.label_noise import UniformWrong
 from mechmem.data.tasks.four_digit_addition import FourDigitAddition
 from mechmem.session import Session
+from mechmem.spec.errors import InputError
 from mechmem.spec.files import FileError, write_tensors
 from mechmem.training import loop as home
-from mechmem.training.loop import _Batches, accuracy, curves_of, device, evaluation_sets, train
+from mechmem.training.loop import _Batches, accuracy, curves_of, evaluation_sets, train
 from mechmem.training.recipe import Phase, Recipe
 from mechmem.training.store import Trained
 
@@ -370,11 +371,10 @@ def test_a_training_without_noise_has_curves_without_gaps(recipe, tmp_path):
     assert trained.curves[["memorised", "corrected"]].to_numpy().tolist() == [[0, 0], [0, 0]]
 
 
-@pytest.mark.parametrize(
-    ("cuda", "mps", "expected"), [(True, True, "cuda"), (False, True, "mps"), (False, False, "cpu")]
-)
-def test_training_goes_to_the_fastest_device_unless_told(cuda, mps, expected, monkeypatch):
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda)
-    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: mps)
-    assert device("auto") == torch.device(expected)
-    assert device("cpu") == torch.device("cpu")
+def test_a_device_that_the_machine_lacks_is_refused_before_anything_is_made(
+    recipe, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(InputError, match="'cuda' is not available on this machine"):
+        train(changed(recipe, device="cuda"), 0, tmp_path)
+    assert not list(tmp_path.rglob("*.safetensors"))

@@ -13,7 +13,7 @@ from mechmem.models.architecture import Architecture
 from mechmem.training.recipe import PHASES, Optimisation, Phase, Recipe
 
 BASE = Recipe(task=FourDigitAddition(n_train=50))
-LEFT_OUT = {"name", "training.generalised", "training.memorised", "training.device"}
+LEFT_OUT = {"name", "optimisation.generalised", "optimisation.memorised", "optimisation.device"}
 OTHER: dict[str, Any] = {
     "name": "another",
     "task": {"kind": "two_hop_reasoning"},
@@ -32,22 +32,22 @@ OTHER: dict[str, Any] = {
     "architecture.activation": "gelu",
     "architecture.norm": None,
     "architecture.init_std": 0.1,
-    "training.n_steps": 4001,
-    "training.batch_size": 501,
-    "training.learning_rate": 2e-3,
+    "optimisation.n_steps": 4001,
+    "optimisation.batch_size": 501,
+    "optimisation.learning_rate": 2e-3,
     "optimisation.betas": (0.9, 0.99),
-    "training.weight_decay": 0.1,
-    "training.n_warmup_steps": 0,
-    "training.schedule": "cosine",
-    "training.final_factor": 0.2,
-    "training.max_grad_norm": 2.0,
-    "training.evaluate_every": 50,
-    "training.n_evaluated": 1000,
-    "training.generalised": {"held_out": 0.5},
-    "training.memorised": {"memorised": 0.5},
+    "optimisation.weight_decay": 0.1,
+    "optimisation.n_warmup_steps": 0,
+    "optimisation.schedule": "cosine",
+    "optimisation.final_factor": 0.2,
+    "optimisation.max_grad_norm": 2.0,
+    "optimisation.evaluate_every": 50,
+    "optimisation.n_evaluated": 1000,
+    "optimisation.generalised": {"held_out": 0.5},
+    "optimisation.memorised": {"memorised": 0.5},
     "optimisation.stop_at": {"memorised": 0.9},
-    "training.patience": 2,
-    "training.device": "cpu",
+    "optimisation.patience": 2,
+    "optimisation.device": "cpu",
 }
 """Another value for every field that a recipe has."""
 
@@ -64,7 +64,7 @@ def with_other(path: str) -> Recipe:
 
 def test_every_field_is_asked_about():
     fields = {f"architecture.{name}" for name in Architecture.model_fields}
-    fields |= {f"training.{name}" for name in Training.model_fields}
+    fields |= {f"optimisation.{name}" for name in Optimisation.model_fields}
     assert fields <= OTHER.keys()
 
 
@@ -106,8 +106,8 @@ def test_the_recipe_hash_is_the_same_however_the_recipe_was_written():
     ],
 )
 def test_schedule_by_hand(fields, factors):
-    training = Optimisation(n_steps=100, **fields)
-    assert {step: training.schedule_factor(step) for step in factors} == pytest.approx(factors)
+    optimisation = Optimisation(n_steps=100, **fields)
+    assert {step: optimisation.schedule_factor(step) for step in factors} == pytest.approx(factors)
 
 
 @given(
@@ -117,10 +117,10 @@ def test_schedule_by_hand(fields, factors):
     step=st.integers(0, 98),
 )
 def test_the_learning_rate_rises_in_the_warm_up_and_never_after_it(schedule, n_warmup, final, step):
-    training = Optimisation(
+    optimisation = Optimisation(
         n_steps=100, schedule=schedule, n_warmup_steps=n_warmup, final_factor=final
     )
-    now, then = training.schedule_factor(step), training.schedule_factor(step + 1)
+    now, then = optimisation.schedule_factor(step), optimisation.schedule_factor(step + 1)
     assert 0 < now <= 1
     assert (schedule != "constant" or now <= then) if step + 1 < n_warmup else then <= now + 1e-12
 
@@ -167,8 +167,10 @@ def test_phases_are_read_off_the_curves(rows, generalised, memorised):
 
 
 def test_a_phase_can_ask_that_nothing_is_memorised_yet():
-    training = Optimisation(generalised=Phase(held_out=0.9, memorised_at_most=0.05))
-    assert training.phases(curve((0.95, 1, 0.06), (0.9, 1, 0.05), (1, 1, 0)))["generalised"] == 100
+    optimisation = Optimisation(generalised=Phase(held_out=0.9, memorised_at_most=0.05))
+    assert (
+        optimisation.phases(curve((0.95, 1, 0.06), (0.9, 1, 0.05), (1, 1, 0)))["generalised"] == 100
+    )
 
 
 @pytest.mark.parametrize("name", ["held_out", "corrected", "memorised", "memorised_at_most"])

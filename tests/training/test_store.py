@@ -11,9 +11,18 @@ import torch
 
 from mechmem.spec.errors import InputError
 from mechmem.spec.files import FileError, write_tensors
+from mechmem.spec.yaml_file import SpecFile
 from mechmem.training import store as checkpoints
 from mechmem.training.recipe import Recipe
-from mechmem.training.store import Trained, find, folder_of, names, own_folder, ship
+from mechmem.training.store import (
+    SHIPPED,
+    Trained,
+    find,
+    folder_of,
+    names,
+    own_folder,
+    ship,
+)
 
 
 @pytest.fixture
@@ -83,7 +92,7 @@ def test_a_loaded_model_is_ready_to_be_looked_at(trained):
     ("asked", "message"),
     [
         ("memorized", "there is no phase 'memorized'; did you mean 'memorised'?"),
-        ("generalised", "tiny (seed 0) never came to be 'generalised'; see its curves"),
+        ("generalised", "tiny (seed 0) never reached phase 'generalised'; see its curves"),
         (7, "tiny (seed 0) keeps no checkpoint of step 7; it has 0, 5, 10, 15, 20"),
     ],
 )
@@ -238,3 +247,41 @@ def test_the_card_tells_what_it_is_and_how_it_does(trained):
     ]
     assert f"| {' | '.join(cells)} |" in card
     assert "kind: four_digit_addition" in card
+
+
+# --- the trainings that are shipped
+
+RECORDS = sorted(SHIPPED.glob("*/seed_*/training.json"))
+SPECS = Path(__file__).parents[2] / "experiments" / "trainings"
+
+
+@pytest.fixture(params=[record.parent for record in RECORDS], ids=lambda f: f.parent.name)
+def of_the_package(request) -> Trained:
+    """Each training that is shipped."""
+    return Trained(request.param)
+
+
+def test_trainings_are_shipped():
+    assert {"fda_small", "fda_small_clean", "thr_small", "thr_few_relations"} <= {
+        record.parent.parent.name for record in RECORDS
+    }
+
+
+def test_a_shipped_training_is_found_by_its_recipe(of_the_package, tmp_path):
+    found = folder_of(of_the_package.recipe, of_the_package.seed, tmp_path / "no_runs")
+    assert found == of_the_package.folder
+
+
+def test_a_shipped_training_is_that_of_the_spec_of_its_name(of_the_package):
+    spec = SpecFile(SPECS / f"{of_the_package.recipe.name}.yaml").build(Recipe)
+    assert spec.recipe_hash == of_the_package.recipe.recipe_hash
+
+
+def test_the_card_of_a_shipped_training_agrees_with_its_record(of_the_package):
+    assert (of_the_package.folder / "card.md").read_text() == of_the_package.card()
+
+
+def test_every_checkpoint_of_a_shipped_training_can_be_loaded(of_the_package):
+    assert of_the_package.steps
+    for step in of_the_package.steps:
+        assert of_the_package.at(step).cfg.n_layers == of_the_package.recipe.architecture.n_layers

@@ -88,13 +88,17 @@ class Circuit(CircuitAnalysis):
         "condition": "circuit, random, or the full and the corrupted run",
         "k": "share of the edges that is kept (fraction); empty for areas",
         "n_edges": "number of edges that is kept, before pruning; empty for areas",
-        "measure": "faithfulness (0 corrupted, 1 full), connected (edges left after pruning), cpr, cmd, or the metric",
+        "measure": "faithfulness (0 corrupted, 1 full), connected (edges left after pruning), cpr, "
+        "cmd, or the metric",
         "unit": "unit of the value",
-        "value": "of a circuit, of means over the examples; of random circuits, the mean over their draws",
-        "low": "lower end of the 95 % interval: bootstrap over examples, or over the draws of random circuits",
+        "value": "of a circuit, of means over the examples; of random circuits, the mean over "
+        "their draws",
+        "low": "lower end of the 95 % interval: bootstrap over examples, or over the draws of "
+        "random circuits",
         "high": "upper end of it",
         "n": "number of examples, or of draws",
-        "per_example": "what each example adds to the value (of a ratio, to first order); one number for areas and counts",
+        "per_example": "what each example adds to the value (of a ratio, to first order); one "
+        "number for areas and counts",
     }
 
     def table(self, session: Session) -> pd.DataFrame:

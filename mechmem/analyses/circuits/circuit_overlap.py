@@ -18,6 +18,7 @@ from mechmem.analyses.circuits.faithfulness import Runs, tidy
 from mechmem.measures.measure import Measure
 from mechmem.session import Session
 from mechmem.spec.errors import InputError
+from mechmem.spec.references import CheckpointName, ExampleSetName
 from mechmem.spec.sweep import Swept
 from mechmem.statistics.rows import Row, over_draws, over_examples, single
 
@@ -45,23 +46,28 @@ class CircuitOverlap(CircuitAnalysis):
     columns: ClassVar[Mapping[str, str]] = {
         "examples": "example sets of A and of B",
         "method": "how edges are ranked: eap, eap_ig or exact",
-        "condition": "circuits; for faithfulness on B: cross (A's circuit), own (B's circuit); controls: random, head_permuted "
+        "condition": "circuits; for faithfulness on B: cross (A's circuit), own (B's circuit); "
+        "controls: random, head_permuted "
         "(A's with other heads of the same layers)",
         "k": "share of the edges that either circuit is ranked to (fraction)",
         "n_edges": "number of edges that either is ranked to, before pruning to connected ones",
-        "measure": "edge_iou, node_iou, recall (share of A's edges in B), recall_other (share of B's in A), "
+        "measure": "edge_iou, node_iou, recall (share of A's edges in B), recall_other (share of "
+        "B's in A), "
         "hypergeometric_p, faithfulness (0 corrupted, 1 full run of B)",
         "unit": "unit of the value",
-        "value": "as found, or the mean over examples or draws; a share is undefined for an empty circuit",
-        "low": "lower end of the 95 % interval: bootstrap over examples, or over draws of random circuits",
+        "value": "as found, or the mean over examples or draws; a share is undefined for an empty "
+        "circuit",
+        "low": "lower end of the 95 % interval: bootstrap over examples, or over draws of random "
+        "circuits",
         "high": "upper end of it",
         "n": "number of examples or of draws; 1 for what is counted",
-        "per_example": "what each example of B adds to the value (of a ratio, to first order); one number for counts",
+        "per_example": "what each example of B adds to the value (of a ratio, to first order); one "
+        "number for counts",
     }
 
-    other_model: Swept[str | None] = None
+    other_model: Swept[CheckpointName | None] = None
     """Model of B; the same unless given."""
-    other_examples: Swept[str | None] = None
+    other_examples: Swept[ExampleSetName | None] = None
     """Example set of B; the same unless given."""
     other_metric: Measure | None = None
     """Metric of B; the same unless given. So the true answer before memorisation can stand beside

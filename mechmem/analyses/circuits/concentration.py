@@ -10,7 +10,7 @@ import pandas as pd
 import torch
 from jaxtyping import Float
 
-from mechmem.analyses.circuits.attribution import Units, parts, scores_of
+from mechmem.analyses.circuits.attribution import Components, components, scores_of
 from mechmem.analyses.circuits.contrast import Contrast, ContrastAnalysis
 from mechmem.interventions.patch import Source
 from mechmem.measures.logit import Logit
@@ -109,16 +109,16 @@ def _scores(contrast: Contrast) -> dict[str, Scores]:
     is_input = (prompt != prompt[:1]).any(dim=0)
     if not is_input.any():
         raise InputError(
-            "all examples have the same prompt, so that no token tells them apart; take a larger set"
+            "all examples have the same prompt, so that no token tells them apart; take a larger "
+            "set"
         )
-    wanted = [
-        Units("token", -1, "hook_embed"),
-        *(u for u in parts(contrast) if u.component in ("head", "neuron")),
-    ]
+    parts = [c for c in components(contrast) if c.component in ("head", "neuron")]
+    wanted = [Components("token", -1, "hook_embed"), *parts]
     found: dict[str, list[torch.Tensor]] = {}
-    for unit, scores in zip(wanted, scores_of(contrast, wanted), strict=True):
-        chosen = scores[:, : len(is_input)][:, is_input] if unit.component == "token" else scores
-        found.setdefault(unit.component, []).append(chosen)
+    for one, scores in zip(wanted, scores_of(contrast, wanted), strict=True):
+        is_token = one.component == "token"
+        chosen = scores[:, : len(is_input)][:, is_input] if is_token else scores
+        found.setdefault(one.component, []).append(chosen)
     return {
         component: torch.cat(scores, dim=1).double().numpy() for component, scores in found.items()
     }

@@ -26,7 +26,7 @@ from mechmem.measures.measure import Measure
 from mechmem.models.architecture import Model
 from mechmem.session import Session
 from mechmem.spec.errors import InputError
-from mechmem.spec.files import digest
+from mechmem.spec.references import CheckpointName, ExampleSetName
 from mechmem.spec.sweep import Swept
 
 Method = Literal["eap", "eap_ig", "exact"]
@@ -65,8 +65,14 @@ class Contrast:
         return Graph.of(self.model)
 
     def measured(self, logits: Tensor, examples: Examples, baseline: Tensor) -> Float[Tensor, " n"]:
-        """The metric of the whole answer of each example, under the examples' own prefix."""
-        return self.metric.whole(self.metric(logits, examples, baseline))
+        """The metric of the whole answer of each example, under the examples' own prefix.
+
+        Args:
+            logits: of the answer tokens, on any device.
+            examples: whose answers they are.
+            baseline: the logits of the clean run.
+        """
+        return self.metric.whole(self.metric(logits.cpu(), examples, baseline.cpu()))
 
     def loss(self, examples: Examples, baseline: Tensor) -> Callable[[Tensor], Tensor]:
         """The negated metric, summed over the examples, as a function of their logits."""
@@ -82,7 +88,8 @@ class Contrast:
             )
         if isinstance(self.metric, KL) and at_clean:
             raise InputError(
-                "kl is least at the clean run and has no slope there; take eap_ig, exact or another metric"
+                "kl is least at the clean run and has no slope there; take eap_ig, exact or "
+                "another metric"
             )
 
     def check_change(self, *scores: Tensor) -> None:
@@ -90,7 +97,8 @@ class Contrast:
         are not noisy."""
         if not any(s.any() for s in scores):
             raise InputError(
-                f"{self.metric.name} has no slope on these examples: no part has a score; choose another"
+                f"{self.metric.name} has no slope on these examples: no component has a score; choose "
+                "another"
             )
 
     def both_runs(
@@ -98,7 +106,7 @@ class Contrast:
     ) -> tuple[Mapping[str, Tensor], Mapping[str, Tensor]]:
         """The clean and the corrupted activations, the latter with a batch of 1 if they are a
         mean."""
-        model, rows = self.corrupted.run(self.model, self.examples, self.session)
+        model, rows = self.corrupted.run(self.session, self.model, self.examples)
         clean = self.session.activations(self.model, self.examples, hooks)
         if self.corrupted.mean_over is None:
             return clean, self.session.activations(model, rows, hooks)
@@ -111,9 +119,10 @@ class Contrast:
     def batches(self) -> Iterator[Batch]:
         """Raises InputError if the corrupted run is another model's: its edges would not be this
         one's."""
-        if self.corrupted.run(self.model, self.examples, self.session)[0] is not self.model:
+        if self.corrupted.run(self.session, self.model, self.examples)[0] is not self.model:
             raise InputError(
-                "the corrupted run of a circuit is another input of the same model, not a checkpoint"
+                "the corrupted run of a circuit is another input of the same model, not a "
+                "checkpoint"
             )
         clean, corrupted = self.both_runs(source_hooks(self.graph))
         for rows in torch.arange(len(self.examples)).split(MOST_ROWS):
@@ -133,20 +142,27 @@ class Contrast:
     def scores(
         self, method: Method, steps: int = 5, endpoint: Endpoint = "clean"
     ) -> Float[Tensor, "source target"]:
-        """How much each edge is needed, on average over the examples, in the unit of the metric."""
-        key = ("edge scores", *self.key, method, *((steps, endpoint) if method == "eap_ig" else ()))
-        if key not in self.session.cache:
+        """How much each edge is needed, on average over the examples, in the unit of the metric.
+
+        Args:
+            method: gradients at the clean input or between the inputs, or patching each edge.
+            steps: inputs over which EAP-IG averages gradients.
+            endpoint: the end of the line between the inputs that is among them.
+        """
+        chosen = (steps, endpoint) if method == "eap_ig" else ()
+
+        def make() -> Tensor:
             m = steps if method == "eap_ig" else 1
             first = FIRST[endpoint] if method == "eap_ig" else 1.0
             points = [(k + first) / m for k in range(m)]
-            total = torch.stack(
-                [self._batch_scores(batch, method, points) for batch in self.batches()]
-            ).sum(0)
+            batches = [self._batch_scores(batch, method, points) for batch in self.batches()]
+            total = torch.stack(batches).sum(0)
             self.session.count(self.examples, self.graph.n_edges if method == "exact" else m)
             if method != "exact":
                 self.check_change(total)
-            self.session.cache[key] = total / len(self.examples)
-        return self.session.cache[key]
+            return total / len(self.examples)
+
+        return self.session.cached(("edge scores", *self.key, method, *chosen), make)
 
     def _batch_scores(self, batch: Batch, method: Method, points: list[float]) -> Tensor:
         loss = self.loss(batch.examples, batch.baseline)
@@ -181,8 +197,8 @@ class ContrastAnalysis(Analysis):
     set.
     """
 
-    model: Swept[str] = "after"
-    examples: Swept[str] = "noisy"
+    model: Swept[CheckpointName] = CheckpointName("after")
+    examples: Swept[ExampleSetName] = ExampleSetName("noisy")
     """The example set; made with `pair:` unless neither metric nor corrupted run uses pairs."""
     metric: Measure = Logit(label="given", against="pair")
     corrupted: Source = Source(pair=True)
@@ -194,15 +210,25 @@ class ContrastAnalysis(Analysis):
         examples: str | None = None,
         metric: Measure | None = None,
     ) -> Contrast:
-        """The two runs, of this model, set and metric or of others."""
-        model, examples, metric = (
-            model or self.model,
-            examples or self.examples,
-            metric or self.metric,
-        )
-        key = (digest([metric.block(), self.corrupted.block()]), *session.named(self.corrupted))
-        runs = session.model(model), session.examples(examples)
-        return Contrast(session, *runs, metric, self.corrupted, (*runs, *key))
+        """The two runs, of this model, set and metric or of others.
+
+        Args:
+            session: gives models and sets.
+            model: name of the other model.
+            examples: name of the other set.
+            metric: the other metric.
+
+        Raises:
+            InputError: for a metric that is the same for every model on these examples.
+        """
+        metric = metric or self.metric
+        name = examples or self.examples
+        runs = session.model(model or self.model), session.examples(name)
+        if instead := metric.constant_on(runs[1]):
+            raise InputError(f"{metric.name} on {name!r}: {instead}")
+        source = self.corrupted
+        named = (source.live,) if source.live is not None else (source, *session.referred(source))
+        return Contrast(session, *runs, metric, source, (*runs, metric, *named))
 
 
 def correlation(x: pd.Series, y: pd.Series) -> float:

@@ -37,7 +37,8 @@ class EdgeScores(ContrastAnalysis):
         "eap": "edge attribution at the clean input, mean over the examples (positive: useful)",
         "eap_ig": "the same with gradients averaged over inputs between corrupted and clean",
         "exact": "loss of the metric when the edge alone is corrupted, mean over the examples",
-        "spearman_eap": "rank correlation of eap and exact over all edges (-1..1), the same in every row",
+        "spearman_eap": "rank correlation of eap and exact over all edges (-1..1), the same in "
+        "every row",
         "spearman_eap_top": "the same among the 100 edges of the largest absolute exact score",
         "spearman_eap_ig": "rank correlation of eap_ig and exact over all edges",
         "spearman_eap_ig_top": "the same among the top 100",

@@ -36,11 +36,23 @@ class Graph:
 
     n_layers: int
     n_heads: int
+    n_key_heads: int
+    """Heads of keys and values; fewer than `n_heads` where grouped queries share them."""
     has_mlp: bool
 
     @classmethod
     def of(cls, model: Model) -> Graph:
-        return cls(int(model.cfg.n_layers), int(model.cfg.n_heads), not model.cfg.attn_only)
+        config = model.cfg
+        return cls(
+            int(config.n_layers),
+            int(config.n_heads),
+            int(config.n_key_value_heads or config.n_heads),
+            not config.attn_only,
+        )
+
+    @property
+    def is_grouped(self) -> bool:
+        return self.n_key_heads < self.n_heads
 
     @cached_property
     def sources(self) -> tuple[Node, ...]:
@@ -56,12 +68,10 @@ class Graph:
         """`a0.h0.q` ..., `a0.h0.k` ..., `a0.h0.v` ..., `m0`, ..., `logits`: the order of the
         columns."""
         nodes = []
+        sizes = {"q": self.n_heads, "k": self.n_key_heads, "v": self.n_key_heads}
         for layer in range(self.n_layers):
-            nodes += [
-                Node(f"a{layer}.h{head}.{kind}", kind, layer)
-                for kind in "qkv"
-                for head in range(self.n_heads)
-            ]
+            for kind, size in sizes.items():
+                nodes += [Node(f"a{layer}.h{head}.{kind}", kind, layer) for head in range(size)]
             nodes += [Node(f"m{layer}", "mlp", layer)] if self.has_mlp else []
         return (*nodes, Node("logits", "logits", self.n_layers))
 
@@ -72,8 +82,9 @@ class Graph:
 
     def qkv(self, layer: int) -> slice:
         """Columns of a layer's query, key and value inputs."""
-        start = layer * (3 * self.n_heads + self.has_mlp)
-        return slice(start, start + 3 * self.n_heads)
+        size = self.n_heads + 2 * self.n_key_heads
+        start = layer * (size + self.has_mlp)
+        return slice(start, start + size)
 
     def mlp(self, layer: int) -> slice:
         """Column of a layer's MLP input."""
@@ -111,11 +122,14 @@ class Graph:
     def owner(self) -> Int[Tensor, " target"]:
         """Row of the node that each target belongs to; one past the last row for `logits`."""
         rows = {node.name: i for i, node in enumerate(self.sources)} | {"logits": len(self.sources)}
-        names = [
-            node.name.rpartition(".")[0] if node.kind in "qkv" else node.name
-            for node in self.targets
-        ]
-        return torch.tensor([rows[name] for name in names])
+        return torch.tensor([rows[self._owner_name(node)] for node in self.targets])
+
+    def _owner_name(self, node: Node) -> str:
+        if node.kind not in ("k", "v") or self.n_key_heads == self.n_heads:
+            return node.name.rpartition(".")[0] if node.kind in "qkv" else node.name
+        # Shared keys and values are counted with the first head that reads them.
+        key_head = int(node.name.split(".")[1][1:])
+        return f"a{node.layer}.h{key_head * (self.n_heads // self.n_key_heads)}"
 
     def top(self, scores: Float[Tensor, "source target"], n: int) -> Bool[Tensor, "source target"]:
         """The n edges of the largest absolute score."""
@@ -132,17 +146,21 @@ class Graph:
     def head_permuted(
         self, edges: Bool[Tensor, "source target"], generator: torch.Generator
     ) -> Bool[Tensor, "source target"]:
-        """The same edges between other heads: those of each layer exchanged at random, with all
-        that they have."""
+        """The same edges between other heads: the heads of each layer exchanged at random, with
+        all that belongs to them. Heads that share keys and values stay together."""
         rows, columns = torch.arange(len(self.sources)), torch.arange(len(self.targets))
+        n_shared = self.n_heads // self.n_key_heads
         for layer in range(self.n_layers):
-            heads, first = (
-                torch.randperm(self.n_heads, generator=generator),
-                1 + layer * self.per_layer,
-            )
+            keys = torch.randperm(self.n_key_heads, generator=generator)
+            heads, first = keys, 1 + layer * self.per_layer
+            if n_shared > 1:
+                within = torch.randperm(n_shared, generator=generator)
+                heads = (keys[:, None] * n_shared + within).flatten()
             rows[first : first + self.n_heads] = first + heads
             inputs = self.qkv(layer)
-            columns[inputs] = columns[inputs].unflatten(0, (3, -1))[:, heads].flatten()
+            sizes = [self.n_heads, self.n_key_heads, self.n_key_heads]
+            q, k, v = columns[inputs].split(sizes)
+            columns[inputs] = torch.cat([q[heads], k[keys], v[keys]])
         return edges[rows][:, columns]
 
     def _laid_out(self, chosen: Bool[Tensor, " edges"]) -> Bool[Tensor, "source target"]:

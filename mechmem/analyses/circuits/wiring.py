@@ -10,12 +10,15 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from einops import einsum, rearrange
 from jaxtyping import Float
 from torch import Tensor
 
 from mechmem.analyses.circuits.graph import Graph
 from mechmem.models.architecture import Model
-from mechmem.models.fast import ACTIVATIONS, normed
+from mechmem.models.backend import FAST
+from mechmem.models.fast import mlp_of, normed
+from mechmem.spec.errors import InputError
 
 Sources = Float[Tensor, "source batch pos d_model"]
 Values = Float[Tensor, "source circuit batch pos d_model"]
@@ -37,9 +40,10 @@ def source_values(model: Model, activations: Mapping[str, Tensor]) -> Sources:
     values = [(activations["hook_embed"] + activations["hook_pos_embed"])[None]]
     for i, block in enumerate(model.blocks):
         z = activations[f"blocks.{i}.attn.hook_z"]
-        values.append(
-            _results(block.attn, z.permute(2, 0, 1, 3).flatten(1, 2)).unflatten(1, z.shape[:2])
+        results = _results(
+            block.attn, rearrange(z, "batch pos head d_head -> head (batch pos) d_head")
         )
+        values.append(results.unflatten(1, z.shape[:2]))
         if not model.cfg.attn_only:
             values.append(activations[f"blocks.{i}.hook_mlp_out"][None])
     return torch.cat(values)
@@ -51,8 +55,8 @@ class Wiring:
     corrupted value.
 
     The rest of the corrupted run is never seen: a node between computes with what its edges bring.
-    With `patterns`
-    (layer by layer, `batch head pos key_pos`) attention is held, and only values carry effects.
+    With `patterns` (layer by layer, `batch head pos key_pos`) attention is held, and only values
+    carry effects. Only for models that the backend `fast` implements (InputError).
     """
 
     model: Model
@@ -60,6 +64,12 @@ class Wiring:
     """Values of the sources in the corrupted run, or their mean over a set (batch 1)."""
     n_readout: int
     patterns: Sequence[Tensor] | None = None
+
+    def __post_init__(self) -> None:
+        if reason := FAST.refusal(self.model):
+            raise InputError(
+                f"circuits are implemented for the models of the backend `fast` only: {reason}"
+            )
 
     @cached_property
     def graph(self) -> Graph:
@@ -74,9 +84,10 @@ class Wiring:
         """Logits at the last `n_readout` positions for every circuit (1: the edge is in it; 0:
         corrupted).
 
-        `known` are the clean values of the embedding and of any more layers, which stand as they
-        are. Without `edges` the model is whole. `inputs` receives what each group of targets reads,
-        `target circuit batch pos d_model`.
+        Args:
+            known: the clean values of the embedding and of any more layers; they are not changed.
+            edges: the circuits; without them the model is whole.
+            inputs: receives what each group of targets reads, `target circuit batch pos d_model`.
         """
         model = self.model
         values = known[:, None].expand(-1, 1 if edges is None else len(edges), -1, -1, -1)
@@ -102,8 +113,7 @@ class Wiring:
         if not self.graph.has_mlp:
             return values
         x = normed(block.ln2, self._read(values, self.graph.mlp(layer), edges, inputs))
-        post = ACTIVATIONS[block.cfg.act_fn](x @ block.mlp.W_in + block.mlp.b_in)
-        return torch.cat([values, post @ block.mlp.W_out + block.mlp.b_out])
+        return torch.cat([values, mlp_of(block, x)])
 
     def _read(
         self, values: Values, targets: slice, edges: Tensor | None, inputs: list[Tensor] | None
@@ -115,7 +125,13 @@ class Wiring:
         else:
             corrupted = self.corrupted[: len(values), None, :, -values.shape[-2] :]
             chosen = edges[:, : len(values), targets]
-            x = torch.einsum("scbpd,cst->tcbpd", values - corrupted, chosen) + corrupted.sum(0)
+            mixed = einsum(
+                values - corrupted,
+                chosen,
+                "source circuit batch pos d_model, circuit source target "
+                "-> target circuit batch pos d_model",
+            )
+            x = mixed + corrupted.sum(0)
         if inputs is not None:
             inputs.append(x)
         return x
@@ -123,27 +139,30 @@ class Wiring:
     def _heads(self, attention: Any, x: Tensor, keep: int, pattern: Tensor | None) -> Tensor:
         """Each head's result from its own query, key and value inputs, at the last `keep`
         positions."""
-        weights = zip("QKV", x.unflatten(0, (3, -1)).unbind(0), strict=True)
-        q, k, v = (
-            _projected(t, getattr(attention, f"W_{n}"), getattr(attention, f"b_{n}"))
-            for n, t in weights
-        )
+        key, value = ("_W_K", "_W_V") if self.graph.is_grouped else ("W_K", "W_V")
+        weights = [getattr(attention, name) for name in ("W_Q", key, value)]
+        biases = [getattr(attention, name.replace("W", "b")) for name in ("W_Q", key, value)]
+        inputs = x.split([len(weight) for weight in weights])
+        q, k, v = (_projected(*part) for part in zip(inputs, weights, biases, strict=True))
+        n_shared = len(q) // len(k)
+        k, v = (t.repeat_interleave(n_shared, dim=0) if n_shared > 1 else t for t in (k, v))
         if pattern is None:
-            visible = torch.ones(keep, k.shape[-2], dtype=torch.bool, device=x.device).tril(
-                k.shape[-2] - keep
-            )
+            n_keys = k.shape[-2]
+            visible = torch.ones(keep, n_keys, dtype=torch.bool, device=x.device)
+            visible = visible.tril(n_keys - keep)
             q, k, v = (t.flatten(1, 2) for t in (q[..., -keep:, :], k, v))
-            z = F.scaled_dot_product_attention(
-                q, k, v, attn_mask=visible, scale=1 / attention.attn_scale
-            )
+            scale = 1 / attention.attn_scale
+            z = F.scaled_dot_product_attention(q, k, v, attn_mask=visible, scale=scale)
         else:
             z = (pattern.transpose(0, 1)[:, None, :, -keep:] @ v).flatten(1, 2)
-        return _results(attention, z.flatten(1, 2)).unflatten(1, (*x.shape[1:3], keep))
+        found = _results(attention, z.flatten(1, 2))
+        return found.unflatten(1, (*x.shape[1:3], keep))
 
 
 def _projected(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """`head circuit batch pos d_head`."""
-    return (x.flatten(1, 3) @ weight + bias[:, None]).unflatten(1, x.shape[1:4])
+    rows = rearrange(x, "head circuit batch pos d_model -> head (circuit batch pos) d_model")
+    return (rows @ weight + bias[:, None]).unflatten(1, x.shape[1:4])
 
 
 def _results(

@@ -10,15 +10,15 @@ import pandas as pd
 from pydantic import model_validator
 from torch import Tensor
 
-from mechmem.analyses.effects.effect import EffectAnalysis, Interventions, Readings, baseline_logits
+from mechmem.analyses.effects.effect import EffectAnalysis, Interventions, Readings
 from mechmem.data.examples import Examples
 from mechmem.interventions.patch import Patch, Source
-from mechmem.interventions.swap_weights import SwapWeights
-from mechmem.models.architecture import Model
+from mechmem.interventions.swap_weights import Part, Parts, SwapWeights
 from mechmem.session import Session
+from mechmem.spec.references import CheckpointName
+from mechmem.spec.selection import Indices
 from mechmem.spec.sweep import Each, Swept
 
-Part = Literal["embed", "attn", "mlp", "unembed"]
 IN_LAYERS = {"attn": "attn_out", "mlp": "mlp_out"}
 """What the components of a layer give out."""
 OUTSIDE = {"embed": ("embed", "pos_embed"), "unembed": ("logits",)}
@@ -41,19 +41,20 @@ class CrossModelSwap(EffectAnalysis):
 
     columns: ClassVar[Mapping[str, str]] = {
         **EffectAnalysis.columns,
-        "condition": "baseline (the host, whole), patched (with the other's component), control (mean over its draws) "
+        "condition": "baseline (the host, whole), patched (with the other's component), control "
+        "(mean over its draws) "
         "or source (the other model, whole)",
     }
 
-    twin: Swept[str] = "twin"
+    twin: Swept[CheckpointName] = CheckpointName("twin")
     """The checkpoint of the other training, of one architecture with `model`."""
     into: Swept[Literal["model", "twin"]] = "model"
     """The host, which gets a component of the other: `model` (does the memory leave?) or `twin`
     (does it come?)."""
     method: Swept[Literal["weights", "activations"]] = "weights"
-    component: Swept[Part | tuple[Part, ...]]
+    component: Swept[Part | Parts]
     """What is exchanged, as in `swap_weights`; of several, all together."""
-    layer: Swept[int | tuple[int, ...] | None] = None
+    layer: Swept[Indices | None] = None
     """Layers of `attn` and `mlp`; every layer unless given."""
 
     @model_validator(mode="after")
@@ -77,7 +78,7 @@ class CrossModelSwap(EffectAnalysis):
             update={"model": self.twin, "twin": self.model, "into": "model"}
         ).table(session)
 
-    def parts(self, session: Session) -> Interventions:
+    def interventions(self, session: Session) -> Interventions:
         source, layers = Source(checkpoint=self.twin), self.layer
         if self.method == "weights":
             return [SwapWeights(component=self.component, layer=layers, source=source)]
@@ -91,14 +92,12 @@ class CrossModelSwap(EffectAnalysis):
         return [*inside, *(Patch(site=site, source=source) for site in sites)]
 
     def target(self, session: Session, examples: Examples) -> Tensor:
-        return baseline_logits(session, session.model(self.twin), examples)
+        return session.baseline(session.model(self.twin), examples)
 
-    def _source_readings(
-        self, session: Session, model: Model, examples: Examples
-    ) -> Readings | None:
+    def _source_readings(self, session: Session, examples: Examples) -> Readings | None:
         """The whole other model, which reads the same examples, and so has an answer of its own
         too."""
-        fed = super()._source_readings(session, model, examples)
+        fed = super()._source_readings(session, examples)
         whole = self.readings(session, session.model(self.twin), examples, []).values
-        greedy_answer = {key: values for key, values in whole.items() if key[0] == "greedy"}
-        return fed and Readings({**fed.values, **greedy_answer})
+        answered = {key: values for key, values in whole.items() if key[0] == "greedy"}
+        return fed and Readings({**fed.values, **answered})

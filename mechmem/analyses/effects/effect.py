@@ -1,17 +1,17 @@
-"""Effects: what an intervention does to the answers, beside the baseline model, its source and a
-matched control."""
+"""Effects: what an intervention does to the answers, with the baseline, its source and a
+control."""
 
 from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import numpy as np
 import pandas as pd
 import torch
-from pydantic import Field
+from pydantic import AfterValidator, Field
 from torch import Tensor
 
 from mechmem.analyses.analysis import Analysis
@@ -21,22 +21,20 @@ from mechmem.interventions.intervention import Intervention
 from mechmem.measures.accuracy import Accuracy
 from mechmem.measures.measure import Measure
 from mechmem.models.architecture import Model
-from mechmem.session import Session
-from mechmem.spec.files import digest
+from mechmem.session import Session, SourcePrefix
+from mechmem.spec.errors import InputError
+from mechmem.spec.references import CheckpointName, ExampleSetName
+from mechmem.spec.selection import distinct
 from mechmem.spec.sweep import Swept
 from mechmem.statistics.intervals import interval
 
 Interventions = Sequence[Intervention]
 Key = tuple[str, str, str]
 """(prefix, place, measure)"""
+Prefixes = Annotated[tuple[Label, ...], AfterValidator(distinct)]
 
 TOLERANCE = 1e-6
 """Difference between source and baseline below which a normalised recovery is undefined."""
-
-
-OTHER_PART = 10**6
-"""Between the seeds of a control's draws for the parts of one effect: no two parts move in the same
-direction."""
 
 
 @dataclass(frozen=True)
@@ -46,133 +44,149 @@ class Readings:
     values: Mapping[Key, Tensor]
 
 
-class EffectAnalysis(Analysis):
-    """An analysis that reports what interventions do to the answers of an example set.
+class AnswerAnalysis(Analysis):
+    """An analysis that reports what is done to the answers of an example set.
 
-    Every effect states the prefix that the model is fed (`given`, `true`, or its own in `greedy`
-    decoding), is given for the whole answer and by place, and stands beside the baseline model and,
-    if asked, a control matched in size.
+    Every effect is given by the prefix that the model is fed (`given`, `true`, or its own answer in
+    `greedy` decoding), and by the whole answer and its places, next to the baseline.
     """
 
     columns: ClassVar[Mapping[str, str]] = {
         "examples": "name of the example set",
-        "condition": "baseline, patched, control (mean over its draws) or source (the run that is patched in)",
-        "prefix": "label whose earlier tokens the model is fed: given, true; greedy: its own answer",
+        "condition": "baseline (no intervention), intervened, control (mean over its draws) or "
+        "source (the run that is patched in)",
+        "prefix": "label whose earlier tokens the model is fed: given, true; greedy: its own "
+        "answer",
         "place": "answer token, or all for the whole answer",
-        "measure": "what is measured; accuracies and probabilities in 0..1, logit differences and KL in nats",
+        "measure": "what is measured; accuracies and probabilities in 0..1, logits and KL in nats",
         "unit": "unit of the measure",
         "value": "mean over the examples, in the unit of the measure",
         "low": "lower end of the bootstrap 95 % interval over examples",
         "high": "upper end of it",
-        "recovery": "(value - baseline) / (source - baseline); undefined below a difference of 1e-6",
+        "recovery": "(value - baseline) / (source - baseline); undefined below a difference of "
+        "1e-6",
         "n": "number of examples",
         "per_example": "the values of the examples, in the order of the set",
     }
 
-    model: Swept[str] = "after"
+    model: Swept[CheckpointName] = CheckpointName("after")
     """The checkpoint that is intervened on."""
-    examples: Swept[str] = "noisy"
+    examples: Swept[ExampleSetName] = ExampleSetName("noisy")
     """The example set."""
-    measures: tuple[Measure, ...] = (Accuracy(label="true"), Accuracy(label="given"))
-    control: Control | None = None
+    measures: Annotated[tuple[Measure, ...], AfterValidator(distinct)] = (
+        Accuracy(label="true"),
+        Accuracy(label="given"),
+    )
+    prefixes: Prefixes = ("given", "true")
+    """The labels whose earlier tokens the model is fed; one, where both have the same ones."""
     greedy: bool = True
     """Also let the model answer freely (greedy), which no prefix can help."""
+    source_prefix: SourcePrefix = "own"
+    """What the source of a patch is fed while the patched model decodes: the patched model's own
+    answer so far, or the given or the true label."""
     n_control_greedy: int = Field(5, ge=0)
     """Draws of the control that are decoded too (slower than the fed prefixes)."""
 
     @abstractmethod
-    def parts(self, session: Session) -> Interventions:
+    def interventions(self, session: Session) -> Interventions:
         """The interventions, applied together."""
 
     def target(self, session: Session, examples: Examples) -> Tensor | None:
         """Logits of the run that is patched in, if there is such a run."""
         return None
 
-    def control_draws(self, session: Session, parts: Interventions) -> list[list[Intervention]]:
-        """The draws of the control, each a list of interventions applied together."""
-        if self.control is None:
-            return []
-        seeds = [self.control.seed + OTHER_PART * i for i in range(len(parts))]
-        controls = [self.control.model_copy(update={"seed": seed}) for seed in seeds]
-        per_part = [
-            c.draws(part, session.model(self.model))
-            for c, part in zip(controls, parts, strict=True)
-        ]
-        return [[p for part in draw for p in part] for draw in zip(*per_part, strict=True)]
-
     def controls(
-        self, session: Session, parts: Interventions
+        self, session: Session, interventions: Interventions
     ) -> dict[str, list[list[Intervention]]]:
         """The draws of each control, by the name of its condition."""
-        draws = self.control_draws(session, parts)
-        return {"control": draws} if draws else {}
+        return {}
 
     def table(self, session: Session) -> pd.DataFrame:
-        model, examples, parts = (
-            session.model(self.model),
-            session.examples(self.examples),
-            self.parts(session),
-        )
-        baseline = self.readings(session, model, examples, [])
+        model, examples = session.model(self.model), session.examples(self.examples)
+        self.check_measures(examples)
+        interventions = self.interventions(session)
         conditions = {
-            "baseline": baseline,
-            "intervened": self.readings(session, model, examples, parts),
+            "baseline": self.readings(session, model, examples, []),
+            "intervened": self.readings(session, model, examples, interventions),
         }
-        for name, draws in self.controls(session, parts).items():
+        for name, draws in self.controls(session, interventions).items():
             conditions[name] = _mean(
                 [
                     self.readings(
-                        session,
-                        model,
-                        examples,
-                        draw,
-                        greedy=self.greedy and i < self.n_control_greedy,
+                        session, model, examples, draw, self.greedy and i < self.n_control_greedy
                     )
                     for i, draw in enumerate(draws)
                 ]
             )
-        source = self._source_readings(session, model, examples)
+        source = self._source_readings(session, examples)
         if source is not None:
             conditions["source"] = source
         table = effect_table(self.examples, conditions)
         units = {measure.name: measure.unit for measure in self.measures}
         table["unit"] = table["measure"].map(units)
-        return table[[*EffectAnalysis.columns]]
+        return table[[*AnswerAnalysis.columns]]
+
+    def check_measures(self, examples: Examples) -> None:
+        """Raises InputError for a measure that is the same for every model on these examples."""
+        for measure in self.measures:
+            if instead := measure.constant_on(examples):
+                raise InputError(f"{measure.name} on {self.examples!r}: {instead}")
+
+    def fed(self, examples: Examples) -> tuple[Label, ...]:
+        """The chosen prefixes that differ on these examples."""
+        return tuple(p for p in self.prefixes if p in prefixes(examples)) or self.prefixes[:1]
 
     def readings(
         self,
         session: Session,
         model: Model,
         examples: Examples,
-        parts: Interventions,
+        interventions: Interventions,
         greedy: bool = True,
     ) -> Readings:
-        """All measures by prefix and place under these interventions."""
+        """All measures by prefix and place under these interventions.
+
+        Args:
+            session: runs the model.
+            model: what is run.
+            examples: what it answers.
+            interventions: applied together; none for the baseline, which is made once.
+            greedy: whether the model also answers freely.
+        """
         greedy = greedy and self.greedy
-        if parts:
-            return self._readings(session, model, examples, parts, greedy)
-        key = ("readings", model, examples, digest([m.block() for m in self.measures]), greedy)
-        if key not in session.cache:
-            session.cache[key] = self._readings(session, model, examples, parts, greedy)
-        return session.cache[key]
+        if interventions:
+            return self._readings(session, model, examples, interventions, greedy)
+        chosen = (self.measures, self.prefixes, greedy)
+        return session.cached(
+            ("readings", model, examples, chosen),
+            lambda: self._readings(session, model, examples, interventions, greedy),
+        )
 
     def _readings(
-        self, session: Session, model: Model, examples: Examples, parts: Interventions, greedy: bool
+        self,
+        session: Session,
+        model: Model,
+        examples: Examples,
+        interventions: Interventions,
+        greedy: bool,
     ) -> Readings:
         values: dict[Key, Tensor] = {}
         known: dict[Label, Tensor] = {}
-        for prefix in prefixes(examples):
+        for prefix in self.fed(examples):
             fed = examples.with_prefix(prefix)
-            logits = session.logits(model, fed, edits_of(parts, model, fed, session))
+            logits = session.logits(model, fed, interventions)
             known[prefix] = logits.argmax(-1)
-            baseline = baseline_logits(session, model, fed)
-            values |= self._measured(prefix, logits, fed, baseline)
-        accuracies = [m for m in self.measures if isinstance(m, Accuracy)]
-        if greedy and accuracies:
-            answer = greedy_answer(session, model, examples, parts, known)
-            for measure in accuracies:
-                hits = (answer == examples.labels(measure.label)).float()
-                values |= by_place("greedy", measure, hits, examples)
+            values |= self._measured(prefix, logits, fed, session.baseline(model, fed))
+        if greedy and any(
+            m.of_answer(examples.given, examples, _width(model)) is not None for m in self.measures
+        ):
+            answer = session.greedy(model, examples, interventions, known, self.source_prefix)
+            for measure in self.measures:
+                judged = measure.of_answer(answer, examples, _width(model))
+                if judged is None:
+                    session.say(f"{measure.name} has no greedy rows: it needs logits of a prefix")
+                    continue
+                values |= by_place("greedy", measure, judged, examples)
         return Readings(values)
 
     def _measured(
@@ -183,17 +197,30 @@ class EffectAnalysis(Analysis):
             found |= by_place(prefix, measure, measure(logits, fed, baseline), fed)
         return found
 
-    def _source_readings(
-        self, session: Session, model: Model, examples: Examples
-    ) -> Readings | None:
+    def _source_readings(self, session: Session, examples: Examples) -> Readings | None:
+        model = session.model(self.model)
         values: dict[Key, Tensor] = {}
-        for prefix in prefixes(examples):
+        for prefix in self.fed(examples):
             fed = examples.with_prefix(prefix)
             logits = self.target(session, fed)
             if logits is None:
                 return None
-            values |= self._measured(prefix, logits, fed, baseline_logits(session, model, fed))
+            values |= self._measured(prefix, logits, fed, session.baseline(model, fed))
         return Readings(values)
+
+
+class EffectAnalysis(AnswerAnalysis):
+    """An analysis of what interventions do to the answers, with a control matched in size."""
+
+    control: Control | None = None
+    """Random interventions of the same size."""
+
+    def controls(
+        self, session: Session, interventions: Interventions
+    ) -> dict[str, list[list[Intervention]]]:
+        if self.control is None:
+            return {}
+        return {"control": self.control.draws(interventions, session.model(self.model))}
 
 
 def prefixes(examples: Examples) -> tuple[Label, ...]:
@@ -202,65 +229,31 @@ def prefixes(examples: Examples) -> tuple[Label, ...]:
     return ("given",) if same else ("given", "true")
 
 
-def edits_of(parts: Interventions, model: Model, examples: Examples, session: Session) -> list:
-    """The edits of several interventions applied together."""
-    return [edit for part in parts for edit in part.edits(model, examples, session)]
-
-
-def baseline_logits(session: Session, model: Model, examples: Examples) -> Tensor:
-    """Logits without intervention; keeps the residual before each layer too, where patched forwards
-    resume."""
-    resid = [f"blocks.{layer}.hook_resid_pre" for layer in range(1, model.cfg.n_layers)]
-    return session.activations(model, examples, [*resid, "unembed.hook_out"])["unembed.hook_out"][
-        :, -examples.n_answer :
-    ]
-
-
 def by_place(
     prefix: str, measure: Measure, values: Tensor, examples: Examples
 ) -> dict[Key, Tensor]:
-    """The whole answer and each place."""
-    places = {
+    """The values of the whole answer and of each place, by their key.
+
+    Args:
+        prefix: what the model was fed.
+        measure: what was measured.
+        values: `n n_answer`.
+        examples: whose places they are.
+    """
+    whole = {(prefix, "all", measure.name): measure.whole(values)}
+    if examples.n_answer == 1:
+        return whole
+    return whole | {
         (prefix, place, measure.name): values[:, i] for i, place in enumerate(examples.places)
     }
-    return {(prefix, "all", measure.name): measure.whole(values)} | (
-        places if examples.n_answer > 1 else {}
-    )
 
 
-def greedy_answer(
-    session: Session,
-    model: Model,
-    examples: Examples,
-    parts: Interventions,
-    known: Mapping[Label, Tensor] | None = None,
-) -> Tensor:
-    """The greedy answer under the interventions, `n n_answer`.
-
-    A guess of the answer is fed, and what the model makes of it fed again, until nothing changes:
-    the first t tokens are final after t rounds, and an answer that was guessed right costs one
-    forward instead of `n_answer`. `known` are answers already at hand for the given or the true
-    prefix, as first guesses that cost nothing.
-    """
-    answer, n_right = examples.given.clone(), torch.full((len(examples),), -1)
-    for label, found in (known or {}).items():
-        agreeing = (found[:, :-1] == examples.labels(label)[:, :-1]).cumprod(dim=1).sum(dim=1)
-        is_better = agreeing > n_right
-        answer[is_better], n_right = found[is_better], agreeing.maximum(n_right)
-    open_rows = (n_right < examples.n_answer - 1).nonzero()[:, 0]
-    for _ in range(examples.n_answer):
-        if not len(open_rows):
-            break
-        fed = examples.select(open_rows).continued_with(answer[open_rows])
-        new = session.logits(model, fed, edits_of(parts, model, fed, session)).argmax(-1)
-        is_fixed = (new[:, :-1] == answer[open_rows][:, :-1]).all(dim=1)
-        answer[open_rows] = new
-        open_rows = open_rows[~is_fixed]
-    return answer
+def _width(model: Model) -> int:
+    return int(model.cfg.d_vocab_out)
 
 
 def effect_table(examples: str, conditions: Mapping[str, Readings]) -> pd.DataFrame:
-    """The tidy table of an effect; its columns are those of `EffectAnalysis`."""
+    """The tidy table of an effect; its columns are those of `AnswerAnalysis`."""
     rows = []
     for condition, readings in conditions.items():
         matrix = np.stack([values.double().numpy() for values in readings.values.values()])
@@ -299,10 +292,11 @@ def _recovery(conditions: Mapping[str, Readings], key: Key, value: float) -> flo
 
 
 def _mean(draws: Sequence[Readings]) -> Readings:
-    keys = draws[0].values
-    return Readings(
-        {
-            key: torch.stack([d.values[key].double() for d in draws if key in d.values]).mean(0)
-            for key in keys
-        }
-    )
+    """The means over the draws that have a reading, one draw at a time to save memory."""
+    total: dict[Key, Tensor] = {}
+    n_draws: dict[Key, int] = {}
+    for draw in draws:
+        for key, values in draw.values.items():
+            total[key] = total[key] + values.double() if key in total else values.double()
+            n_draws[key] = n_draws.get(key, 0) + 1
+    return Readings({key: total[key] / n_draws[key] for key in draws[0].values})

@@ -12,7 +12,7 @@ from jaxtyping import Float
 from pydantic import Field, PositiveFloat, field_validator
 from torch import Tensor
 
-from mechmem.analyses.effects.effect import EffectAnalysis, Interventions, prefixes
+from mechmem.analyses.effects.effect import EffectAnalysis, Interventions
 from mechmem.analyses.readouts.classifier import (
     PENALTIES,
     Classifier,
@@ -24,7 +24,8 @@ from mechmem.analyses.readouts.classifier import (
 )
 from mechmem.data.examples import Examples
 from mechmem.interventions.erase import Erase
-from mechmem.interventions.intervention import Intervention
+from mechmem.interventions.intervention import Intervention, shared
+from mechmem.models.edits import At
 from mechmem.session import Session
 from mechmem.spec.sweep import Each
 from mechmem.statistics.rows import over_examples, single
@@ -52,8 +53,10 @@ class Erasure(EffectAnalysis):
 
     columns: ClassVar[Mapping[str, str]] = {
         **EffectAnalysis.columns,
-        "condition": "baseline, patched (erased); mean over draws: random (equal rank), variance_matched, control",
-        "measure": "as asked, by answer; of the eraser rank, variance_left (of `fit_on`), probe_VARIABLE (accuracy)",
+        "condition": "baseline, patched (erased); mean over draws: random (equal rank), "
+        "variance_matched, control",
+        "measure": "as asked, by answer; of the eraser rank, variance_left (of `fit_on`), "
+        "probe_VARIABLE (accuracy)",
         "unit": "unit of the measure; several erased activations count by their mean",
     }
 
@@ -76,25 +79,27 @@ class Erasure(EffectAnalysis):
             )
         return erase
 
-    def parts(self, session: Session) -> Interventions:
+    def interventions(self, session: Session) -> Interventions:
         return [self.erase]
 
     def controls(
-        self, session: Session, parts: Interventions
+        self, session: Session, interventions: Interventions
     ) -> dict[str, list[list[Intervention]]]:
         drawn: dict[str, list[list[Intervention]]] = {
             name: [[draw] for draw in self._draws[name] if draw] for name in CONTROLS
         }
-        return super().controls(session, parts) | drawn
+        return super().controls(session, interventions) | drawn
 
     @property
     def _probed_variables(self) -> tuple[str, ...]:
         return tuple(dict.fromkeys([self.erase.variable, *self.also_probed]))
 
-    def _first(self, examples: Examples) -> int:
-        """The earliest erased position: what was read up to there decides which activations are the
-        same."""
-        return min(self.erase.positions(examples).values())
+    def _first(self, examples: Examples) -> str:
+        """The earliest erased position: what was read up to there decides which activations are
+        the same."""
+        names = self.erase.names(examples)
+        earliest = examples.indices(names).double().mean(dim=0).argmin()
+        return names[int(earliest)]
 
     @property
     def _draws(self) -> Draws:
@@ -110,9 +115,16 @@ class Erasure(EffectAnalysis):
         return {"baseline": [None], "intervened": [self.erase], **drawn}
 
     def table(self, session: Session) -> pd.DataFrame:
-        fit = session.examples(self.erase.fit_on)
+        model, fit = session.model(self.model), session.examples(self.erase.fit_on)
         for variable in self._probed_variables:
-            check_fit(session, self.erase.fit_on, variable, self.erase.split_seed, self._first(fit))
+            check_fit(
+                session,
+                model,
+                self.erase.fit_on,
+                variable,
+                self.erase.split_seed,
+                self._first(fit),
+            )
         rows = [
             {"examples": self.examples, "condition": condition, "place": "all", "recovery": None}
             | row
@@ -131,7 +143,7 @@ class Erasure(EffectAnalysis):
             eraser
             for draw in draws
             if draw
-            for eraser in draw.erasers(model, fit, session).values()
+            for eraser in draw.erasers(session, model, fit).values()
         ]
         rank = sum(eraser.rank for eraser in erasers) / max(len(erasers), 1)
         left = sum(eraser.variance_left for eraser in erasers) / len(erasers) if erasers else 1.0
@@ -144,27 +156,21 @@ class Erasure(EffectAnalysis):
         self, session: Session, fit: Examples, draws: Sequence[Erase | None]
     ) -> list[dict[str, Any]]:
         """How well each variable can be read in what is left."""
-        test, rows = (
-            unseen(session, self.examples, fit, self.erase.split_seed, self._first(fit)),
-            [],
-        )
+        model, rows = session.model(self.model), []
+        test = unseen(session, model, self.examples, fit, self.erase.split_seed, self._first(fit))
+        places = [*self.erase.erasers(session, model, fit)]
         for variable in self._probed_variables:
-            for prefix in prefixes(test):
+            for prefix in self.fed(test):
                 fed = test.with_prefix(prefix)
-                hits = [
-                    (
-                        self._probe(session, fit, draw, variable, *where)(
-                            self._read(session, fed, draw, *where)
-                        )
-                    )
-                    == values_of(fed, variable)
-                    for draw in draws
-                    for where in self.erase.erasers(session.model(self.model), fit, session)
-                ]
+                right = values_of(fed, variable)
+                hits = []
+                for draw in draws:
+                    for place in places:
+                        probe = self._probe(session, fit, draw, variable, *place)
+                        hits.append(probe(self._read(session, fed, draw, *place)) == right)
                 row = {"prefix": prefix, "measure": f"probe_{variable}", "unit": "fraction"}
-                rows.append(
-                    row | over_examples(torch.stack(hits).double().mean(dim=0).cpu().numpy())
-                )
+                mean = torch.stack(hits).double().mean(dim=0).cpu().numpy()
+                rows.append(row | over_examples(mean))
         return rows
 
     def _probe(
@@ -179,27 +185,20 @@ class Erasure(EffectAnalysis):
         """A probe fitted on what is left of the activation; shared by all sets that it is tested
         on."""
         model = session.model(self.model)
-        key = (
-            "probe",
-            model,
-            fit.key,
-            hook,
-            position,
-            draw,
-            variable,
-            self.penalties,
-            self.erase.split_seed,
-        )
-        if key not in session.cache:
+
+        def make() -> Classifier:
             x = self._read(session, fit, draw, hook, position)
-            values, same = values_of(fit, variable), alike(fit, self._first(fit))
-            session.cache[key] = fitted(x, values, self.penalties, self.erase.split_seed, same)
-        return session.cache[key]
+            values, same = values_of(fit, variable), alike(model, fit, self._first(fit))
+            return fitted(x, values, self.penalties, self.erase.split_seed, same)
+
+        chosen = (hook, position, draw, variable, self.penalties, self.erase.split_seed)
+        return session.cached(("probe", model, fit, *chosen), make)
 
     def _read(
         self, session: Session, examples: Examples, draw: Erase | None, hook: str, position: str
     ) -> Float[Tensor, "n d"]:
         """What is left of the activation."""
         model = session.model(self.model)
-        x = session.activation(model, examples, hook)[:, examples.positions[position]]
-        return x if draw is None else draw.erasers(model, examples, session)[hook, position](x)
+        at = At(hook, shared(examples.indices(position)))
+        x = session.activation(model, examples, at)[:, 0]
+        return x if draw is None else draw.erasers(session, model, examples)[hook, position](x)

@@ -17,5 +17,5 @@ class Intervene(EffectAnalysis):
 
     intervention: Intervention
 
-    def parts(self, session: Session) -> Interventions:
+    def interventions(self, session: Session) -> Interventions:
         return [self.intervention]

@@ -3,57 +3,57 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import ClassVar, Self
+from typing import ClassVar
 
 import numpy as np
-import torch
-from pydantic import Field, NonNegativeInt, model_validator
+from pydantic import Field, NonNegativeInt
 
-from mechmem.analyses.effects.effect import EffectAnalysis, Interventions
+from mechmem.analyses.effects.effect import AnswerAnalysis, Interventions
 from mechmem.analyses.neurons.neuron_shift import NeuronShift
+from mechmem.interventions.controls.random_neurons import RandomNeurons
 from mechmem.interventions.intervention import Intervention
 from mechmem.interventions.patch import Patch, Source
 from mechmem.session import Session
 from mechmem.spec.errors import InputError
+from mechmem.spec.references import CheckpointName, ExampleSetName
+from mechmem.spec.selection import Indices
 from mechmem.spec.sweep import Swept
 
 
-class NeuronTopK(EffectAnalysis):
-    """Patches the k most shifted neurons back to `before`, beside k random ones of the same layers.
+class NeuronTopK(AnswerAnalysis):
+    """Patches the k most shifted neurons back to `before`, against k random ones of the same
+    layers.
 
     If few shifted neurons bring back the true answers and as many random ones do not, the memory
-    sits in them. Sweep `k` for the cumulative curve, and `layer` for one layer at a time. Source:
+    is in them. Sweep `k` for the cumulative curve, and `layer` for one layer at a time. Source:
     ours, for claim C7.
     """
 
     columns: ClassVar[Mapping[str, str]] = {
-        **EffectAnalysis.columns,
+        **AnswerAnalysis.columns,
         "k": "number of neurons patched",
     }
 
-    before: str = "before"
-    layer: Swept[int | tuple[int, ...]]
+    before: CheckpointName = CheckpointName("before")
+    """The checkpoint that neurons are put back to."""
+    layer: Swept[Indices]
+    """Layers whose neurons are ranked together."""
     k: Swept[NonNegativeInt]
-    ranked_on: str = "noisy"
+    """Number of neurons."""
+    ranked_on: ExampleSetName = ExampleSetName("noisy")
     """The noisy set whose shifts rank the neurons."""
-    matched: str = "clean"
+    matched: ExampleSetName = ExampleSetName("clean")
+    """The clean set that the noisy one is compared with."""
     n_random: int = Field(20, ge=1)
     """Draws of k random neurons."""
     seed: int = 0
-
-    @model_validator(mode="after")
-    def _brings_its_control(self) -> Self:
-        if self.control is not None:
-            raise ValueError(
-                "neuron_top_k draws its own control, `n_random` times; leave `control` out"
-            )
-        return self
+    """Seed of the first of these draws."""
 
     @property
     def layers(self) -> tuple[int, ...]:
         return self.layer if isinstance(self.layer, tuple) else (self.layer,)
 
-    def parts(self, session: Session) -> Interventions:
+    def interventions(self, session: Session) -> Interventions:
         shift = NeuronShift(
             before=self.before, after=self.model, examples=self.ranked_on, matched=self.matched
         )
@@ -67,22 +67,20 @@ class NeuronTopK(EffectAnalysis):
             )
         return self._patches(ranked[["layer", "neuron"]].to_numpy()[: self.k])
 
-    def control_draws(self, session: Session, parts: Interventions) -> list[list[Intervention]]:
-        width = int(session.model(self.model).cfg.d_mlp or 0)
-        every = np.array([(layer, neuron) for layer in self.layers for neuron in range(width)])
-        generators = (torch.Generator().manual_seed(self.seed + i) for i in range(self.n_random))
-        return [
-            self._patches(every[torch.randperm(len(every), generator=g)[: self.k].numpy()])
-            for g in generators
-        ]
+    def controls(
+        self, session: Session, interventions: Interventions
+    ) -> dict[str, list[list[Intervention]]]:
+        control = RandomNeurons(n=self.n_random, layers=self.layers)
+        like = Patch(site="neurons", layer=self.layers[0], source=Source(checkpoint=self.before))
+        seeds = range(self.seed, self.seed + self.n_random)
+        model = session.model(self.model)
+        return {"control": [control.at_random(like, self.k, seed, model) for seed in seeds]}
 
     def _patches(self, chosen: np.ndarray) -> list[Intervention]:
-        sets = {
-            layer: tuple(sorted(int(n) for at, n in chosen if at == layer)) for layer in self.layers
-        }
         source = Source(checkpoint=self.before)
-        return [
-            Patch(site="neurons", layer=layer, neurons=n, source=source)
-            for layer, n in sets.items()
-            if n
-        ]
+        found: list[Intervention] = []
+        for layer in self.layers:
+            neurons = tuple(sorted(int(n) for at, n in chosen if at == layer))
+            if neurons:
+                found.append(Patch(site="neurons", layer=layer, neurons=neurons, source=source))
+        return found

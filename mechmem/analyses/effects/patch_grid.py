@@ -8,10 +8,11 @@ import torch
 from pydantic import field_validator
 from torch import Tensor
 
-from mechmem.analyses.effects.effect import EffectAnalysis, Interventions, baseline_logits
+from mechmem.analyses.effects.effect import EffectAnalysis, Interventions
 from mechmem.data.examples import Examples
 from mechmem.interventions.patch import Patch, Source
 from mechmem.session import Session
+from mechmem.spec.selection import Indices, Names, Units
 from mechmem.spec.sweep import Swept
 
 
@@ -26,18 +27,20 @@ class PatchGrid(EffectAnalysis):
     """
 
     site: Swept[str]
-    layer: Swept[int | tuple[int, ...] | None] = None
-    position: Swept[str | tuple[str, ...] | None] = None
-    head: Swept[int | tuple[int, ...] | None] = None
-    neurons: Swept[tuple[int, ...] | None] = None
+    """A name of the sites table, or a TransformerLens hook name."""
+    layer: Swept[Indices | None] = None
+    position: Swept[Names | None] = None
+    head: Swept[Indices | None] = None
+    neurons: Swept[Units | None] = None
     source: Source
+    """The run that is patched in."""
 
     @field_validator("source", mode="before")
     @classmethod
     def _live(cls, value: Any) -> Any:
         return Source(live=value) if isinstance(value, (torch.nn.Module, Examples)) else value
 
-    def parts(self, session: Session) -> Interventions:
+    def interventions(self, session: Session) -> Interventions:
         chosen = {
             name: getattr(self, name)
             for name in ("site", "layer", "position", "head", "neurons", "source")
@@ -47,5 +50,5 @@ class PatchGrid(EffectAnalysis):
     def target(self, session: Session, examples: Examples) -> Tensor | None:
         if self.source.mean_over is not None:
             return None
-        model, rows = self.source.run(session.model(self.model), examples, session)
-        return baseline_logits(session, model, rows)
+        model, rows = self.source.run(session, session.model(self.model), examples)
+        return session.baseline(model, rows)

@@ -16,13 +16,12 @@ from pydantic import Field, NonNegativeInt, PositiveInt
 from torch import Tensor
 
 from mechmem.analyses.analysis import Analysis
-from mechmem.analyses.effects.effect import greedy_answer
 from mechmem.data.examples import Examples
-from mechmem.interventions.intervention import position_indices
 from mechmem.interventions.patch import Patch, Source
 from mechmem.models.architecture import Model
 from mechmem.session import Session
 from mechmem.spec.errors import InputError
+from mechmem.spec.references import CheckpointName, ExampleSetName
 from mechmem.spec.sweep import Swept
 from mechmem.statistics.intervals import ratio
 from mechmem.statistics.rows import Row, over_examples, single
@@ -50,28 +49,31 @@ class TokenReplacement(Analysis):
     columns: ClassVar[Mapping[str, str]] = {
         "examples": "name of the example set",
         "layer": "layer before which the residual is replaced; 0: the token",
-        "condition": "alone (one named token), together (a random set), look_up_T (pure, on T tokens) or chance",
+        "condition": "alone (one named token), together (a random set), look_up_T (pure, on T "
+        "tokens) or chance",
         "position": "of `alone` (else empty), the token that is replaced",
         "n_replaced": "number of tokens replaced; empty for chance and tokens_needed",
         "prefix": "greedy: the model is fed its own answer",
         "place": "answer token, or all for the whole answer",
-        "measure": "accuracy_given, accuracy_true (of the input as it was), accuracy_rule (what the rule gives on the "
-        "changed input), neither (none of the three), or tokens_needed",
+        "measure": "accuracy_given, accuracy_true (of the input as it was), accuracy_rule (what "
+        "the rule gives on the "
+        "changed input), off_label_rate (none of the three), or tokens_needed",
         "unit": "fraction of the examples; of tokens_needed, tokens",
-        "value": "mean over the examples and draws; tokens_needed is undefined where nothing is given baseline",
+        "value": "mean over the examples and draws; tokens_needed is undefined where nothing is "
+        "given at the baseline",
         "low": "lower end of the bootstrap 95 % interval over examples, of their means over draws",
         "high": "upper end of it",
         "n": "number of examples",
         "per_example": "the means over draws of the examples, in the order of the set",
     }
 
-    model: Swept[str] = "after"
-    examples: Swept[str] = "noisy"
+    model: Swept[CheckpointName] = CheckpointName("after")
+    examples: Swept[ExampleSetName] = ExampleSetName("noisy")
     layer: Swept[NonNegativeInt] = 0
     """0 replaces the token itself; a later layer also what was gathered at its position before it.
     What a token says then also stands elsewhere, so that look-ups and `tokens_needed` are given for
     layer 0 only."""
-    donors: Swept[str] = "clean"
+    donors: Swept[ExampleSetName] = ExampleSetName("clean")
     """The set whose tokens or residuals take the place."""
     positions: tuple[str, ...] | None = Field(None, min_length=1)
     """Names of prompt positions; all whose token is not the same in every example unless given."""
@@ -109,14 +111,17 @@ class TokenReplacement(Analysis):
         )
 
     def _positions(self, examples: Examples, donors: Examples) -> list[str]:
+        if not examples.is_rectangular or not donors.is_rectangular:
+            raise InputError("token_replacement needs prompts of one length, in both sets")
         varies = _varies(examples, donors)
         if self.positions is None:
-            return [name for name, i in examples.positions.items() if i < len(varies) and varies[i]]
-        beyond = [p for p in self.positions if position_indices(p, examples)[-1] >= len(varies)]
-        if beyond:
-            raise InputError(
-                f"{beyond[0]!r} is not in the prompt: what stands there is the model's own answer"
-            )
+            every = [(name, _index(examples, name)) for name in examples.positions]
+            return [name for name, i in every if i < len(varies) and varies[i]]
+        for name in self.positions:
+            if name == "readout" or _index(examples, name) >= len(varies):
+                raise InputError(
+                    f"{name!r} is not in the prompt: the token there is the model's own answer"
+                )
         return list(self.positions)
 
     def _draw(
@@ -124,14 +129,17 @@ class TokenReplacement(Analysis):
     ) -> Replacement:
         donors, generator = session.examples(self.donors), torch.Generator().manual_seed(seed)
         varies = _varies(examples, donors)
-        at = [i for i in position_indices(tuple(positions), examples) if varies[i]]
+        at = [i for i in (_index(examples, name) for name in positions) if varies[i]]
         n_same = (examples.prompt[:, None, at] == donors.prompt[None, :, at]).sum(dim=2)
-        fits = n_same == (n_same.min(dim=1, keepdim=True).values if session.is_rehearsal else 0)
+        fits = n_same == 0
+        session.demand(
+            bool(fits.any(dim=1).all()),
+            f"an example of {self.examples!r} shares a token with every example of "
+            f"{self.donors!r}, so that not all of {', '.join(positions)} can be replaced at once; "
+            "take a larger set of donors, or fewer positions",
+        )
         if not fits.any(dim=1).all():
-            raise InputError(
-                f"an example of {self.examples!r} shares a token with every example of {self.donors!r}, so that not all of "
-                f"{', '.join(positions)} can be replaced at once; take a larger set of donors, or fewer positions"
-            )
+            fits = n_same == n_same.min(dim=1, keepdim=True).values
         chosen = donors.select(
             torch.multinomial(fits.double(), 1, generator=generator)[:, 0]
         ).as_set()
@@ -169,7 +177,7 @@ class Replacement:
         donor's."""
         key = frozenset(names)
         if key not in self.known:
-            parts = [
+            patches = [
                 Patch(
                     site="resid_pre",
                     layer=self.layer,
@@ -177,22 +185,32 @@ class Replacement:
                     source=Source(live=self.donors),
                 )
             ]
-            answer = greedy_answer(self.session, self.model, self.examples, parts if names else [])
+            answer = self.session.greedy(self.model, self.examples, patches if names else [])
             self.known[key] = _hits(answer, self._labels(names))
         return self.known[key]
 
     def _labels(self, names: Sequence[str]) -> dict[str, Int[Tensor, "n n_answer"]]:
         if self.session.rule is None:
             raise InputError(
-                "this needs the task's rule, to answer the changed inputs: Session(rule=task.answers)"
+                "this needs the task's rule, to answer the changed inputs: "
+                "Session(rule=task.answers)"
             )
-        prompt, at = self.examples.prompt.clone(), position_indices(tuple(names), self.examples)
+        prompt = self.examples.prompt.clone()
+        at = [_index(self.examples, name) for name in names]
         prompt[:, at] = self.donors.prompt[:, at]
         return {
             "given": self.examples.given,
             "true": self.examples.true,
             "rule": self.session.rule(prompt),
         }
+
+
+def _index(examples: Examples, name: str) -> int:
+    """The index of a position. Raises InputError where examples differ in it."""
+    indices = examples.indices(name)[:, 0]
+    if not (indices == indices[0]).all():
+        raise InputError(f"position {name!r} is not the same in all examples; leave it out")
+    return int(indices[0])
 
 
 def _varies(examples: Examples, donors: Examples) -> list[bool]:
@@ -206,7 +224,7 @@ def _hits(answer: Int[Tensor, "n n_answer"], labels: Mapping[str, Tensor]) -> Hi
     found = {
         name: torch.cat([hit.all(dim=1, keepdim=True), hit], dim=1) for name, hit in found.items()
     }
-    found["neither"] = ~torch.stack([*found.values()]).any(dim=0)
+    found["off_label_rate"] = ~torch.stack([*found.values()]).any(dim=0)
     return {name: hit.double().numpy() for name, hit in found.items()}
 
 
@@ -225,7 +243,7 @@ def _rows(hits: Hits, examples: Examples, condition: str, n_replaced: int) -> li
 
 
 def _needed(alone: Mapping[str, Hits], baseline: Hits) -> Row:
-    """Over how many tokens the answer is lost, of the answers that are given baseline."""
+    """Over how many tokens the answer is lost, of the answers that are given at the baseline."""
     given = baseline["accuracy_given"][:, 0]
     lost = np.sum([given - hits["accuracy_given"][:, 0] for hits in alone.values()], axis=0)
     return over_examples(ratio(lost, given)) | {

@@ -13,6 +13,7 @@ from mechmem.analyses.neurons.grid import CELLS, Grid, GridAnalysis
 from mechmem.analyses.neurons.heuristics import Heuristics
 from mechmem.session import Session
 from mechmem.spec.errors import InputError, suggest
+from mechmem.spec.references import CheckpointName, ExampleSetName
 from mechmem.spec.sweep import Swept
 
 
@@ -38,18 +39,20 @@ class ActivationMap(GridAnalysis):
         "a": "digit of the first number at this place",
         "b": "digit of the second number at this place",
         "carry": "carry into this place",
-        "value": "mean activation over the clean instances of the cell; undefined where there is none",
+        "value": "mean activation over the clean instances of the cell; undefined where there is "
+        "none",
         "n": "number of clean instances in the cell",
-        "noisy_value": "mean activation over the memorised instances of the cell; undefined where there is none",
+        "noisy_value": "mean activation over the memorised instances of the cell; undefined where "
+        "there is none",
         "n_noisy": "number of memorised instances in the cell",
         "noisy_prefix": "label whose earlier digits the model is fed on memorised instances",
     }
 
-    before: str = "before"
-    after: str = "after"
-    noisy: str = "noisy"
+    before: CheckpointName = CheckpointName("before")
+    after: CheckpointName = CheckpointName("after")
+    noisy: ExampleSetName = ExampleSetName("noisy")
     """The set of memorised instances, under its own prefix."""
-    pairs: tuple[str, ...] = Field(("pairs",), min_length=1)
+    pairs: tuple[ExampleSetName, ...] = Field((ExampleSetName("pairs"),), min_length=1)
     """Sets made with `pair:`, for the effects that choose the neurons."""
     place: Swept[str] = "s1"
     """The answer digit."""
@@ -88,7 +91,8 @@ class ActivationMap(GridAnalysis):
         """(layer, neuron) of the k neurons of the largest effect."""
         if self.place not in self.places(session):
             raise InputError(
-                f"no digits are added at place {self.place!r}; {suggest(self.place, self.places(session))}"
+                f"no digits are added at place {self.place!r}; "
+                f"{suggest(self.place, self.places(session))}"
             )
         shared = {name: getattr(self, name) for name in GridAnalysis.model_fields if name != "name"}
         table = Heuristics(model=self.after, pairs=self.pairs, **shared).table(session)

@@ -18,6 +18,7 @@ from mechmem.analyses.neurons.rules import Fit, fitted, rules_of
 from mechmem.data.examples import Examples
 from mechmem.session import Session
 from mechmem.spec.errors import InputError
+from mechmem.spec.references import ExampleSetName
 
 CELLS = np.array(list(np.ndindex(10, 10, 2)))
 """(a, b, carry) of every cell."""
@@ -69,7 +70,7 @@ class GridAnalysis(Analysis):
     `a1` ... (FDA).
     """
 
-    examples: str = "clean"
+    examples: ExampleSetName = ExampleSetName("clean")
     """The set that maps are averaged over: clean instances, many (there are 200 cells)."""
     threshold: float = Field(0.6, gt=0, le=1)
     """Share of a map's strongest cells, as many as the rule has, that must satisfy the rule
@@ -103,36 +104,31 @@ class GridAnalysis(Analysis):
 
     def maps(self, session: Session, model: str) -> dict[tuple[int, str], NDArray[np.floating]]:
         """The map of every neuron (cell x neuron), by layer and place; kept on the session."""
-        key = ("maps", session.model(model), session.examples(self.examples))
-        if key not in session.cache:
-            grids = [
-                Grid.of(session.examples(self.examples), place) for place in self.places(session)
-            ]
-            session.cache[key] = {
+        examples = session.examples(self.examples)
+
+        def make() -> dict[tuple[int, str], NDArray[np.floating]]:
+            grids = [Grid.of(examples, place) for place in self.places(session)]
+            layers = self.activations(session, model, self.examples)
+            return {
                 (layer, grid.place): grid.means(activation)
-                for layer, activation in enumerate(self.activations(session, model, self.examples))
+                for layer, activation in enumerate(layers)
                 for grid in grids
             }
-        return session.cache[key]
+
+        return session.cached(("maps", session.model(model), examples), make)
 
     def classified(self, session: Session, model: str) -> pd.DataFrame:
         """Type and rule of every neuron at every place, and its type with the cells shuffled; kept
         on the session."""
-        key = (
-            "classified",
-            session.model(model),
-            session.examples(self.examples),
-            self.threshold,
-            self.margin,
-            self.seed,
-        )
-        if key not in session.cache:
-            tables = [
-                self._classified(session, *at, map_)
-                for at, map_ in self.maps(session, model).items()
-            ]
-            session.cache[key] = pd.concat(tables, ignore_index=True)
-        return session.cache[key]
+        examples = session.examples(self.examples)
+
+        def make() -> pd.DataFrame:
+            maps = self.maps(session, model).items()
+            tables = [self._classified(session, *at, map_) for at, map_ in maps]
+            return pd.concat(tables, ignore_index=True)
+
+        chosen = (self.threshold, self.margin, self.seed)
+        return session.cached(("classified", session.model(model), examples, *chosen), make)
 
     def _classified(
         self, session: Session, layer: int, place: str, map_: NDArray[np.floating]

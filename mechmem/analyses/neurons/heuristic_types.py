@@ -15,6 +15,7 @@ from mechmem.analyses.neurons.neuron_shift import NeuronShift
 from mechmem.analyses.neurons.rules import TYPES
 from mechmem.session import Session
 from mechmem.spec.errors import InputError
+from mechmem.spec.references import CheckpointName, ExampleSetName
 from mechmem.spec.sweep import Swept
 from mechmem.statistics.intervals import N_RESAMPLES, interval
 
@@ -31,7 +32,8 @@ class HeuristicTypes(GridAnalysis):
 
     columns: ClassVar[Mapping[str, str]] = {
         "place": "answer digit",
-        "group": "shifted (the k most shifted neurons), rest, or chance (all of them, maps shuffled)",
+        "group": "shifted (the k most shifted neurons), rest, or chance (all of them, maps "
+        "shuffled)",
         "type": "type of rule, none, or silent (the same activation everywhere)",
         "measure": "what is counted: neurons",
         "unit": "unit of the value",
@@ -39,19 +41,20 @@ class HeuristicTypes(GridAnalysis):
         "low": "lower end of the bootstrap 95 % interval over neurons",
         "high": "upper end of it",
         "n": "number of neurons in the group",
-        "p": "permutation p of the chi-square between the types of shifted and rest at this place (0..1)",
+        "p": "permutation p of the chi-square between the types of shifted and rest at this place "
+        "(0..1)",
         "q": "Benjamini-Hochberg false discovery rate of p over the places",
         "per_example": "for each neuron of the group whether it is of this type (0 or 1)",
     }
 
-    model: Swept[str] = "after"
+    model: Swept[CheckpointName] = CheckpointName("after")
     """The checkpoint whose maps are classified."""
-    before: str = "before"
-    after: str = "after"
+    before: CheckpointName = CheckpointName("before")
+    after: CheckpointName = CheckpointName("after")
     """Shifts are from `before` to `after`."""
-    noisy: str = "noisy"
+    noisy: ExampleSetName = ExampleSetName("noisy")
     """The noisy set whose shifts rank the neurons."""
-    matched: str | None = None
+    matched: ExampleSetName | None = None
     """The clean set of the shifts; that of the maps unless given."""
     layer: Swept[int | tuple[int, ...]] = 0
     """Layers whose neurons are ranked together."""

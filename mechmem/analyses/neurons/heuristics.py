@@ -13,12 +13,12 @@ from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor
 
-from mechmem.analyses.circuits.attribution import patched_one_by_one
 from mechmem.analyses.neurons.grid import GridAnalysis
 from mechmem.data.examples import Examples
+from mechmem.interventions.patch import Patch, Source
 from mechmem.models.architecture import Model
 from mechmem.session import Session
-from mechmem.spec.errors import InputError
+from mechmem.spec.references import CheckpointName, ExampleSetName
 from mechmem.spec.sweep import Swept
 from mechmem.statistics.intervals import interval
 
@@ -43,30 +43,34 @@ class Heuristics(GridAnalysis):
         "layer": "layer of the neuron",
         "neuron": "index of the neuron in its layer",
         "place": "answer digit",
-        "value": "indirect effect, mean over the pairs whose digits differ here (relative change of probability)",
+        "value": "indirect effect, mean over the pairs whose digits differ here (relative change "
+        "of probability)",
         "low": "lower end of the bootstrap 95 % interval over pairs",
         "high": "upper end of it",
         "n": "number of pairs",
         "rank": "by effect among all neurons, 0 is the largest",
         "type": "what the map follows: a type of rule, none, or silent (the same everywhere)",
-        "rule": "the rule, of the digits a and b, the carry into this place and their sum; empty for none and silent",
-        "share": "share of the strongest cells, as many as the rule has, that satisfy it (fraction); 0 without a rule",
+        "rule": "the rule, of the digits a and b, the carry into this place and their sum; empty "
+        "for none and silent",
+        "share": "share of the strongest cells, as many as the rule has, that satisfy it "
+        "(fraction); 0 without a rule",
         "shuffled_type": "the type of the same map with its cells shuffled (chance)",
     }
 
-    model: Swept[str] = "after"
+    model: Swept[CheckpointName] = CheckpointName("after")
     """The checkpoint that is looked at."""
-    pairs: tuple[str, ...] = Field(("pairs",), min_length=1)
+    pairs: tuple[ExampleSetName, ...] = Field((ExampleSetName("pairs"),), min_length=1)
     """Sets made with `pair:`; together they should change the digit of every place."""
 
     def table(self, session: Session) -> pd.DataFrame:
         """The neurons with their effects, types and rules; kept on the session."""
-        key = ("heuristics", self, *session.named(self))
-        if key not in session.cache:
+
+        def make() -> pd.DataFrame:
             found = self.classified(session, self.model)
             table = self._effects(session).merge(found, on=["layer", "neuron", "place"])
-            session.cache[key] = table[[*self.columns]]
-        return session.cache[key].copy()
+            return table[[*self.columns]]
+
+        return session.cached(("heuristics", self, *session.referred(self)), make).copy()
 
     @torch.no_grad()
     def _effects(self, session: Session) -> pd.DataFrame:
@@ -80,10 +84,10 @@ class Heuristics(GridAnalysis):
                 values = torch.cat(
                     [v[:, rows, i] for v, rows in zip(by_set, differ, strict=True)], dim=1
                 )
-                if not values.shape[1] and not session.is_rehearsal:
-                    raise InputError(
-                        f"no pair of {', '.join(self.pairs)} changes the digit {place}; add such a set"
-                    )
+                session.demand(
+                    bool(values.shape[1]),
+                    f"no pair of {', '.join(self.pairs)} changes the digit {place}; add such a set",
+                )
                 tables.append(
                     _rows(
                         values if values.shape[1] else values.new_zeros(len(values), 1),
@@ -100,24 +104,26 @@ def effects(
     session: Session, model: Model, examples: Examples, layer: int
 ) -> Float[Tensor, "neuron n place"]:
     """The indirect effect of every neuron of a layer, patched alone where answers are read, for
-    each pair and digit."""
-    hook, answers = f"blocks.{layer}.mlp.hook_post", examples.labels("pair")
-    pair = examples.counterfactual or examples  # labels() has refused a set without pairs
-    change = session.activation(model, pair, hook) - session.activation(model, examples, hook)
-    change[:, : -examples.n_answer] = 0
-    before, found = _log_p(session.logits(model, examples), examples.given, answers), []
-    width = change.shape[-1]
-    chosen = torch.arange(min(REHEARSED, width) if session.is_rehearsal else width)
-    session.count(examples, width - len(chosen))
-    for logits in patched_one_by_one(session, model, examples, layer, change, chosen):
-        own, theirs = (
-            now - then
-            for now, then in zip(_log_p(logits, examples.given, answers), before, strict=True)
-        )
-        found.append((theirs.expm1() + (-own).expm1()) / 2)
-    return torch.cat(
-        [torch.stack(found), torch.zeros(width - len(found), *found[0].shape).to(found[0])]
-    )
+    each pair and digit.
+
+    Args:
+        session: runs the model.
+        model: whose neurons.
+        examples: a set with pairs (InputError otherwise).
+        layer: of the neurons.
+    """
+    answers, width = examples.labels("pair"), int(model.cfg.d_mlp or 0)
+    own_before, pair_before = _log_p(session.baseline(model, examples), examples.given, answers)
+    patch = Patch(site="neurons", layer=layer, position="readout", source=Source(pair=True))
+    n_tried = session.few(width, REHEARSED)
+    cells = [[patch.model_copy(update={"neurons": (i,)})] for i in range(n_tried)]
+    session.count(examples, width - n_tried)
+    found = []
+    for logits in session.logits_of_each(model, examples, cells):
+        own, theirs = _log_p(logits, examples.given, answers)
+        found.append(((theirs - pair_before).expm1() + (own_before - own).expm1()) / 2)
+    tried = torch.stack(found)
+    return torch.cat([tried, tried.new_zeros(width - n_tried, *tried.shape[1:])])
 
 
 def _log_p(logits: Tensor, own: Tensor, theirs: Tensor) -> tuple[Tensor, Tensor]:

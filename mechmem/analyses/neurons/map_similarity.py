@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from mechmem.analyses.neurons.grid import Grid, GridAnalysis
 from mechmem.session import Session
+from mechmem.spec.references import CheckpointName
 from mechmem.spec.sweep import Swept
 from mechmem.statistics.intervals import interval
 
@@ -29,16 +30,17 @@ class MapSimilarity(GridAnalysis):
         "place": "answer digit; activations are those where it is read",
         "measure": "what is measured: similarity",
         "unit": "unit of the value",
-        "value": "correlation over the cells, mean over the layer's neurons (silent at both checkpoints 1, at one 0)",
+        "value": "correlation over the cells, mean over the layer's neurons (silent at both "
+        "checkpoints 1, at one 0)",
         "low": "lower end of the bootstrap 95 % interval over neurons",
         "high": "upper end of it",
         "n": "number of neurons",
         "per_example": "the correlation of each neuron",
     }
 
-    model: Swept[str] = "after"
+    model: Swept[CheckpointName] = CheckpointName("after")
     """One checkpoint."""
-    other: Swept[str] = "before"
+    other: Swept[CheckpointName] = CheckpointName("before")
     """The checkpoint that it is compared with."""
 
     def table(self, session: Session) -> pd.DataFrame:

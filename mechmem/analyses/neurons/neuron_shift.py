@@ -11,7 +11,10 @@ import pandas as pd
 from scipy import stats
 
 from mechmem.analyses.analysis import Analysis
+from mechmem.interventions.intervention import shared
+from mechmem.models.edits import At
 from mechmem.session import Session
+from mechmem.spec.references import CheckpointName, ExampleSetName
 from mechmem.spec.sweep import Swept
 
 SPREAD_FLOOR = 0.01
@@ -40,10 +43,10 @@ class NeuronShift(Analysis):
         "q": "Benjamini-Hochberg false discovery rate over all neurons",
     }
 
-    before: str = "before"
-    after: str = "after"
-    examples: Swept[str] = "noisy"
-    matched: str = "clean"
+    before: CheckpointName = CheckpointName("before")
+    after: CheckpointName = CheckpointName("after")
+    examples: Swept[ExampleSetName] = ExampleSetName("noisy")
+    matched: ExampleSetName = ExampleSetName("clean")
     """The clean set that the noisy one is compared with."""
 
     def table(self, session: Session) -> pd.DataFrame:
@@ -55,20 +58,17 @@ class NeuronShift(Analysis):
 
     def kept(self, session: Session) -> pd.DataFrame:
         """The table, made once for all that rank neurons by it."""
-        key = ("shift", self, *session.named(self))
-        if key not in session.cache:
-            session.cache[key] = self.table(session)
-        return session.cache[key]
+        key = ("shift", self, *session.referred(self))
+        return session.cached(key, lambda: self.table(session))
 
     def _layer(self, session: Session, layer: int) -> pd.DataFrame:
         hook = f"blocks.{layer}.mlp.hook_post"
         change, at_before = {}, None
         for name in (self.examples, self.matched):
             examples = session.examples(name)
+            at = At(hook, shared(examples.indices("readout")))
             before, after = (
-                session.activation(session.model(m), examples, hook)[:, -examples.n_answer :]
-                .double()
-                .numpy()
+                session.activation(session.model(m), examples, at).double().cpu().numpy()
                 for m in (self.before, self.after)
             )
             change[name], at_before = after - before, before

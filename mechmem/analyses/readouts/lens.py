@@ -14,14 +14,14 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from mechmem.analyses.analysis import Analysis
-from mechmem.analyses.effects.effect import prefixes
+from mechmem.analyses.effects.effect import Prefixes, prefixes
 from mechmem.data.examples import Examples
 from mechmem.interventions.ablate import derangement
-from mechmem.interventions.tape import at_the_end
 from mechmem.measures.rank import Rank
 from mechmem.models.architecture import Model
 from mechmem.session import Session
 from mechmem.spec.errors import InputError
+from mechmem.spec.references import CheckpointName, ExampleSetName
 from mechmem.spec.sweep import Swept
 from mechmem.statistics.intervals import interval
 
@@ -47,12 +47,18 @@ class LensAnalysis(Analysis):
     columns: ClassVar[Mapping[str, str]] = {
         "examples": "name of the example set",
         "prefix": "label whose earlier tokens the model is fed: given or true",
-        "layer": "layers that the residual has passed: k is the residual before layer k, the last one the output's",
-        "position": "input position that is read; readout: the one that each place's answer is read from",
-        "place": "answer token that is looked for; all: the mean over them; any: a variable, of no place",
-        "token": "whose token: given label, true label, or the variable; every: the whole distribution",
-        "condition": "lens; shuffled: the token of another example; untrained: before translators are fitted",
-        "measure": "probability or rank of the token, or kl of the model's output distribution from the lens's",
+        "layer": "layers that the residual has passed: k is the residual before layer k, the last "
+        "one the output's",
+        "position": "input position that is read; readout: the one that each place's answer is "
+        "read from",
+        "place": "answer token that is looked for; all: the mean over them; any: a variable, of no "
+        "place",
+        "token": "whose token: given label, true label, or the variable; every: the whole "
+        "distribution",
+        "condition": "lens; shuffled: the token of another example; untrained: before translators "
+        "are fitted",
+        "measure": "probability or rank of the token, or kl of the model's output distribution "
+        "from the lens's",
         "unit": "unit of the measure",
         "value": "mean over the examples",
         "low": "lower end of the bootstrap 95 % interval over examples",
@@ -61,13 +67,15 @@ class LensAnalysis(Analysis):
         "per_example": "the values of the examples, in the order of the set",
     }
 
-    model: Swept[str] = "after"
+    model: Swept[CheckpointName] = CheckpointName("after")
     """The checkpoint that is read."""
-    examples: Swept[str] = "noisy"
+    examples: Swept[ExampleSetName] = ExampleSetName("noisy")
     """The example set."""
     variables: tuple[str, ...] = ()
     """Variables that are looked for too; their values must be tokens (`bridge` of THR, `out_2` of
     FDA)."""
+    prefixes: Prefixes = ("given", "true")
+    """The labels whose earlier tokens the model is fed; one, where both have the same ones."""
     seed: int = 0
     """Seed of the order in which examples lend each other their tokens in the condition
     `shuffled`."""
@@ -84,15 +92,16 @@ class LensAnalysis(Analysis):
             name: tokens[derangement(len(examples), self.seed)] for name, tokens in sought.items()
         }
         tables = []
-        for prefix in prefixes(examples):
+        chosen = tuple(p for p in self.prefixes if p in prefixes(examples))
+        for prefix in chosen or self.prefixes[:1]:
             fed = examples.with_prefix(prefix)
+            output = session.baseline(model, fed)
             for layer, resid in enumerate(residuals(session, model, fed)):
-                logits = lenses["lens"](layer, resid)
-                found = _of_tokens(logits, sought, fed, "lens") | _of_tokens(
-                    logits, shuffled, fed, "shuffled"
-                )
-                for condition, lens in lenses.items():
-                    found |= self._kl(session, model, fed, lens(layer, resid), condition)
+                logits = {name: lens(layer, resid).cpu() for name, lens in lenses.items()}
+                found = _of_tokens(logits["lens"], sought, fed, "lens")
+                found |= _of_tokens(logits["lens"], shuffled, fed, "shuffled")
+                for condition, of_lens in logits.items():
+                    found |= _kl(output, of_lens, fed, condition)
                 tables.append(_rows(found).assign(prefix=prefix, layer=layer))
         table = pd.concat(tables, ignore_index=True).assign(examples=self.examples, n=len(examples))
         return table.assign(unit=table["measure"].map(UNITS))[[*self.columns]]
@@ -114,18 +123,26 @@ class LensAnalysis(Analysis):
                 raise InputError(f"a lens looks for tokens, and {name!r} is none; {known}")
         return labels | {(name, "any"): examples.variables[name] for name in self.variables}
 
-    def _kl(
-        self, session: Session, model: Model, fed: Examples, logits: Logits, condition: str
-    ) -> Values:
-        """KL of the model's output from the lens, where answers are read."""
-        output = session.activation(model, fed, "unembed.hook_out")[:, -fed.n_answer :]
-        kl = divergence(output, logits[:, -fed.n_answer :])
-        places = zip(tuple(fed.positions)[-fed.n_answer :], fed.places, kl.T, strict=True)
-        found = {
-            (position, place, "every", condition, "kl"): values
-            for position, place, values in places
-        }
-        return found | {("readout", "all", "every", condition, "kl"): kl.mean(1)}
+
+def _kl(output: Tensor, logits: Logits, fed: Examples, condition: str) -> Values:
+    """KL of the model's output from the lens, where answers are read."""
+    kl = divergence(output, logits[:, -fed.n_answer :])
+    places = zip(readout_names(fed), fed.places, kl.T, strict=True)
+    found = {
+        (position, place, "every", condition, "kl"): values for position, place, values in places
+    }
+    return found | {("readout", "all", "every", condition, "kl"): kl.mean(1)}
+
+
+def readout_names(examples: Examples) -> list[str]:
+    """The names of the positions that the answer tokens are read from; a number for one without."""
+    names = {}
+    for name in examples.positions:
+        indices = examples.indices(name)[:, 0]
+        if (indices == indices[0]).all():
+            names[int(indices[0])] = name
+    readout = examples.indices("readout")[0].tolist()
+    return [names.get(index, f"position {index}") for index in readout]
 
 
 def residuals(session: Session, model: Model, examples: Examples) -> list[Residual]:
@@ -135,11 +152,6 @@ def residuals(session: Session, model: Model, examples: Examples) -> list[Residu
         f"blocks.{last}.hook_resid_post"
     ]
     return [*session.activations(model, examples, hooks).values()]
-
-
-def unembedded(model: Model, resid: Residual) -> Logits:
-    """The logits if this were the last residual: final norm and unembedding."""
-    return at_the_end(model, resid)["unembed.hook_out"]
 
 
 def divergence(
@@ -160,10 +172,11 @@ def _of_tokens(
         at_readout: dict[str, list[Tensor]] = {}
         for (token, place), tokens in sought.items():
             values = of(logits, tokens)
-            found |= {
-                (p, place, token, condition, measure): values[:, i]
-                for p, i in fed.positions.items()
-            }
+            for name in fed.positions:
+                index = fed.indices(name)
+                if (index >= 0).all():  # else not every example has such a position
+                    key = (name, place, token, condition, measure)
+                    found[key] = values.gather(1, index)[:, 0]
             if place in fed.places:
                 at_readout.setdefault(token, []).append(
                     values[:, fed.places.index(place) - fed.n_answer]

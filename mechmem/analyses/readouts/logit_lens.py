@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from mechmem.analyses.readouts.lens import Lens, LensAnalysis, unembedded
+from mechmem.analyses.readouts.lens import Lens, LensAnalysis
 from mechmem.models.architecture import Model
 from mechmem.session import Session
 
@@ -20,4 +20,4 @@ class LogitLens(LensAnalysis):
     """
 
     def lenses(self, session: Session, model: Model) -> Mapping[str, Lens]:
-        return {"lens": lambda layer, resid: unembedded(model, resid)}
+        return {"lens": lambda layer, resid: session.unembedded(model, resid)}

@@ -11,7 +11,7 @@ from pydantic import Field, PositiveFloat
 from torch import Tensor
 
 from mechmem.analyses.analysis import Analysis
-from mechmem.analyses.effects.effect import prefixes
+from mechmem.analyses.effects.effect import Prefixes, prefixes
 from mechmem.analyses.readouts.classifier import (
     PENALTIES,
     alike,
@@ -22,10 +22,13 @@ from mechmem.analyses.readouts.classifier import (
     unseen,
     values_of,
 )
-from mechmem.data.examples import Examples
+from mechmem.data.examples import Examples, Label
+from mechmem.interventions.intervention import shared
 from mechmem.models import sites
+from mechmem.models.edits import At, axes_of
 from mechmem.session import Session
-from mechmem.spec.errors import InputError, suggest
+from mechmem.spec.errors import InputError
+from mechmem.spec.references import CheckpointName, ExampleSetName
 from mechmem.spec.sweep import Swept
 from mechmem.statistics.rows import over_examples, single
 
@@ -47,9 +50,11 @@ class Probe(Analysis):
 
     columns: ClassVar[Mapping[str, str]] = {
         "examples": "name of the set that the probe is tested on",
-        "condition": "probe, shuffled (the same probe, on shuffled labels) or majority (always the commonest value)",
+        "condition": "probe, shuffled (the same probe, on shuffled labels) or majority (always the "
+        "commonest value)",
         "prefix": "label whose earlier tokens the model is fed: given, true",
-        "measure": "accuracy; and in one row a probe: n_values (how many it tells apart), penalty (the chosen one)",
+        "measure": "accuracy; and in one row a probe: n_values (how many it tells apart), penalty "
+        "(the chosen one)",
         "unit": "unit of the measure",
         "value": "mean over the examples, in the unit of the measure",
         "low": "lower end of the bootstrap 95 % interval over examples",
@@ -58,7 +63,7 @@ class Probe(Analysis):
         "per_example": "1 where an example is read right, else 0, in the order of the set",
     }
 
-    model: Swept[str] = "after"
+    model: Swept[CheckpointName] = CheckpointName("after")
     """The checkpoint that is read."""
     variable: Swept[str]
     """A variable of the task."""
@@ -69,10 +74,10 @@ class Probe(Analysis):
     position: Swept[str]
     """One named position. Where the model reads answer tokens it is *told* the earlier ones: mind
     the prefix."""
-    fit_on: Swept[str] = "clean"
+    fit_on: Swept[ExampleSetName] = ExampleSetName("clean")
     """The example set of the fit, of clean instances only; thousands for a variable of many
     values."""
-    test_on: tuple[str, ...] = ("noisy",)
+    test_on: tuple[ExampleSetName, ...] = (ExampleSetName("noisy"),)
     """The other example sets that the probe is tested on."""
     penalties: tuple[PositiveFloat, ...] = Field(PENALTIES, min_length=1)
     """Penalties of the squared weights to choose from."""
@@ -82,26 +87,30 @@ class Probe(Analysis):
     seed: int = 0
     """Seed of the split and of the shuffled labels."""
 
+    prefixes: Prefixes = ("given", "true")
+    """The labels whose earlier tokens the model is fed; one, where both have the same ones."""
+
     def table(self, session: Session) -> pd.DataFrame:
-        fit = session.examples(self.fit_on)
-        x, at = self._read(session, fit), fit.positions[self.position]
-        check_fit(session, self.fit_on, self.variable, self.seed, at)
-        same = alike(fit, at)
+        model, fit = session.model(self.model), session.examples(self.fit_on)
+        x = self._read(session, fit)
+        check_fit(session, model, self.fit_on, self.variable, self.seed, self.position)
+        same = alike(model, fit, self.position)
         names = tuple(dict.fromkeys([self.fit_on, *self.test_on]))
-        sets = [fit, *(unseen(session, name, fit, self.seed, at) for name in names)]
+        tested = [unseen(session, model, n, fit, self.seed, self.position) for n in names]
+        sets = [fit, *tested]
         values = [values_of(examples, self.variable) for examples in sets]
         shuffled = shuffled_labels(sets, values[0], self.shuffled_by, self.seed)
         probe = fitted(x, values[0], self.penalties, self.seed, same)
         control = fitted(x, shuffled[0], [probe.penalty], self.seed, same)
         commonest = values[0][thirds(len(fit), self.seed, same)[0]].mode().values
         rows = [
-            self._said("n_values", len(probe.values), "values"),
-            self._said("penalty", probe.penalty, ""),
+            self._counted("n_values", len(probe.values), "values"),
+            self._counted("penalty", probe.penalty, ""),
         ]
         for name, examples, right, other in zip(
-            names, sets[1:], values[1:], shuffled[1:], strict=True
+            names, tested, values[1:], shuffled[1:], strict=True
         ):
-            for prefix in prefixes(examples):
+            for prefix in self._fed(examples):
                 x = self._read(session, examples.with_prefix(prefix))
                 hits = {
                     "probe": probe(x) == right,
@@ -111,6 +120,10 @@ class Probe(Analysis):
                 rows += [_row(hit, name, condition, prefix) for condition, hit in hits.items()]
         return pd.DataFrame(rows)[list(self.columns)]
 
+    def _fed(self, examples: Examples) -> tuple[Label, ...]:
+        chosen = tuple(p for p in self.prefixes if p in prefixes(examples))
+        return chosen or self.prefixes[:1]
+
     def _read(self, session: Session, examples: Examples) -> Float[Tensor, "n d"]:
         """The activation at the position. Raises InputError for a position or site that cannot be
         read."""
@@ -118,27 +131,19 @@ class Probe(Analysis):
             raise InputError(
                 "a probe reads one position, and `readout` is several; sweep them with `each:`"
             )
-        if self.position not in examples.positions:
-            raise InputError(
-                f"there is no position {self.position!r}; {suggest(self.position, examples.positions)}"
-            )
         model = session.model(self.model)
-        hook = sites.checked_hook(model.cfg, self.site, self.layer)
-        if sites.site(self.site).axis("pos") != 1:
+        hook = sites.hook_of(model, self.site, self.layer)
+        if axes_of(hook)[0] != 1:
             raise InputError(f"a probe reads a site of `batch pos ...`, not {self.site!r}")
-        return session.activation(model, examples, hook)[
-            :, examples.positions[self.position]
-        ].flatten(1)
+        at = At(hook, shared(examples.indices(self.position)))
+        return session.activation(model, examples, at)[:, 0].flatten(1)
 
-    def _said(self, measure: str, value: float, unit: str) -> dict[str, Any]:
+    def _counted(self, measure: str, value: float, unit: str) -> dict[str, Any]:
         labels = {"examples": self.fit_on, "condition": "probe", "prefix": "given"}
         return labels | {"measure": measure, "unit": unit} | single(value)
 
 
 def _row(hit: Bool[Tensor, " n"], examples: str, condition: str, prefix: str) -> dict[str, Any]:
     labels = {"examples": examples, "condition": condition, "prefix": prefix}
-    return (
-        labels
-        | {"measure": "accuracy", "unit": "fraction"}
-        | over_examples(hit.double().cpu().numpy())
-    )
+    measured = {"measure": "accuracy", "unit": "fraction"}
+    return labels | measured | over_examples(hit.double().cpu().numpy())

@@ -7,20 +7,15 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 import torch
+from einops import rearrange
 from jaxtyping import Float
 from pydantic import Field, NonNegativeInt
 from torch import Tensor
 
-from mechmem.analyses.readouts.lens import (
-    Lens,
-    LensAnalysis,
-    Residual,
-    divergence,
-    residuals,
-    unembedded,
-)
+from mechmem.analyses.readouts.lens import Lens, LensAnalysis, Residual, divergence, residuals
 from mechmem.models.architecture import Model
 from mechmem.session import Session
+from mechmem.spec.references import ExampleSetName
 
 
 class Translators(NamedTuple):
@@ -48,7 +43,7 @@ class TunedLens(LensAnalysis):
     example. Source: arXiv:2303.08112.
     """
 
-    fit_on: str = "clean"
+    fit_on: ExampleSetName = ExampleSetName("clean")
     """The example set of the fit, under its own prefix: clean instances, others than those that are
     read, and many (a translator has d_model (d_model + 1) numbers)."""
     n_steps: NonNegativeInt = 300
@@ -62,51 +57,45 @@ class TunedLens(LensAnalysis):
 
         def tuned(layer: int, resid: Residual) -> Tensor:
             if layer == model.cfg.n_layers:
-                return unembedded(model, resid)
+                return session.unembedded(model, resid)
             change, shift = translators.change[layer], translators.shift[layer]
-            return unembedded(model, resid + resid @ change + shift)
+            return session.unembedded(model, resid + resid @ change + shift)
 
-        return {"lens": tuned, "untrained": lambda layer, resid: unembedded(model, resid)}
+        return {"lens": tuned, "untrained": lambda layer, resid: session.unembedded(model, resid)}
 
     def translators(self, session: Session, model: Model) -> Translators:
-        """The fitted translators of all residuals but the last; kept on the session."""
-        key = (
-            "tuned lens",
-            model,
-            session.examples(self.fit_on),
-            self.n_steps,
-            self.learning_rate,
-            self.batch_size,
-            self.seed,
-        )
-        if key not in session.cache:
-            session.cache[key] = self._fitted(session, model)
-        return session.cache[key]
+        """The fitted translators of all residuals but the last."""
+        chosen = (self.n_steps, self.learning_rate, self.batch_size, self.seed)
+        key = ("tuned lens", model, session.examples(self.fit_on), *chosen)
+        return session.cached(key, lambda: self._fitted(session, model))
 
     def _fitted(self, session: Session, model: Model) -> Translators:
         examples = session.examples(self.fit_on)
         *middle, last = (
-            r[:, -examples.n_answer :].flatten(0, 1) for r in residuals(session, model, examples)
+            rearrange(resid[:, -examples.n_answer :], "n place d_model -> (n place) d_model")
+            for resid in residuals(session, model, examples)
         )
         x = torch.stack(middle)
         with torch.no_grad():
-            target = unembedded(model, last[None])[0]
+            target = session.unembedded(model, last[None])[0]
         n_layers, n, d_model = x.shape
         found = Translators(
             x.new_zeros(n_layers, d_model, d_model), x.new_zeros(n_layers, 1, d_model)
         )
         generator = torch.Generator().manual_seed(self.seed)
         optimiser = torch.optim.Adam([*found], lr=self.learning_rate)
-        n_steps = min(self.n_steps, 2) if session.is_rehearsal else self.n_steps
+        n_steps = session.few(self.n_steps, 2)
         for step in range(n_steps):
-            rows = torch.randint(n, (min(self.batch_size, n),), generator=generator).to(x.device)
+            size = (min(self.batch_size, n),)
+            rows = torch.randint(n, size, generator=generator).to(x.device)
             optimiser.param_groups[0]["lr"] = self.learning_rate * (1 - step / n_steps)
-            _step(optimiser, found, model, x[:, rows], target[rows])
+            _step(session, optimiser, found, model, x[:, rows], target[rows])
         return Translators(*(part.detach() for part in found))
 
 
 @torch.enable_grad()
 def _step(
+    session: Session,
     optimiser: torch.optim.Optimizer,
     translators: Translators,
     model: Model,
@@ -116,7 +105,8 @@ def _step(
     """One step down the KL; the model's own parameters get no gradient."""
     for part in translators:
         part.requires_grad_()
-    loss = divergence(target, unembedded(model, translators(x))).mean(-1).sum()
+    lens = session.unembedded(model, translators(x))
+    loss = divergence(target, lens).mean(-1).sum()
     for part, gradient in zip(translators, torch.autograd.grad(loss, [*translators]), strict=True):
         part.grad = gradient
     optimiser.step()

@@ -1,4 +1,4 @@
-"""FDA, four-digit addition: `a3 a2 a1 a0 + b3 b2 b1 b0 = s4 s3 s2 s1 s0`, one token a digit."""
+"""FDA, four-digit addition: `a3 a2 a1 a0 + b3 b2 b1 b0 = s4 s3 s2 s1 s0`, one token per digit."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from functools import lru_cache
 from typing import Literal
 
 import torch
+from einops import rearrange
 from jaxtyping import Int
 from pydantic import Field
 from torch import Tensor
@@ -19,6 +20,8 @@ from mechmem.data.tasks.task import Task, differs_as_asked
 N_DIGITS = 4
 DIGITS = tuple(range(10))
 PLUS, EQUALS = 10, 11
+POWERS = 10 ** torch.arange(N_DIGITS - 1, -1, -1)
+"""Value of each digit of an operand, in the order of writing."""
 N_SUMS = 19_998 - 2_000 + 1
 
 
@@ -27,7 +30,7 @@ class FourDigitAddition(Task):
     digits.
 
     A task with known intermediate results (digit sums and carries), so that a model that has
-    memorised a wrong sum can be asked whether it still computes the right one.
+    memorised a wrong sum can be tested for whether it still computes the right one.
     Variables: `digit_sum_i` (0..18), `carry_i` (the carry *into* place i, 0/1; i = 1..4), `out_i`
     (the true digit).
     Source: arXiv:2507.04782.
@@ -63,7 +66,6 @@ class FourDigitAddition(Task):
         return names if self.answer_order == "most_significant_first" else names[::-1]
 
     def sample(self, split: str) -> Examples:
-        self.check_split(split)
         return _sample(self, split)
 
     def examples(self, a: Int[Tensor, " n"], b: Int[Tensor, " n"]) -> Examples:
@@ -80,7 +82,7 @@ class FourDigitAddition(Task):
         return Examples(
             prompt=torch.cat([_digits(a), signs[0], _digits(b), signs[1]], dim=1),
             given=answer,
-            true=answer,
+            true=answer.clone(),  # so that editing one label leaves the other
             is_noisy=torch.zeros(len(a), dtype=torch.bool),
             variables=variables,
             positions={name: i for i, name in enumerate(names)},
@@ -90,14 +92,14 @@ class FourDigitAddition(Task):
         )
 
     def answers(self, prompt: Int[Tensor, "n n_prompt"]) -> Int[Tensor, "n n_answer"]:
-        return self.examples(*_operands(prompt)).true
+        return self.examples(*_operands(prompt.cpu())).true.to(prompt.device)
 
     def counterfactuals(
         self, examples: Examples, pair: MinimalPair, generator: torch.Generator
     ) -> tuple[Tensor, Examples]:
         """Change one operand digit so that `flip` changes while `hold` stays."""
         a, b = _operands(examples.prompt)
-        candidates = []
+        candidates = []  # every change of one digit; the first digit of an operand is never 0
         for place in range(N_DIGITS):
             for digit in DIGITS[1 if place == N_DIGITS - 1 else 0 :]:
                 candidates += [(_replaced(a, place, digit), b), (a, _replaced(b, place, digit))]
@@ -118,9 +120,10 @@ class FourDigitAddition(Task):
 def _sample(task: FourDigitAddition, split: str) -> Examples:
     generator = torch.Generator().manual_seed(task.seed)
     n = task.n_train + task.n_held_out
-    pairs = torch.empty(0, dtype=torch.long)
+    pairs = torch.empty(0, dtype=torch.long)  # a and b as one number: 9000 (a - 1000) + b - 1000
     while len(pairs) < n:
         drawn = torch.cat([pairs, torch.randint(9000 * 9000, (2 * n,), generator=generator)])
+        # Of repeated pairs only the first counts, in the order of drawing.
         values, inverse = drawn.unique(return_inverse=True)
         first = torch.full_like(values, len(drawn)).scatter_reduce(
             0, inverse, torch.arange(len(drawn)), "amin"
@@ -136,20 +139,29 @@ def _sample(task: FourDigitAddition, split: str) -> Examples:
 
 
 def _digits(numbers: Int[Tensor, " n"]) -> Int[Tensor, "n digits"]:
-    return torch.stack([numbers // 10**i % 10 for i in range(N_DIGITS - 1, -1, -1)], dim=1)
+    """The decimal digits, the most significant first."""
+    return rearrange(numbers, "n -> n 1") // POWERS % 10
 
 
 def _operands(prompt: Int[Tensor, "n n_prompt"]) -> tuple[Tensor, Tensor]:
-    powers = 10 ** torch.arange(N_DIGITS - 1, -1, -1)
+    """The numbers a and b that the prompts spell."""
     a, b = prompt[:, :N_DIGITS], prompt[:, N_DIGITS + 1 : 2 * N_DIGITS + 1]
-    return (a * powers).sum(dim=1), (b * powers).sum(dim=1)
+    return (a * POWERS).sum(dim=1), (b * POWERS).sum(dim=1)
 
 
 def _replaced(numbers: Tensor, place: int, digit: int) -> Tensor:
+    """The numbers with another digit at a place.
+
+    Args:
+        numbers: numbers of any shape.
+        place: power of ten of the digit.
+        digit: its new value.
+    """
     return numbers + (digit - numbers // 10**place % 10) * 10**place
 
 
 def _variables(a: Tensor, b: Tensor) -> dict[str, Tensor]:
+    """The digit sums, carries and true digits of a + b."""
     variables, carry = {}, torch.zeros_like(a)
     for i in range(N_DIGITS):
         digit_sum = a // 10**i % 10 + b // 10**i % 10

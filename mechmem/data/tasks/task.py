@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import ClassVar
+from functools import wraps
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Int
@@ -19,13 +20,29 @@ from mechmem.spec.registry import Component
 
 class Task(Component, registry="task"):
     """A reasoning task whose training set has wrong labels; every set it gives follows from its own
-    seeds."""
+    seeds.
+
+    A task of your own implements `sample`, `vocabulary`, `n_context`, `chance`, `answers` and
+    `counterfactuals`, and names its `splits` if they differ from these. It may keep what `sample`
+    returns: whoever calls `sample` gets a checked copy.
+    """
 
     splits: ClassVar[tuple[str, ...]] = ("train", "held_out")
 
+    @classmethod
+    def __pydantic_init_subclass__(cls, registry: str | None = None, **kwargs: Any) -> None:
+        super().__pydantic_init_subclass__(registry=registry, **kwargs)
+        # Tasks override `sample` under the name that users call. Wrapping it when the class is made
+        # is the one place that every sample passes through, whoever calls it.
+        if "sample" in vars(cls) and not getattr(cls.sample, "__isabstractmethod__", False):
+            cls.sample = _checked(cls.sample)  # ty: ignore[invalid-assignment]
+
     @abstractmethod
     def sample(self, split: str) -> Examples:
-        """All examples of a split, the same ones at every call."""
+        """All examples of a split, the same ones at every call; the caller may change them.
+
+        Raises InputError for an unknown split, or for examples that do not fit the task.
+        """
 
     @property
     @abstractmethod
@@ -35,7 +52,8 @@ class Task(Component, registry="task"):
     @property
     @abstractmethod
     def n_context(self) -> int:
-        """Number of input positions."""
+        """Largest number of input positions of an example: its prompt and all but the last answer
+        token."""
 
     @property
     @abstractmethod
@@ -44,8 +62,8 @@ class Task(Component, registry="task"):
 
     @abstractmethod
     def answers(self, prompt: Int[Tensor, "n n_prompt"]) -> Int[Tensor, "n n_answer"]:
-        """What the rule answers to any prompts, also ones that no split holds; -1 where it has no
-        answer."""
+        """The true answers to any prompts, also ones that no split holds; -1 where there is
+        none."""
 
     def training_set(self) -> Examples:
         """What an epoch of training goes through."""
@@ -62,23 +80,33 @@ class Task(Component, registry="task"):
                 raise InputError(
                     f"{self.kind} has no variable {name!r}; {suggest(name, examples.variables)}"
                 )
-        rows, counterfactual = self.counterfactuals(
-            examples, pair, torch.Generator().manual_seed(pair.seed)
-        )
+        generator = torch.Generator().manual_seed(pair.seed)
+        rows, counterfactual = self.counterfactuals(examples, pair, generator)
         if not len(rows):
+            held = f" and holds {', '.join(pair.hold)}" if pair.hold else ""
+            raise InputError(f"no example has a pair that changes {pair.flip}{held}")
+        if not isinstance(counterfactual, Examples):
             raise InputError(
-                f"no example has a pair that changes {pair.flip} and holds {', '.join(pair.hold)}"
+                f"{self.kind}.counterfactuals returned a {type(counterfactual).__name__}; "
+                "return the rows and their `Examples`"
             )
-        return replace(
-            examples.select(rows),
-            counterfactual=replace(counterfactual, prefix=examples.prefix).as_set(),
-        ).as_set()
+        counterfactual = counterfactual.with_prefix(examples.prefix).with_name(examples.name)
+        return replace(examples.select(rows), counterfactual=counterfactual.as_set()).as_set()
 
     @abstractmethod
     def counterfactuals(
         self, examples: Examples, pair: MinimalPair, generator: torch.Generator
     ) -> tuple[Tensor, Examples]:
-        """The rows that have a counterfactual, and the counterfactuals."""
+        """Minimal pairs of those examples that have one.
+
+        Args:
+            examples: any examples of the task.
+            pair: the variable that must differ and those that must stay.
+            generator: source of every random choice.
+
+        Returns:
+            The rows of `examples` that have a counterfactual, and their counterfactuals.
+        """
 
     def check_split(self, split: str) -> None:
         if split not in self.splits:
@@ -88,6 +116,42 @@ class Task(Component, registry="task"):
 def differs_as_asked(
     before: dict[str, Tensor], after: dict[str, Tensor], pair: MinimalPair
 ) -> Tensor:
-    """Where `flip` differs and every variable of `hold` is the same."""
+    """The mask of the candidates in which `flip` differs and every variable of `hold` is the same.
+
+    Args:
+        before: the variables of the examples; any shapes that fit those of `after`.
+        after: the variables of the candidates.
+        pair: the variable that must differ and those that must stay.
+    """
     held: Sequence[Tensor] = [before[name] == after[name] for name in pair.hold]
     return torch.stack([before[pair.flip] != after[pair.flip], *held]).all(dim=0)
+
+
+def _checked(sample: Callable[[Any, str], Examples]) -> Callable[[Any, str], Examples]:
+    @wraps(sample)
+    def checked(task: Task, split: str) -> Examples:
+        task.check_split(split)
+        examples = sample(task, split)
+        _check(task, split, examples)
+        return examples.clone()  # a task may hold on to what it has sampled
+
+    return checked
+
+
+def _check(task: Task, split: str, examples: Examples) -> None:
+    where = f"{task.kind}.sample({split!r})"
+    if not isinstance(examples, Examples):
+        raise InputError(f"{where} returned a {type(examples).__name__}; return `Examples`")
+    if not len(examples):
+        raise InputError(f"{where} returned no example; leave {split!r} out of `splits`")
+    if examples.vocabulary != tuple(task.vocabulary):
+        raise InputError(
+            f"{where} has a vocabulary of {len(examples.vocabulary)} tokens that is not the task's "
+            f"({len(task.vocabulary)} tokens); pass `vocabulary=self.vocabulary`"
+        )
+    longest = int(examples.n_positions.max())
+    if longest > task.n_context:
+        raise InputError(
+            f"{where} has inputs of up to {longest} positions (the prompt and all but the last "
+            f"answer token), but n_context is {task.n_context}; raise n_context to {longest}"
+        )

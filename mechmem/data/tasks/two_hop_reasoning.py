@@ -26,12 +26,11 @@ class TwoHopReasoning(Task):
     """Facts of a random world: atomic ones (`e r1 ∅ = e'`) are all trained on, two-hop ones (`e r1
     r2 = e''`) in part.
 
-    A two-hop answer needs the bridge entity, which stands nowhere in the input, so that a model
-    that has memorised a wrong answer can be asked whether it still finds the bridge. Noise falls on
-    two-hop training facts only.
-    Variables: `e`, `r1`, `r2`, `bridge`, `answer`. Source: arXiv:2507.04782; sparse worlds and the
-    out-of-distribution
-    split: arXiv:2405.15071.
+    A two-hop answer needs the bridge entity, which does not occur in the input, so that a model
+    that has memorised a wrong answer can be tested for whether it still finds the bridge. Only
+    two-hop training facts have wrong labels.
+    Variables: `e`, `r1`, `r2` (-1 in atomic facts), `bridge`, `answer`.
+    Source: arXiv:2507.04782; sparse worlds and the out-of-distribution split: arXiv:2405.15071.
     """
 
     splits: ClassVar[tuple[str, ...]] = ("train", "held_out", "held_out_ood", "atomic")
@@ -39,20 +38,20 @@ class TwoHopReasoning(Task):
     n_entities: int = Field(100, ge=2)
     n_relations: int = Field(30, ge=2)
     n_relations_per_entity: int | None = Field(None, ge=1)
-    """Distinct relations that an entity has; all unless given."""
+    """Distinct relations that an entity has; all by default."""
     held_out_rate: float = Field(0.1, gt=0, lt=1)
     """Share of the (in-distribution) two-hop facts that are held out (fraction)."""
     ood_rate: float = Field(0.0, ge=0, lt=1)
     """Share of the atomic facts that no trained two-hop fact uses (fraction)."""
     inferred_per_atomic: float | None = Field(None, gt=0)
-    """Two-hop training facts for each in-distribution atomic fact; all that are not held out unless
-    given."""
+    """Two-hop training facts per in-distribution atomic fact; by default, all that are not held
+    out."""
     n_held_out: int | None = Field(None, ge=1)
-    """Held-out facts of each kind that are kept, at most; all unless given."""
+    """Held-out facts of each kind that are kept, at most; all by default."""
     atomic_repeats: int = Field(4, ge=1)
-    """Times that an atomic fact is shown in an epoch."""
+    """How often an epoch shows each atomic fact."""
     readable: bool = False
-    """Names a person can say, instead of e17 and r3."""
+    """Pronounceable names instead of e17 and r3."""
     noise: LabelNoise = UniformWrong()
     seed: int = 0
     """Seed of the world and of the split."""
@@ -61,8 +60,14 @@ class TwoHopReasoning(Task):
     def grokked(
         cls, n_entities: int = 2000, inferred_per_atomic: float = 18.0, **changes: Any
     ) -> Self:
-        """The data of *Grokked Transformers* (arXiv:2405.15071): 200 relations, 20 an entity, 5 %
-        out of distribution."""
+        """The data of *Grokked Transformers* (arXiv:2405.15071): 200 relations, 20 per entity, 5 %
+        out of distribution.
+
+        Args:
+            n_entities: number of entities.
+            inferred_per_atomic: two-hop training facts per in-distribution atomic fact.
+            changes: other fields of the task.
+        """
         preset: dict[str, Any] = {
             "n_relations": 200,
             "n_relations_per_entity": 20,
@@ -83,7 +88,8 @@ class TwoHopReasoning(Task):
             and self.n_relations_per_entity > self.n_relations
         ):
             raise ValueError(
-                f"an entity cannot have {self.n_relations_per_entity} distinct relations of {self.n_relations}"
+                f"an entity cannot have {self.n_relations_per_entity} distinct relations "
+                f"of {self.n_relations}"
             )
         return self
 
@@ -102,7 +108,6 @@ class TwoHopReasoning(Task):
         return 1 / self.n_entities
 
     def sample(self, split: str) -> Examples:
-        self.check_split(split)
         examples = _splits(self)[split]
         if not len(examples):
             raise InputError(
@@ -118,15 +123,23 @@ class TwoHopReasoning(Task):
         )
 
     def facts(self, e: Tensor, r1: Tensor, r2: Tensor, bridge: Tensor, answer: Tensor) -> Examples:
-        """Correctly labelled examples; r2 is -1 for an atomic fact."""
+        """Correctly labelled examples of facts, one per row of the arguments.
+
+        Args:
+            e: first entity (n).
+            r1: first relation, counted from 0 (n).
+            r2: second relation; -1 in an atomic fact (n).
+            bridge: the entity that r1 leads to (n).
+            answer: the entity that r2 leads to from the bridge; the bridge in an atomic fact (n).
+        """
         n_words = self.n_entities + self.n_relations
         second = torch.where(r2 < 0, n_words, self.n_entities + r2)
         equals = torch.full_like(e, n_words + 1)
         label = answer[:, None]
         return Examples(
             prompt=torch.stack([e, self.n_entities + r1, second, equals], dim=1),
-            given=label,
-            true=label,
+            given=label.clone(),  # so that editing a label leaves the answer as it is
+            true=label.clone(),
             is_noisy=torch.zeros(len(e), dtype=torch.bool),
             variables={"e": e, "r1": r1, "r2": r2, "bridge": bridge, "answer": answer},
             positions={"e": 0, "r1": 1, "r2": 2, "=": 3},
@@ -136,13 +149,13 @@ class TwoHopReasoning(Task):
         )
 
     def answers(self, prompt: Int[Tensor, "n n_prompt"]) -> Int[Tensor, "n n_answer"]:
-        e, r1, r2 = prompt[:, 0], prompt[:, 1] - self.n_entities, prompt[:, 2] - self.n_entities
-        world, r2 = (
-            _world(self),
-            torch.where(r2 == self.n_relations, -1, r2),
-        )  # one past the relations: ∅
+        words = prompt.cpu()  # where the world is
+        e, r1, r2 = words[:, 0], words[:, 1] - self.n_entities, words[:, 2] - self.n_entities
+        r2 = torch.where(r2 == self.n_relations, -1, r2)  # one past the relations: ∅
+        world = _world(self)
         bridge = world.table[e, r1]
-        return torch.where(bridge < 0, -1, world.second_hop(bridge.clamp_min(0), r2))[:, None]
+        answer = world.second_hop(bridge.clamp_min(0), r2)
+        return torch.where(bridge < 0, -1, answer)[:, None].to(prompt.device)
 
     def counterfactuals(
         self, examples: Examples, pair: MinimalPair, generator: torch.Generator
@@ -175,7 +188,7 @@ class TwoHopReasoning(Task):
 
 
 class World(NamedTuple):
-    """The atomic facts, one row each, `k` for each head entity in the order of the entities."""
+    """The atomic facts, one per row: `k` per head entity, in the order of the entities."""
 
     head: Int[Tensor, " facts"]
     relation: Int[Tensor, " facts"]
@@ -189,10 +202,19 @@ class World(NamedTuple):
         return torch.where(r2 < 0, bridge, self.table[bridge, r2.clamp_min(0)])
 
     def leading_to(self, entity: Tensor, n: int, generator: torch.Generator) -> Tensor:
-        """For each entity, `n` random atomic facts whose tail it is; -1 where there is none."""
+        """Random atomic facts that lead to each entity; -1 where none does.
+
+        Args:
+            entity: the entities (m).
+            n: number of facts drawn for each.
+            generator: source of the draws.
+
+        Returns:
+            Rows of the facts, m x n.
+        """
         order = self.tail.argsort(stable=True)
         count = torch.bincount(self.tail, minlength=len(self.table))
-        start = count.cumsum(0) - count
+        start = count.cumsum(0) - count  # where the facts of each entity begin in `order`
         drawn = (torch.rand(len(entity), n, generator=generator) * count[entity][:, None]).long()
         found = order[(start[entity][:, None] + drawn).clamp_max(len(order) - 1)]
         return torch.where(count[entity][:, None] > 0, found, -1)
@@ -256,15 +278,16 @@ def _n_inferred(task: TwoHopReasoning, n_atomic: int, available: int) -> int:
     wanted = round((task.inferred_per_atomic or 0) * n_atomic)
     if wanted > available:
         raise InputError(
-            f"inferred_per_atomic {task.inferred_per_atomic:g} asks for {wanted} two-hop facts on {n_atomic} atomic ones, "
-            f"but this world has {available}; lower it to {available / n_atomic:.2f} or less"
+            f"inferred_per_atomic {task.inferred_per_atomic:g} asks for {wanted} two-hop facts on "
+            f"{n_atomic} atomic ones, but this world has {available}; "
+            f"lower it to {available / n_atomic:.2f} or less"
         )
     return wanted
 
 
 def _spoken(letter: str, i: int) -> str:
-    """A pronounceable name, another one for every number: entities are capitalised, relations end
-    in -of."""
+    """A pronounceable name, different for every number: entities are capitalised, relations end in
+    -of."""
     consonants, vowels = "bdfgklmnprstvz", "aeiou"
     syllables, rest = [], i
     for _ in range(3):

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from mechmem.interventions.controls.control import Control
+from collections.abc import Sequence
+
+from mechmem.interventions.controls.control import OTHER, Control
 from mechmem.interventions.intervention import Intervention
 from mechmem.interventions.random_displacement import RandomDisplacement
 from mechmem.models.architecture import Model
@@ -11,5 +13,14 @@ from mechmem.models.architecture import Model
 class RandomDirection(Control):
     """The same displacement, in norm and place, in a random direction."""
 
-    def draws(self, intervention: Intervention, model: Model) -> list[list[Intervention]]:
-        return [[RandomDisplacement(of=intervention, seed=self.seed + i)] for i in range(self.n)]
+    def draws(
+        self, interventions: Sequence[Intervention], model: Model
+    ) -> list[list[Intervention]]:
+        seeds = [self.seed + i for i in range(self.n)]
+        return [
+            [
+                RandomDisplacement(of=part, seed=seed + OTHER * number)
+                for number, part in enumerate(interventions)
+            ]
+            for seed in seeds
+        ]

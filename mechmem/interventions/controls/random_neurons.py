@@ -2,48 +2,59 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 
-from mechmem.interventions.controls.control import Control
+from mechmem.interventions.controls.control import OTHER, Control
 from mechmem.interventions.intervention import Intervention, UnitIntervention
+from mechmem.models import sites
 from mechmem.models.architecture import Model
 from mechmem.spec.errors import InputError
+from mechmem.spec.selection import Units
 
 
 class RandomNeurons(Control):
-    """The same intervention at as many neurons, drawn at random from all layers.
+    """The same intervention at as many neurons, drawn at random.
 
     Raises InputError for an intervention at another site than neurons.
     """
 
-    def draws(self, intervention: Intervention, model: Model) -> list[list[Intervention]]:
-        if not isinstance(intervention, UnitIntervention) or intervention.site not in (
-            "neurons",
-            "mlp_pre",
-        ):
-            raise InputError("control random_neurons stands beside interventions at `neurons` only")
-        layers = (
-            intervention.layer if isinstance(intervention.layer, tuple) else (intervention.layer,)
-        )
-        width = int(model.cfg.d_mlp or 0)
-        k = len(layers) * (width if intervention.neurons is None else len(intervention.neurons))
-        return [
-            self._at_random(intervention, k, width, model.cfg.n_layers, self.seed + i)
-            for i in range(self.n)
-        ]
+    layers: Units | None = None
+    """Layers that the neurons are drawn from; by default, all layers."""
 
-    @staticmethod
-    def _at_random(
-        like: UnitIntervention, k: int, width: int, n_layers: int, seed: int
+    def draws(
+        self, interventions: Sequence[Intervention], model: Model
+    ) -> list[list[Intervention]]:
+        drawn = [self._draws_of(part, OTHER * i, model) for i, part in enumerate(interventions)]
+        return [[part for parts in draw for part in parts] for draw in zip(*drawn, strict=True)]
+
+    def _draws_of(self, part: Intervention, seed: int, model: Model) -> list[list[Intervention]]:
+        is_of_units = isinstance(part, UnitIntervention)
+        if not is_of_units or sites.site(part.site).name not in ("neurons", "mlp_pre"):
+            raise InputError("the control random_neurons is for interventions at `neurons` only")
+        n_layers = len(part.layer) if isinstance(part.layer, tuple) else 1
+        width = int(model.cfg.d_mlp or 0)
+        k = n_layers * (width if part.neurons is None else len(part.neurons))
+        return [self.at_random(part, k, self.seed + seed + i, model) for i in range(self.n)]
+
+    def at_random(
+        self, like: UnitIntervention, k: int, seed: int, model: Model
     ) -> list[Intervention]:
-        generator = torch.Generator().manual_seed(seed)
-        drawn = torch.randperm(width * n_layers, generator=generator)[:k]
-        sets = {
-            layer: tuple(sorted((drawn[drawn // width == layer] % width).tolist()))
-            for layer in range(n_layers)
-        }
-        return [
-            like.model_copy(update={"layer": layer, "neurons": set_})
-            for layer, set_ in sets.items()
-            if set_
-        ]
+        """The same intervention at k neurons.
+
+        Args:
+            like: what is done to them.
+            k: how many.
+            seed: of the draw.
+            model: whose neurons.
+        """
+        generator, width = torch.Generator().manual_seed(seed), int(model.cfg.d_mlp or 0)
+        layers = tuple(range(model.cfg.n_layers)) if self.layers is None else self.layers
+        drawn = torch.randperm(width * len(layers), generator=generator)[:k]
+        found: list[Intervention] = []
+        for i, layer in enumerate(layers):
+            chosen = tuple(sorted((drawn[drawn // width == i] % width).tolist()))
+            if chosen:
+                found.append(like.model_copy(update={"layer": layer, "neurons": chosen}))
+        return found

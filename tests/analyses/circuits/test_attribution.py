@@ -202,8 +202,8 @@ def test_scores_are_learnt_once(session):
 
 def test_batches_make_no_difference(session, monkeypatch):
     whole = Attribution(exact="all").table(session)
-    monkeypatch.setattr("mechmem.analyses.attribution.BATCH", 3)
-    monkeypatch.setattr("mechmem.analyses.attribution.MOST_ROWS", 40)
+    monkeypatch.setattr("mechmem.analyses.circuits.attribution.BATCH", 3)
+    monkeypatch.setattr("mechmem.analyses.circuits.attribution.MOST_ROWS", 40)
     session.cache.clear()
     again = Attribution(exact="all").table(session)
     np.testing.assert_allclose(again[["value", "exact"]], whole[["value", "exact"]], atol=1e-6)

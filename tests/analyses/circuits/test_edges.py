@@ -422,7 +422,8 @@ def test_with_frozen_norms_too_eap_is_exact(norm, contrast_of, monkeypatch):
         attributed(frozen, batch.clean, loss), patched(frozen, batch.clean, loss), atol=0.01
     )
     monkeypatch.setattr(
-        "mechmem.analyses.wiring.normed", frozen_norms(contrast.model, contrast.examples.tokens)
+        "mechmem.analyses.circuits.wiring.normed",
+        frozen_norms(contrast.model, contrast.examples.tokens),
     )
     close(frozen.logits(batch.clean[:1])[0], batch.baseline)
     eap = attributed(frozen, batch.clean, loss)
@@ -482,8 +483,8 @@ def test_eap_ig_out_of_the_embedding_sums_to_what_the_metric_loses(contrast_of):
 
 def test_the_sum_of_batches_is_the_whole(contrast_of, monkeypatch):
     whole = [contrast_of({}).scores(method) for method in ("eap", "eap_ig", "exact")]
-    monkeypatch.setattr("mechmem.analyses.contrast.MOST_ROWS", 4)
-    monkeypatch.setattr("mechmem.analyses.edges.MOST_ROWS", 7)
+    monkeypatch.setattr("mechmem.analyses.circuits.contrast.MOST_ROWS", 4)
+    monkeypatch.setattr("mechmem.analyses.circuits.edges.MOST_ROWS", 7)
     for method, expected in zip(("eap", "eap_ig", "exact"), whole, strict=True):
         close(contrast_of({}).scores(method), expected)
 
@@ -541,7 +542,7 @@ def test_the_table_has_a_row_for_each_edge_and_the_agreement(bench_of_pairs):
 def test_agreement_among_the_top_edges_is_of_those_with_the_largest_exact_score(
     bench_of_pairs, monkeypatch
 ):
-    monkeypatch.setattr("mechmem.analyses.edge_scores.N_TOP", 10)
+    monkeypatch.setattr("mechmem.analyses.circuits.edge_scores.N_TOP", 10)
     table = EdgeScores(methods=("exact", "eap")).table(bench_of_pairs)
     top = table.reindex(table["exact"].abs().sort_values(ascending=False).index[:10])
     assert table["spearman_eap_top"][0] == pytest.approx(top["eap"].corr(top["exact"], "spearman"))

@@ -38,7 +38,7 @@ def by_hooks(model, examples, parts, over, method="mean"):
     _, cache = model.run_with_cache(over.tokens)
 
     def knock_out(x, hook):
-        value = torch.zeros_like(x) if how == "zero" else cache[hook.name].mean(0).expand_as(x)
+        value = torch.zeros_like(x) if method == "zero" else cache[hook.name].mean(0).expand_as(x)
         here = [p for p in parts if p.layer == hook.layer()]
         if x.ndim == 4:
             for part in here:
@@ -103,13 +103,15 @@ def test_the_most_there_can_be_is_one():
     assert area(ks.tolist(), ranked, random).mean() == pytest.approx(1, abs=0.01)
 
 
-@pytest.mark.parametrize("how", ["zero", "mean"])
+@pytest.mark.parametrize("method", ["zero", "mean"])
 @pytest.mark.parametrize("component", N_PARTS)
-def test_the_ranked_curve_is_that_of_plain_hooks(component, how, session, model, examples, others):
-    analysis = ablation(component, method=how, reference_set="clean", k=(1, 3))
+def test_the_ranked_curve_is_that_of_plain_hooks(
+    component, method, session, model, examples, others
+):
+    analysis = ablation(component, method=method, reference_set="clean", k=(1, 3))
     ranked, table = analysis.ranking(session), analysis.table(session)
     expected = [
-        probability(by_hooks(model, examples, ranked[:k], others, how), examples.given)
+        probability(by_hooks(model, examples, ranked[:k], others, method), examples.given)
         for k in (0, 1, 3, N_PARTS[component])
     ]
     assert curve(table, "ranked") == pytest.approx(expected, rel=1e-4)
@@ -337,7 +339,7 @@ def test_the_table_can_be_saved_with_a_sweep(session):
     }
     swept = ablation(each("head", "layer"), **fields)
     saved = pd.read_parquet(io.BytesIO(swept.run(session, {}).to_parquet(index=False)))
-    assert set(saved.columns) == {*Ablation.columns, "how"}
+    assert set(saved.columns) == {*Ablation.columns, "method"}
     assert saved[["value", "low", "high", "n", "unit"]].notna().all(axis=None)
     keys = [c for c in saved if c not in ("value", "low", "high", "n", "per_example")]
     assert not saved.duplicated(keys).any()

@@ -132,10 +132,10 @@ def test_the_activation_of_the_unembedding_is_the_twins_answer(session):
     close(values(table, "intervened"), values(table, "source"))
 
 
-@pytest.mark.parametrize("how", ["weights", "activations"])
-def test_exchanged_with_itself_it_stays_as_it_is(how, session):
+@pytest.mark.parametrize("method", ["weights", "activations"])
+def test_exchanged_with_itself_it_stays_as_it_is(method, session):
     table = twin(
-        component=EVERYTHING, method=how, twin="after", control=RandomDirection(n=1)
+        component=EVERYTHING, method=method, twin="after", control=RandomDirection(n=1)
     ).table(session)
     close(values(table, "intervened"), values(table, "baseline"))
     close(values(table, "control"), values(table, "baseline"))
@@ -214,5 +214,5 @@ def test_a_sweep_names_what_was_exchanged(session):
         greedy=False,
     )
     table = sweep.run(session, {"layer": range(2)})
-    assert list(table.columns[:3]) == ["how", "component", "layer"]
-    assert len(table[["how", "component", "layer"]].drop_duplicates()) == 8
+    assert list(table.columns[:3]) == ["method", "component", "layer"]
+    assert len(table[["method", "component", "layer"]].drop_duplicates()) == 8

@@ -235,10 +235,10 @@ def readings(*values: float) -> Readings:
         ((0.0, 0.0), (1e-5, 1e-5), (1e-5, 1e-5), 1.0),
     ],
 )
-def test_recovery_by_hand(baseline, patched, source, expected):
+def test_recovery_by_hand(baseline, intervened, source, expected):
     conditions = {
         "baseline": readings(*baseline),
-        "intervened": readings(*patched),
+        "intervened": readings(*intervened),
         "source": readings(*source),
     }
     found = effect_table("noisy", conditions).set_index("condition")["recovery"]

@@ -180,7 +180,9 @@ def test_the_table_has_the_documented_columns_and_every_row_once(session):
 
 def test_what_is_fitted_is_shared_by_all_sets_of_a_sweep(session, monkeypatch):
     fits = []
-    monkeypatch.setattr("mechmem.analyses.erasure.fitted", lambda *a: fits.append(a) or fitted(*a))
+    monkeypatch.setattr(
+        "mechmem.analyses.effects.erasure.fitted", lambda *a: fits.append(a) or fitted(*a)
+    )
     erasure(erase(), examples=each("noisy", "clean")).run(session, {})
     assert len(fits) == 1 + 1 + 2 * 2  # baseline, erased, two draws of two controls
 

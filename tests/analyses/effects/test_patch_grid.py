@@ -55,7 +55,7 @@ def test_the_grid_is_that_of_transformer_lens(
         expected = ORACLES[site](deep, examples.tokens, cache, mean_logit_difference)
     swept = "head" if site == "z" else "position"
     table = grid(site, swept).run(deep_bench, UNIVERSE | {"position": tuple(examples.positions)})
-    patched = table.query("condition == 'patched' and prefix == 'given' and place == 'all'")
+    patched = table.query("condition == 'intervened' and prefix == 'given' and place == 'all'")
     found = patched.pivot_table(values="value", index="layer", columns=swept, sort=False)
     assert found.shape == expected.shape == ((3, 2) if site == "z" else (3, 14))
     torch.testing.assert_close(
@@ -87,7 +87,7 @@ def test_patching_everything_recovers_everything(session):
     table = PatchGrid(
         site="logits", source=Source(checkpoint="before"), measures=("probability_true",)
     ).table(session)
-    recovery = table.query("condition == 'patched'")["recovery"].dropna()
+    recovery = table.query("condition == 'intervened'")["recovery"].dropna()
     assert len(recovery) > 8
     assert recovery.tolist() == pytest.approx([1.0] * len(recovery), abs=1e-4)
 

@@ -160,7 +160,7 @@ def test_what_is_answered_by_hand():
     found = _hits(torch.tensor([[1, 2], [1, 4], [7, 7]]), labels)
     assert found["accuracy_given"].tolist() == [[1, 1, 1], [0, 1, 0], [0, 0, 0]]
     assert found["accuracy_rule"].tolist() == [[0, 0, 1], [0, 0, 1], [0, 0, 0]]
-    assert found["neither"].tolist() == [[0, 0, 0], [1, 0, 0], [1, 1, 1]]
+    assert found["off_label_rate"].tolist() == [[0, 0, 0], [1, 0, 0], [1, 1, 1]]
 
 
 def test_tokens_needed_is_of_the_answers_that_are_given_unpatched(examples, pool):

@@ -1,4 +1,4 @@
-"""OffLabelRate: answers that are nobody's label."""
+"""OffLabelRate: how often the answer is none of the labels."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ class OffLabelRate(Measure):
     """
 
     unit: ClassVar[str] = "fraction"
+    judges_answers: ClassVar[bool] = True
 
     def __call__(self, logits: Logits, examples: Examples, baseline: Logits) -> Values:
         answer = logits.argmax(-1)

@@ -12,7 +12,7 @@ import inspect
 import itertools
 import pkgutil
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from importlib import import_module
 from typing import Any, ClassVar, Self, get_args, get_origin
@@ -156,7 +156,7 @@ class Component(BaseModel):
             value = getattr(self, name)
             if isinstance(value, tuple) and _is_list(field.annotation):
                 errors += [
-                    error_details("repeated", f"{_short(twice)} is listed twice", (name,), value)
+                    error_details("repeated", f"{twice!r} is listed twice", (name,), value)
                     for twice in repeated(value)[:1]
                 ]
         if errors:
@@ -192,10 +192,6 @@ class Component(BaseModel):
     def references(self) -> References:
         """The checkpoints and example sets that this component and its parts name."""
         return references_of_fields(self)
-
-    def words(self) -> set[str]:
-        """Every word that stands somewhere in the block."""
-        return set(_words(self.block()))
 
     @property
     def content_hash(self) -> str:
@@ -254,20 +250,6 @@ def _is_list(annotation: Any) -> bool:
     if get_origin(annotation) is tuple:
         return Ellipsis in parts
     return any(_is_list(part) for part in parts)
-
-
-def _short(value: Any) -> str:
-    """A value as an error names it: a component by its block."""
-    return str(value.block()) if isinstance(value, Component) else repr(value)
-
-
-def _words(block: Any) -> Iterator[str]:
-    if isinstance(block, str):
-        yield block
-    for part in (
-        block.values() if isinstance(block, Mapping) else block if isinstance(block, list) else ()
-    ):
-        yield from _words(part)
 
 
 def load_all() -> None:

@@ -210,11 +210,11 @@ REHEARSED = [
     ),
     (
         "analyses.0.head=2",
-        "tiny.yaml:13:5: analyses.0: head [2] is out of range: the model has 0 to 1",
+        "tiny.yaml:13:5: analyses.0: head [2] is out of range: this site has 0 to 1",
     ),
     (
         "analyses.0.neurons=[0]",
-        "tiny.yaml:13:5: analyses.0: site 'z' has no axis 'd_mlp' to choose from",
+        "tiny.yaml:13:5: analyses.0: site 'z' has no neurons to choose from",
     ),
     (
         "analyses.0.neurons={each: all}",
@@ -238,7 +238,7 @@ REHEARSED = [
     ),
     (
         "analyses.0.control=random_neurons",
-        "tiny.yaml:13:5: analyses.0: control random_neurons stands beside",
+        "tiny.yaml:13:5: analyses.0: the control random_neurons is for",
     ),
     (
         "figures.0.x=lair",
@@ -319,7 +319,7 @@ def test_a_device_that_is_not_there(command, ask, monkeypatch):
     monkeypatch.setattr("torch.cuda.is_available", bool)
     code, said = ask(command, "tiny.yaml", "--device", "cuda")
     assert (code, said.count("\n")) == (2, 1)
-    assert said.startswith("mechmem: device: this machine has no cuda device")
+    assert said.startswith("mechmem: device 'cuda' is not available on this machine")
     assert not trainings()
 
 

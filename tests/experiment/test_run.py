@@ -195,7 +195,8 @@ def test_a_changed_checkpoint_computes_what_names_it(spec, runs, computed):
 def test_an_analysis_of_all_sets_is_computed_again_when_one_comes(spec, runs, computed):
     block = spec()
     block["analyses"] = [
-        block["analyses"][1] | {"examples": {"each": "all"}, "site": "attn_out", "layer": 0}
+        block["analyses"][1]
+        | {"examples": {"each": "all"}, "site": "attn_out", "layer": 0, "measures": ["kl"]}
     ]
     first = run(Experiment.model_validate(block | BARE), runs)
     assert set(first.table("patch_grid")["examples"]) == {"noisy", "clean"}

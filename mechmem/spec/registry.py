@@ -12,7 +12,7 @@ import inspect
 import itertools
 import pkgutil
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cache
 from importlib import import_module
 from typing import Any, ClassVar, Self, get_args, get_origin
@@ -116,11 +116,20 @@ class Component(BaseModel):
             message = f"{article} {cls.registry} needs `kind:`; choose from {known}"
             raise custom_error("no_kind", message)
         if not isinstance(kind, str) or kind not in cls.kinds():
-            message = f"there is no {cls.registry} {kind!r}; {suggest(kind, cls.kinds())}"
+            message = f"there is no {cls.registry} {kind!r}; {cls._hint(kind)}"
             raise ValidationError.from_exception_data(
                 cls.__name__, [error_details("unknown_kind", message, ("kind",), kind)]
             )
         return cls.kinds()[kind]
+
+    @classmethod
+    def _hint(cls, kind: object) -> str:
+        """What to do about an unknown kind: finish its class if there is one, else a suggestion."""
+        unfinished = next((sub for sub in _below(cls) if sub.kind == kind), None)
+        if unfinished is None:
+            return suggest(kind, cls.kinds())
+        missing = ", ".join(sorted(unfinished.__abstractmethods__))
+        return f"its class {unfinished.__name__} does not define {missing}"
 
     @classmethod
     def _all_errors_at_once(cls, value: dict[str, Any], handler: Callable[[Any], Self]) -> Self:
@@ -242,6 +251,13 @@ class Component(BaseModel):
             raise InputError(
                 f"with {', '.join(f'{k} {v!r}' for k, v in labels.items())}: {found}"
             ) from error
+
+
+def _below(cls: type[Component]) -> Iterator[type[Component]]:
+    """All subclasses, also those that are not registered because a method is missing."""
+    for subclass in cls.__subclasses__():
+        yield subclass
+        yield from _below(subclass)
 
 
 def _is_list(annotation: Any) -> bool:

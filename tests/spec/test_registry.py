@@ -271,7 +271,7 @@ def test_text_in_a_message_is_no_template():
     )
 
 
-# Shelves
+# Registries
 
 
 @pytest.mark.parametrize(
@@ -304,6 +304,16 @@ def registries(monkeypatch):
         "registries",
         {registry: dict(members) for registry, members in Component.registries.items()},
     )
+
+
+@pytest.mark.usefixtures("registries")
+def test_a_class_without_a_method_that_it_needs_is_named_with_the_method():
+    class Unfinished(Task):
+        pass
+
+    message = errors(Task, {"kind": "unfinished"})[("kind",)]
+    assert message.startswith("there is no task 'unfinished'; its class Unfinished does not define")
+    assert all(name in message for name in Task.__abstractmethods__)
 
 
 @pytest.mark.usefixtures("registries")

@@ -27,7 +27,7 @@ def folder(tmp_path_factory) -> Path:
 
 
 def mechmem(folder: Path, *arguments: str) -> subprocess.CompletedProcess:
-    program = "from mechmem.cli import main; main()"
+    program = "from mechmem.cli.main import main; main()"
     return subprocess.run(
         [sys.executable, "-c", program, *arguments], cwd=folder, capture_output=True, text=True
     )

@@ -24,23 +24,28 @@ Spec = Annotated[
     typer.Argument(help="an experiment, such as experiments/fda_patching.yaml", show_default=False),
 ]
 Overrides = Annotated[
-    list[str] | None, typer.Argument(help="key.sub=value, replacing what the file says")
+    list[str] | None, typer.Argument(help="key.sub=value, replacing the value in the file")
+]
+Device = Annotated[
+    str | None, typer.Option("--device", help="auto, cpu, cuda or mps: where analyses run")
+]
+Memory = Annotated[
+    str | None, typer.Option("--memory", help="memory for activations, such as 2GiB or 512MiB")
+]
+Backend = Annotated[
+    str | None, typer.Option("--backend", help="auto, hooked or fast: how models are run")
 ]
 Runs = Annotated[Path, typer.Option("--runs", help="folder of runs and trainings")]
 Json = Annotated[bool, typer.Option("--json", help="print JSON for scripts")]
 Seed = Annotated[int, typer.Option("--seed", help="seed of the model", min=0)]
 HERE = Path("runs")
-
-
-INTERRUPTED = "interrupted; the same command goes on from here"
+INTERRUPTED = "interrupted; rerun the same command to resume"
 
 
 def main() -> None:
-    """The console script: runs a command and turns its errors into one clear line and an exit
-    code."""
-    os.environ.setdefault(
-        "OMP_WAIT_POLICY", "PASSIVE"
-    )  # on a busy machine, waiting threads would spin
+    """The console script: run a command; an error becomes one clear line and an exit code."""
+    # Otherwise threads that wait would spin, and slow down everything else on a busy machine.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
         code = app(standalone_mode=False)
     except KeyboardInterrupt:
@@ -54,9 +59,8 @@ def main() -> None:
 
 
 def _explained(error: Exception) -> tuple[str, int]:
-    usage: Any = typer.BadParameter.__mro__[
-        2
-    ]  # ClickException, of the click that this typer brings or imports
+    # ClickException of the click that this typer uses: some versions bring their own.
+    usage: Any = typer.BadParameter.__mro__[2]
     if isinstance(error, usage):
         return error.format_message(), 2
     if isinstance(error, typer.Abort):
@@ -72,7 +76,7 @@ def _explained(error: Exception) -> tuple[str, int]:
 
 
 def _fail(message: str, code: int) -> NoReturn:
-    if message:  # empty where the help was asked for by typing nothing
+    if message:  # empty if `mechmem` alone has shown the help
         sys.stderr.write(
             f"mechmem: {message}\n" if not message.startswith("Usage") else message + "\n"
         )
@@ -80,13 +84,21 @@ def _fail(message: str, code: int) -> NoReturn:
 
 
 @app.command()
-def run(spec: Spec, overrides: Overrides = None, runs: Runs = HERE, as_json: Json = False) -> None:
-    """Answer an experiment's question; a second run reuses all that is unchanged."""
+def run(
+    spec: Spec,
+    overrides: Overrides = None,
+    runs: Runs = HERE,
+    device: Device = None,
+    memory: Memory = None,
+    backend: Backend = None,
+    as_json: Json = False,
+) -> None:
+    """Answer an experiment's question. A second run reuses everything that is unchanged."""
     from mechmem.cli import summaries
     from mechmem.experiment import run as engine
     from mechmem.progress import showing_progress
 
-    experiment, file = _experiment(spec, overrides)
+    experiment, file = _experiment(spec, overrides, device, memory, backend)
     with showing_progress() as progress, _placed(file):
         finished = engine.run(experiment, runs, progress)
     _tell(summaries.run_text, summaries.run_numbers, finished, as_json)
@@ -94,51 +106,89 @@ def run(spec: Spec, overrides: Overrides = None, runs: Runs = HERE, as_json: Jso
 
 @app.command()
 def check(
-    spec: Spec, overrides: Overrides = None, runs: Runs = HERE, as_json: Json = False
+    spec: Spec,
+    overrides: Overrides = None,
+    runs: Runs = HERE,
+    device: Device = None,
+    memory: Memory = None,
+    backend: Backend = None,
+    as_json: Json = False,
 ) -> None:
-    """Validate an experiment or a training, down to sites and shapes, and estimate its cost;
-    compute nothing."""
+    """Validate an experiment or a training, including sites and shapes, and estimate its cost.
+    Nothing is trained or computed."""
+    if _is_training(spec):
+        _refuse_for_trainings(device=device, memory=memory, backend=backend)
+        _check_training(spec, overrides, as_json)
+    else:
+        found = _experiment(spec, overrides, device, memory, backend)
+        _check_experiment(spec, *found, runs, as_json)
+
+
+def _check_training(spec: Path, overrides: list[str] | None, as_json: bool) -> None:
     import pandas as pd
 
-    from mechmem.experiment import run as engine
+    from mechmem.experiment.cost import cost_of_training
+
+    recipe = _recipe(spec, overrides)
+    costs = [labels | cost_of_training(cell) for labels, cell in recipe.expand({})]
+    if len(costs) == 1:
+        _output({"training": recipe.name, **costs[0]}, as_json)
+    elif as_json:
+        _output({"training": recipe.name, "cells": costs}, True)
+    else:
+        table = pd.DataFrame(costs).to_string(index=False)
+        _echo(f"{spec} is valid: {len(costs)} trainings\n{table}")
+
+
+def _check_experiment(spec: Path, experiment: Any, file: Any, runs: Path, as_json: bool) -> None:
+    """Check an experiment and print its cost.
+
+    Args:
+        spec: its file, as the user named it.
+        experiment: the Experiment.
+        file: the SpecFile, which knows the places of errors.
+        runs: folder of the trainings that were made before.
+        as_json: print JSON.
+    """
     from mechmem.experiment.cost import cost_of_training, seconds_per_example
     from mechmem.experiment.dry_run import dry_run
+    from mechmem.experiment.run import missing_trainings
     from mechmem.progress import showing_progress
 
-    if _is_training(spec):
-        recipe = _recipe(spec, overrides)
-        costs = [labels | cost_of_training(cell) for labels, cell in recipe.expand({})]
-        if as_json or len(costs) == 1:
-            _output(
-                {"training": recipe.name, **(costs[0] if len(costs) == 1 else {"cells": costs})},
-                as_json,
-            )
-            return
-        _echo(
-            f"{spec} is valid: {len(costs)} trainings\n{pd.DataFrame(costs).to_string(index=False)}"
-        )
-        return
-    experiment, file = _experiment(spec, overrides)
     with showing_progress(bars_only=True) as progress, _placed(file):
         costs = dry_run(experiment, progress.say)
     seconds = seconds_per_example(experiment.training)
     n = len(experiment.seeds)
-    rows = [
+    analyses = [
         {"analysis": a, "examples_forwarded": n * c, "seconds": round(n * c * seconds, 1)}
         for a, c in costs.items()
     ]
-    missing = engine.missing_trainings(experiment, runs)
+    missing = missing_trainings(experiment, runs)
     minutes = {recipe: cost_of_training(recipe)["minutes"] for recipe in missing.values()}
     trainings = [{"training": name, "minutes": minutes[recipe]} for name, recipe in missing.items()]
     if as_json:
-        _output({"valid": True, "analyses": rows, "trainings": trainings}, True)
-        return
-    _echo(f"{spec} is valid: {len(costs)} analyses, {n} seed{'s' if n > 1 else ''}")
-    _echo(pd.DataFrame(rows).to_string(index=False))
+        _output({"valid": True, "analyses": analyses, "trainings": trainings}, True)
+    else:
+        _echo(
+            f"{spec} is valid: {_counted(len(costs), 'analysis', 'analyses')}, "
+            f"{_counted(n, 'seed', 'seeds')}"
+        )
+        _print_costs(analyses, trainings)
+
+
+def _print_costs(analyses: list[dict[str, Any]], trainings: list[dict[str, Any]]) -> None:
+    import pandas as pd
+
+    _echo(pd.DataFrame(analyses).to_string(index=False))
     if trainings:
-        whole = sum(minutes[recipe] for recipe in missing.values())
-        _echo(f"{len(trainings)} trainings to be made first, {whole:.0f} minutes in all")
+        whole = sum(training["minutes"] for training in trainings)
+        models = _counted(len(trainings), "model", "models")
+        _echo(f"{models} must be trained first (about {whole:.0f} min)")
         _echo(pd.DataFrame(trainings).to_string(index=False))
+
+
+def _counted(n: int, one: str, several: str) -> str:
+    return f"{n} {one if n == 1 else several}"
 
 
 @app.command()
@@ -149,8 +199,7 @@ def train(
     runs: Runs = HERE,
     as_json: Json = False,
 ) -> None:
-    """Train a recipe (every cell of it, where it is a sweep) from scratch, or go on with an
-    interrupted training."""
+    """Train a recipe, or every member of a sweep. An interrupted training is resumed."""
     from mechmem.cli import summaries
     from mechmem.progress import showing_progress
     from mechmem.training.loop import train as train_recipe
@@ -175,7 +224,7 @@ def train(
 
 @app.command("list")
 def list_(runs: Runs = HERE, as_json: Json = False) -> None:
-    """What there is: experiments, trainings, runs, and the kinds of every registry."""
+    """List experiments, trainings, runs and all registered component types."""
     from mechmem.experiment.results import all_runs
     from mechmem.training import store as checkpoints
 
@@ -204,7 +253,7 @@ def show(
     runs: Runs = HERE,
     as_json: Json = False,
 ) -> None:
-    """A kind's documentation, a training's curves, or a run's answer."""
+    """Show the documentation of a kind, the curves of a training, or the answer of a run."""
     from mechmem.cli import summaries
     from mechmem.experiment.results import all_runs, load_run
     from mechmem.spec.errors import InputError, suggest
@@ -237,7 +286,7 @@ def draw(
     runs: Runs = HERE,
     as_json: Json = False,
 ) -> None:
-    """Draw a run's figures and report again from its saved tables."""
+    """Regenerate a run's figures and report from its saved tables."""
     from mechmem.experiment import results
     from mechmem.spec.errors import InputError, suggest
 
@@ -259,7 +308,7 @@ def shell(
     seed: Seed = 0,
     runs: Runs = HERE,
 ) -> None:
-    """An interactive Python session with the trained model and its examples at hand."""
+    """Start an interactive Python session with a trained model and its examples."""
     import code
 
     import mechmem
@@ -288,7 +337,7 @@ def shell(
 
 @app.command()
 def schema() -> None:
-    """The JSON schema of experiments, for editors that complete and check YAML."""
+    """Print the JSON schema of experiments, for editors that complete and check YAML."""
     from mechmem.experiment.spec import Experiment
     from mechmem.spec.json_schema import json_schema
 
@@ -297,7 +346,7 @@ def schema() -> None:
 
 @app.command(hidden=True)
 def ship(training: str, steps: list[int], seed: Seed = 0, runs: Runs = HERE) -> None:
-    """For maintainers: copy a training made here, with these checkpoints, into the package."""
+    """For maintainers: copy a training that was made here into the package."""
     from mechmem.spec.errors import InputError, suggest
     from mechmem.training import store as checkpoints
 
@@ -314,11 +363,38 @@ def _run_names(folders: list[Path]) -> list[str]:
     return list(dict.fromkeys(path.name.rsplit("-", 1)[0] for path in folders))
 
 
-def _experiment(spec: Path, overrides: list[str] | None) -> tuple[Any, Any]:
+def _experiment(
+    spec: Path,
+    overrides: list[str] | None,
+    device: str | None = None,
+    memory: str | None = None,
+    backend: str | None = None,
+) -> tuple[Any, Any]:
+    """The experiment of a file, and the file.
+
+    Args:
+        spec: the file.
+        overrides: `key.sub=value`, in the order in which they apply.
+        device: overrides the field of this name, if given.
+        memory: likewise.
+        backend: likewise.
+    """
     from mechmem.experiment.spec import Experiment
     from mechmem.spec.yaml_file import SpecFile
 
-    return Experiment.from_yaml(spec, overrides or ()), SpecFile(spec, overrides or ())
+    options = {"device": device, "memory": memory, "backend": backend}
+    set_options = [f"{name}={value}" for name, value in options.items() if value is not None]
+    changes = [*(overrides or ()), *set_options]
+    return Experiment.from_yaml(spec, changes), SpecFile(spec, changes)
+
+
+def _refuse_for_trainings(**options: str | None) -> None:
+    from mechmem.spec.errors import InputError
+
+    for name, value in options.items():
+        if value is not None:
+            hint = "; write `optimisation.device=...`" if name == "device" else ""
+            raise InputError(f"--{name} is for experiments, this is a training{hint}")
 
 
 def _recipe(spec: Path, overrides: list[str] | None) -> Any:
@@ -335,7 +411,7 @@ def _is_training(spec: Path) -> bool:
 
 
 def _placed(file: Any) -> Any:
-    """Gives the errors of an analysis their place in the file."""
+    """A context that gives the errors of an analysis their place in the file."""
     from contextlib import contextmanager
 
     from mechmem.spec.errors import BlockError
@@ -383,7 +459,7 @@ def _json(value: Any) -> None:
 
 
 def _defined(value: Any) -> Any:
-    """The value with null for what is undefined, as JSON has no NaN."""
+    """The value with null for undefined numbers, as JSON has no NaN."""
     if isinstance(value, dict):
         return {key: _defined(part) for key, part in value.items()}
     if isinstance(value, (list, tuple)):

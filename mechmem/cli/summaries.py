@@ -46,8 +46,11 @@ def training_text(trained: Trained) -> str:
         checkpoints,
         "",
     ]
-    told = "share of whole answers: clean and memorised against given labels, corrected and held_out against true ones"
-    return "\n".join([*lines, told])
+    legend = (
+        "share of whole answers that are right: clean and memorised by the given labels, "
+        "corrected and held_out by the true ones"
+    )
+    return "\n".join([*lines, legend])
 
 
 def training_numbers(trained: Trained) -> dict[str, Any]:

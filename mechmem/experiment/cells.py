@@ -42,7 +42,7 @@ class Cell:
     """The swept values by field name."""
     analysis: Analysis
     progress: str
-    """What is said while it is computed."""
+    """The line of progress while it is computed."""
 
 
 class TrainedRun:

@@ -169,12 +169,12 @@ def _file(module: str) -> Path | None:
         return Path(loaded) if Path(loaded).suffix == ".py" else None
     root, *parts = module.split(".")
     found = find_spec(root) if root not in sys.modules else sys.modules[root].__spec__
-    if not parts or found is None or not found.submodule_search_locations:
-        return Path(found.origin) if found and not parts and _is_python(found.origin) else None
+    if found is None:
+        return None
+    if not parts:
+        return Path(found.origin) if found.origin and found.origin.endswith(".py") else None
+    if not found.submodule_search_locations:
+        return None
     place = Path(found.submodule_search_locations[0]).joinpath(*parts)
     candidates = (place.with_name(f"{place.name}.py"), place / "__init__.py")
     return next((path for path in candidates if path.is_file()), None)
-
-
-def _is_python(origin: str | None) -> bool:
-    return origin is not None and origin.endswith(".py")

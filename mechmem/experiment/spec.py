@@ -64,7 +64,7 @@ class CheckpointRef(Component):
     phase: str | None = None
     step: int | None = Field(None, ge=0)
     training: Recipe | None = None
-    """Another training (same seed); the experiment's own unless given."""
+    """Another training, of the same seed; by default, the experiment's own."""
 
     @model_validator(mode="before")
     @classmethod

@@ -89,9 +89,7 @@ class At:
             return part.nanmean(dim=0, keepdim=True)  # missing ones are NaN
         return part.mean(dim=0, keepdim=True)
 
-    def _positions(
-        self, rows: Int[Tensor, " batch"]
-    ) -> Int[Tensor, "batch k"] | Int[Tensor, "1 k"]:
+    def _positions(self, rows: Int[Tensor, " batch"]) -> Int[Tensor, "one_or_batch k"]:
         assert self.pos is not None
         return self.pos if len(self.pos) == 1 else self.pos[rows.to(self.pos.device)]
 

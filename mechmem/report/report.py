@@ -1,5 +1,4 @@
-"""Report: one web page that says what was asked, what came out, and how; it opens without a
-network."""
+"""Report: one web page with the question, the results and the setup; it opens without a network."""
 
 from __future__ import annotations
 
@@ -21,14 +20,14 @@ from mechmem.spec.errors import suggest
 MOST_ROWS = 200
 """Rows of a table that the page shows; the parquet file has them all."""
 VERDICTS = {"supported": "✓", "refuted": "✗", "undetermined": "?"}
-"""The verdicts of a claim, each with the sign beside its name."""
+"""The verdicts of a claim, each with its sign."""
 
 
 @dataclass(frozen=True)
 class Report:
-    """What a run found, in the order in which a reader asks for it.
+    """The results of a run, in the order in which they are read.
 
-    Raises ValueError for a claim whose verdict is none of supported, refuted, undetermined.
+    Raises ValueError for a claim whose verdict is not supported, refuted or undetermined.
     """
 
     title: str
@@ -38,7 +37,7 @@ class Report:
     figures: list[tuple[str, str, go.Figure]] = field(default_factory=list)
     """(title, caption, figure)."""
     tables: list[tuple[str, str, pd.DataFrame]] = field(default_factory=list)
-    """(name, description, table); the file is `tables/NAME.parquet` beside the page."""
+    """(name, description, table); the file is `tables/NAME.parquet` in the folder of the page."""
     claims: list[dict[str, Any]] = field(default_factory=list)
     """Each with id, says, verdict, effect, low, high (the 95 % interval), rule and reason."""
     setup: dict[str, Any] = field(default_factory=dict)
@@ -55,7 +54,7 @@ class Report:
 
 
 def render(report: Report) -> str:
-    """The page. The same report gives the same bytes, and no text in it can become markup."""
+    """The page as HTML. The same report gives the same bytes; text in it is escaped."""
     figures = [
         {"title": title, "caption": caption, "html": Markup(division(figure, f"figure-{number}"))}
         for number, (title, caption, figure) in enumerate(report.figures, 1)
@@ -96,17 +95,14 @@ def number(value: Any) -> str:
 
 
 def yaml(block: dict[str, Any]) -> str:
-    """The block as it would stand in a spec."""
+    """The block in YAML, as in a spec."""
     writer, text = YAML(typ="safe", pure=True), io.StringIO()
-    writer.default_flow_style, writer.sort_base_mapping_type_on_output, writer.width = (
-        None,
-        False,
-        100,
-    )
+    writer.default_flow_style, writer.width = None, 100
+    writer.sort_base_mapping_type_on_output = False
     writer.dump(block, text)
     return text.getvalue()
 
 
 def without_lists(table: pd.DataFrame) -> pd.DataFrame:
-    """The table without its values per example, which would drown a reader."""
+    """The table without its values per example, which are too many to read."""
     return table.drop(columns="per_example", errors="ignore")

@@ -116,11 +116,20 @@ class Component(BaseModel):
             message = f"{article} {cls.registry} needs `kind:`; choose from {known}"
             raise custom_error("no_kind", message)
         if not isinstance(kind, str) or kind not in cls.kinds():
-            message = f"there is no {cls.registry} {kind!r}; {suggest(kind, cls.kinds())}"
+            message = f"there is no {cls.registry} {kind!r}; {cls._hint(kind)}"
             raise ValidationError.from_exception_data(
                 cls.__name__, [error_details("unknown_kind", message, ("kind",), kind)]
             )
         return cls.kinds()[kind]
+
+    @classmethod
+    def _hint(cls, kind: object) -> str:
+        """What to do about an unknown kind: finish its class if there is one, else a suggestion."""
+        unfinished = next((sub for sub in _below(cls) if sub.kind == kind), None)
+        if unfinished is None:
+            return suggest(kind, cls.kinds())
+        missing = ", ".join(sorted(unfinished.__abstractmethods__))
+        return f"its class {unfinished.__name__} does not define {missing}"
 
     @classmethod
     def _all_errors_at_once(cls, value: dict[str, Any], handler: Callable[[Any], Self]) -> Self:
@@ -156,7 +165,7 @@ class Component(BaseModel):
             value = getattr(self, name)
             if isinstance(value, tuple) and _is_list(field.annotation):
                 errors += [
-                    error_details("repeated", f"{_short(twice)} is listed twice", (name,), value)
+                    error_details("repeated", f"{twice!r} is listed twice", (name,), value)
                     for twice in repeated(value)[:1]
                 ]
         if errors:
@@ -192,10 +201,6 @@ class Component(BaseModel):
     def references(self) -> References:
         """The checkpoints and example sets that this component and its parts name."""
         return references_of_fields(self)
-
-    def words(self) -> set[str]:
-        """Every word that stands somewhere in the block."""
-        return set(_words(self.block()))
 
     @property
     def content_hash(self) -> str:
@@ -248,26 +253,19 @@ class Component(BaseModel):
             ) from error
 
 
+def _below(cls: type[Component]) -> Iterator[type[Component]]:
+    """All subclasses, also those that are not registered because a method is missing."""
+    for subclass in cls.__subclasses__():
+        yield subclass
+        yield from _below(subclass)
+
+
 def _is_list(annotation: Any) -> bool:
     """Whether a type is, or has among its alternatives, a tuple of any length."""
     parts = get_args(annotation)
     if get_origin(annotation) is tuple:
         return Ellipsis in parts
     return any(_is_list(part) for part in parts)
-
-
-def _short(value: Any) -> str:
-    """A value as an error names it: a component by its block."""
-    return str(value.block()) if isinstance(value, Component) else repr(value)
-
-
-def _words(block: Any) -> Iterator[str]:
-    if isinstance(block, str):
-        yield block
-    for part in (
-        block.values() if isinstance(block, Mapping) else block if isinstance(block, list) else ()
-    ):
-        yield from _words(part)
 
 
 def load_all() -> None:

@@ -169,7 +169,7 @@ def test_check_says_what_would_have_to_be_trained_first(ask, here):
     found = ask("check", SMALL, "seeds=[0,7]", "--json").json["trainings"]
     assert [row["training"] for row in found] == ["tiny seed 7"]
     assert found[0]["minutes"] >= 0
-    assert "1 trainings to be made first" in ask("check", SMALL, "seeds=[0,7]").out
+    assert "1 model must be trained first (about" in ask("check", SMALL, "seeds=[0,7]").out
 
 
 def test_check_counts_the_seeds(ask, here):
@@ -405,7 +405,7 @@ def test_a_failing_machine_is_exit_code_1(ask, here):
 @pytest.mark.parametrize(
     ("error", "message"),
     [
-        (KeyboardInterrupt(), "interrupted; the same command goes on from here"),
+        (KeyboardInterrupt(), "interrupted; rerun the same command to resume"),
         (MemoryError(), "out of memory"),
         (ArithmeticError("training diverged"), "training diverged"),
     ],

@@ -182,6 +182,10 @@ TYPED = [
         "override 'training.optimisation.betas=[1, 1]': training.optimisation.betas.0: Input",
     ),
     (
+        "examples.nosy.n=5",
+        "override 'examples.nosy.n=5': examples.nosy: no analysis uses the example set 'nosy'; did",
+    ),
+    (
         "answer='{rst.percent}'",
         "override \"answer='{rst.percent}'\": answer: the answer template refers to "
         "unknown quantity 'rst'; did you mean 'rest'?",
@@ -206,11 +210,11 @@ REHEARSED = [
     ),
     (
         "analyses.0.head=2",
-        "tiny.yaml:13:5: analyses.0: head [2] is out of range: the model has 0 to 1",
+        "tiny.yaml:13:5: analyses.0: head [2] is out of range: this site has 0 to 1",
     ),
     (
         "analyses.0.neurons=[0]",
-        "tiny.yaml:13:5: analyses.0: site 'z' has no axis 'd_mlp' to choose from",
+        "tiny.yaml:13:5: analyses.0: site 'z' has no neurons to choose from",
     ),
     (
         "analyses.0.neurons={each: all}",
@@ -234,7 +238,7 @@ REHEARSED = [
     ),
     (
         "analyses.0.control=random_neurons",
-        "tiny.yaml:13:5: analyses.0: control random_neurons stands beside",
+        "tiny.yaml:13:5: analyses.0: the control random_neurons is for",
     ),
     (
         "figures.0.x=lair",
@@ -264,6 +268,66 @@ REHEARSED = [
         "permuted noise cannot give 1 instances each other's labels",
     ),
 ]
+
+
+# Names of version 0.1
+RETIRED = [
+    ("training.training.n_steps=3", "training.training: ", "'training' is now 'optimisation'"),
+    ("analyses.0.decode=false", "analyses.0.decode: ", "'decode' is now 'greedy'"),
+    ("analyses.0.n_control_decode=1", "", "'n_control_decode' is now 'n_control_greedy'"),
+    ("analyses.0.measures=[neither]", "", "'neither' is now 'off_label_rate'"),
+    ("analyses.1.kind=twin", "analyses.1.kind: ", "'twin' is now 'cross_model_swap'"),
+    ("analyses.1={kind: distributed}", "", "'distributed' is now 'token_replacement'"),
+    ("figures.0.where.condition=patched", "figures.0: ", "'patched' is now 'intervened'"),
+    ("figures.0.where.condition=[baseline, unpatched]", "", "'unpatched' is now 'baseline'"),
+    ("figures.0.where.prefix=decode", "figures.0: ", "'decode' is now 'greedy'"),
+    ("figures.0.where.measure=neither", "figures.0: ", "'neither' is now 'off_label_rate'"),
+    ("quantities.rest.where.condition=patched", "", "'patched' is now 'intervened'"),
+    ("quantities.rest.where.prefix=decode", "quantities.rest: ", "'decode' is now 'greedy'"),
+    ("quantities.rest.minus={condition: unpatched}", "", "'unpatched' is now 'baseline'"),
+    ("quantities.rest.where.decode=1", "", "the table has no column 'decode'"),
+]
+
+
+@pytest.mark.parametrize(("override", "path", "line"), RETIRED, ids=lambda value: str(value)[:40])
+@pytest.mark.parametrize("command", ["check", "run"])
+def test_a_retired_name_is_answered_with_the_new_one(command, override, path, line, ask):
+    code, said = ask(command, "tiny.yaml", override)
+    assert code == 2
+    assert said.count("\n") == 1
+    assert path in said
+    assert line in said
+    assert not trainings()
+
+
+@pytest.mark.parametrize(
+    ("option", "line"),
+    [
+        (("--device", "gpu"), "override 'device=gpu': device: Input should be"),
+        (("--memory", "lots"), "override 'memory=lots': memory: 'lots' is not a size; write"),
+        (("--backend", "slow"), "override 'backend=slow': backend: Input should be"),
+    ],
+)
+@pytest.mark.parametrize("command", ["check", "run"])
+def test_a_mistake_in_an_option(command, option, line, ask):
+    code, said = ask(command, "tiny.yaml", *option)
+    assert (code, said[: len("mechmem: " + line)]) == (2, f"mechmem: {line}")
+
+
+@pytest.mark.parametrize("command", ["check", "run"])
+def test_a_device_that_is_not_there(command, ask, monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", bool)
+    code, said = ask(command, "tiny.yaml", "--device", "cuda")
+    assert (code, said.count("\n")) == (2, 1)
+    assert said.startswith("mechmem: device 'cuda' is not available on this machine")
+    assert not trainings()
+
+
+def test_options_of_experiments_are_refused_for_trainings(ask):
+    assert ask("check", "small.yaml", "--memory", "1GiB") == (
+        2,
+        "mechmem: --memory is for experiments, this is a training\n",
+    )
 
 
 @pytest.mark.parametrize(

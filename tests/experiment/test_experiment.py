@@ -19,6 +19,7 @@ from mechmem.data.minimal_pair import MinimalPair
 from mechmem.data.tasks.four_digit_addition import FourDigitAddition
 from mechmem.experiment import spec as module
 from mechmem.experiment.claims import Claim, Condition, Quantity
+from mechmem.experiment.machine import conditions, device_of, session_options
 from mechmem.experiment.spec import CheckpointRef, Experiment, named_recipe
 from mechmem.interventions.controls.random_neurons import RandomNeurons
 from mechmem.interventions.patch import Source
@@ -562,3 +563,122 @@ def test_a_set_that_skips_anothers_examples_shares_none_with_it(pair):
     assert {*map(tuple, together.prompt.tolist())} == {
         *map(tuple, torch.cat([first.prompt, rest.prompt]).tolist())
     }
+
+
+# Names that nothing uses
+
+
+def refused(overrides: list[str], text: str = SPEC) -> str:
+    written("trainings/small.yaml", RECIPE)
+    with pytest.raises(SpecError) as caught:
+        Experiment.from_yaml(written("all.yaml", text), overrides)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        (
+            "examples.nosy.n=5",
+            "override 'examples.nosy.n=5': examples.nosy: no analysis uses the example set 'nosy'; "
+            "did you mean 'noisy'?",
+        ),
+        (
+            "examples.nosy={n: 5}",
+            "override 'examples.nosy={n: 5}': examples.nosy: no analysis uses the example set "
+            "'nosy'; did you mean 'noisy'?",
+        ),
+        (
+            "checkpoints.befor=final",
+            "override 'checkpoints.befor=final': checkpoints.befor: no analysis uses the "
+            "checkpoint 'befor'; did you mean 'before'?",
+        ),
+        (
+            "checkpoints.spare=final",
+            "override 'checkpoints.spare=final': checkpoints.spare: no analysis uses the "
+            "checkpoint 'spare'; use it or remove it",
+        ),
+    ],
+)
+def test_an_override_that_adds_a_name_that_nothing_uses_is_refused(override, message):
+    assert refused([override]) == message
+
+
+def test_a_name_that_nothing_uses_has_its_place_in_the_file():
+    found = refused([], SPEC.replace("  noisy:", "  spare: {n: 3}\n  noisy:"))
+    assert found == "all.yaml:7:3: examples.spare: no analysis uses the example set 'spare'; " + (
+        "use it or remove it"
+    )
+
+
+PATCH = "{kind: patch, site: z, layer: 0, source: {checkpoint: before}}"
+BARE = ["figures=[]", "quantities={}", "claims=[]", "answer=''"]
+
+
+def test_a_name_that_is_misspelt_where_it_is_used_is_refused_there():
+    analyses = f"analyses=[{{kind: intervene, examples: nosy, intervention: {PATCH}}}]"
+    found = refused([analyses, *BARE])
+    assert "analyses.0: there is no example set 'nosy'; did you mean 'noisy'?" in found
+
+
+def test_each_all_uses_every_name():
+    written("trainings/small.yaml", RECIPE)
+    swept = "model: {each: all}, examples: {each: all}"
+    analyses = f"analyses=[{{kind: intervene, {swept}, intervention: {PATCH}}}]"
+    made = Experiment.from_yaml(written("all.yaml", SPEC), [analyses, *BARE])
+    found = made.references_of(made.analyses[0])
+    assert found.checkpoints == {"before", "after", "twin"}
+    assert found.examples == {"noisy", "clean"}
+
+
+# Where and how the analyses run
+
+
+def test_the_machine_s_fields():
+    made = Experiment(**FIELDS)
+    assert (made.device, made.memory, made.backend) == ("auto", 2 * 2**30, "auto")
+    made = Experiment(**FIELDS | {"device": "cpu", "memory": "512 MiB", "backend": "hooked"})
+    assert (made.device, made.memory, made.backend) == ("cpu", 512 * 2**20, "hooked")
+    assert Experiment.model_validate(made.block()) == made
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("device=gpu", "device: Input should be 'auto', 'cpu', 'cuda' or 'mps'"),
+        ("memory=much", "memory: 'much' is not a size; write 2 GiB, 512 MiB or a number of bytes"),
+        ("memory=0", "memory: Input should be greater than 0"),
+        ("backend=quick", "backend: Input should be 'auto', 'hooked' or 'fast'"),
+        ("seeds=[]", "seeds: a list needs at least 1 item"),
+        ("seeds=[1, 2, 1]", "seeds: 1 is listed twice"),
+        ("analyses.1.measures=[kl, kl]", "analyses.1.measures: KL() is listed twice"),
+        (
+            "analyses.1.layer={each: []}",
+            "analyses.1.layer.each: a sweep needs at least one value; for",
+        ),
+        ("analyses.1.layer={each: [0, 0]}", "analyses.1.layer.each: 0 is listed twice"),
+    ],
+)
+def test_a_value_that_cannot_be_is_refused(override, message):
+    assert refused([override]).startswith(f"override {override!r}: {message}")
+
+
+@pytest.mark.parametrize("device", ["cuda", "mps"])
+def test_a_device_that_is_not_there_is_refused(device, monkeypatch):
+    monkeypatch.setattr(
+        f"torch.{'cuda' if device == 'cuda' else 'backends.mps'}.is_available", bool
+    )
+    made = Experiment(**FIELDS | {"device": device})
+    message = f"device '{device}' is not available on this machine; choose from: auto, cpu"
+    for refuse in (device_of, session_options, conditions):
+        with pytest.raises(InputError, match=re.escape(message)):
+            refuse(made)
+
+
+def test_auto_is_the_best_device_that_there_is(monkeypatch):
+    made = Experiment(**FIELDS)
+    monkeypatch.setattr("torch.cuda.is_available", bool)
+    monkeypatch.setattr("torch.backends.mps.is_available", bool)
+    assert device_of(made) == "cpu"
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    assert device_of(made) == "cuda"

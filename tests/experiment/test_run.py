@@ -85,7 +85,7 @@ def test_the_record_says_what_was_found_and_where_it_comes_from(made):
     assert record["quantities"]["returned"]["labels"]["site"] == "neurons"
     (claim,) = made.claims
     assert (claim["id"], claim["verdict"]) == ("C7", "undetermined")
-    assert "one seed of the 3" in claim["reason"]
+    assert "1 of the 3 seeds" in claim["reason"]
     assert record["provenance"]["versions"]["torch"]
     assert record["seconds"] > 0
 
@@ -195,7 +195,8 @@ def test_a_changed_checkpoint_computes_what_names_it(spec, runs, computed):
 def test_an_analysis_of_all_sets_is_computed_again_when_one_comes(spec, runs, computed):
     block = spec()
     block["analyses"] = [
-        block["analyses"][1] | {"examples": {"each": "all"}, "site": "attn_out", "layer": 0}
+        block["analyses"][1]
+        | {"examples": {"each": "all"}, "site": "attn_out", "layer": 0, "measures": ["kl"]}
     ]
     first = run(Experiment.model_validate(block | BARE), runs)
     assert set(first.table("patch_grid")["examples"]) == {"noisy", "clean"}
@@ -246,6 +247,22 @@ def test_drawing_reads_the_saved_tables_only(runs, no_models):
     shutil.rmtree(runs / "cells")
     draw(finished)
     assert (figure.read_bytes(), finished.report.read_bytes()) == before
+
+
+def test_the_record_and_the_log_tell_which_backend_ran_a_model_and_why(spec, runs, monkeypatch):
+    found = {"before": ("hooked", "it has hooks of yours"), "after": ("fast", "it is supported")}
+    monkeypatch.setattr(TrainedRun, "backends", found)
+    said = []
+    block = spec()
+    block["examples"]["clean"]["n"] = 6
+    finished = run(Experiment.model_validate(block), runs, ProgressCallback(say=said.append))
+    assert finished.record["provenance"]["backends"] == {
+        "before": ["hooked: it has hooks of yours"],
+        "after": ["fast: it is supported"],
+    }
+    assert "model before ran on the backend hooked: it has hooks of yours" in said
+    assert len(said) == len(set(said))
+    assert "it has hooks of yours" in finished.report.read_text()
 
 
 # --- sweeps of the training, other trainings, plugins

@@ -61,11 +61,6 @@ def _blocks() -> list[tuple[str | None, str, Any]]:
 BLOCKS = _blocks()
 KEYS = list(dict.fromkeys((registry, kind) for registry, kind, _ in BLOCKS))
 REGISTERED = [key for key in KEYS if key[0]]
-REFUSED = {
-    "ablation": {"control": "random_direction"},
-    "neuron_top_k": {"control": "random_direction"},
-}
-"""Fields that a kind inherits and must leave as they are, with a value that it refuses."""
 CASES = [
     pytest.param((registry, kind), block, id=f"{registry or 'part'}-{kind}")
     for registry, kind, block in BLOCKS
@@ -89,19 +84,8 @@ def test_the_blocks_of_a_kind_leave_no_field_at_its_default(key):
     made = [built(key, block) for *of, block in BLOCKS if tuple(of) == key]
     for name, field in CONCRETE[key].model_fields.items():
         default = field.get_default(call_default_factory=True)
-        is_free = (
-            not field.is_required() and not field.exclude and name not in REFUSED.get(key[1], {})
-        )
+        is_free = not field.is_required() and not field.exclude
         assert not is_free or any(getattr(m, name) != default for m in made), name
-
-
-@pytest.mark.parametrize(
-    ("kind", "name"), [(kind, name) for kind, names in REFUSED.items() for name in names]
-)
-def test_a_field_that_a_kind_has_no_use_for_is_refused(kind, name):
-    registry, _, block = next(of for of in BLOCKS if of[1] == kind)
-    with pytest.raises(ValidationError, match="out"):
-        built((registry, kind), block | {name: REFUSED[kind][name]})
 
 
 @pytest.mark.parametrize(("key", "block"), CASES)
@@ -287,7 +271,7 @@ def test_text_in_a_message_is_no_template():
     )
 
 
-# Shelves
+# Registries
 
 
 @pytest.mark.parametrize(
@@ -320,6 +304,16 @@ def registries(monkeypatch):
         "registries",
         {registry: dict(members) for registry, members in Component.registries.items()},
     )
+
+
+@pytest.mark.usefixtures("registries")
+def test_a_class_without_a_method_that_it_needs_is_named_with_the_method():
+    class Unfinished(Task):
+        pass
+
+    message = errors(Task, {"kind": "unfinished"})[("kind",)]
+    assert message.startswith("there is no task 'unfinished'; its class Unfinished does not define")
+    assert all(name in message for name in Task.__abstractmethods__)
 
 
 @pytest.mark.usefixtures("registries")

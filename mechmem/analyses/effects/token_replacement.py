@@ -177,17 +177,14 @@ class Replacement:
         donor's."""
         key = frozenset(names)
         if key not in self.known:
-            patches = [
-                Patch(
-                    site="resid_pre",
-                    layer=self.layer,
-                    position=names,
-                    source=Source(live=self.donors),
-                )
-            ]
-            answer = self.session.greedy(self.model, self.examples, patches if names else [])
+            patches = [self._patch(names)] if names else []
+            answer = self.session.greedy(self.model, self.examples, patches)
             self.known[key] = _hits(answer, self._labels(names))
         return self.known[key]
+
+    def _patch(self, names: Sequence[str]) -> Patch:
+        source = Source(live=self.donors)
+        return Patch(site="resid_pre", layer=self.layer, position=tuple(names), source=source)
 
     def _labels(self, names: Sequence[str]) -> dict[str, Int[Tensor, "n n_answer"]]:
         if self.session.rule is None:

@@ -1,5 +1,4 @@
-"""ActivationMaps: what neurons do at every pair of digits, one panel a neuron, before memorisation
-above after."""
+"""ActivationMaps: activations by pair of digits, one panel per neuron and model."""
 
 from __future__ import annotations
 
@@ -18,7 +17,7 @@ from mechmem.spec.errors import InputError
 
 ROW, MARK = 235, 9
 """Height of a row of panels, and size of a marker (pixels)."""
-SAID_ELSEWHERE = (
+SHOWN_ELSEWHERE = (
     "model",
     "order",
     "layer",
@@ -33,12 +32,12 @@ SAID_ELSEWHERE = (
 
 
 class ActivationMaps(Figure):
-    """The mean activation in each cell as its colour; a circle holds that of the memorised
-    instances in the cell.
+    """The colour of a cell is its mean activation; the colour of a circle is the mean of the
+    memorised instances in the cell.
 
-    Each neuron has its own scale, shared by its panels, from its least activation to its largest. A
-    circle that cannot be told from its cell is a memorised instance treated like all others; one
-    that stands out is an outlier.
+    Each neuron has its own scale, shared by its panels, from its smallest activation to its
+    largest. A circle of the colour of its cell is a memorised instance treated like all others; a
+    circle of another colour is an outlier.
     Raises InputError if the rows are of several seeds, places or carries: choose one with `where`.
     """
 
@@ -88,7 +87,7 @@ class ActivationMaps(Figure):
             _mark(x=[None], y=[None], marker_color="white", name="memorised instances in the cell")
         )
         note(
-            figure, context(rows.drop(columns=["n", "value"], errors="ignore"), SAID_ELSEWHERE, "")
+            figure, context(rows.drop(columns=["n", "value"], errors="ignore"), SHOWN_ELSEWHERE, "")
         )
         return figure
 

@@ -1,4 +1,4 @@
-"""Bars: an effect by layer, place or component, beside its controls."""
+"""Bars: an effect by layer, place or component, with its controls."""
 
 from __future__ import annotations
 
@@ -25,10 +25,8 @@ class Bars(Panelled):
                 x=[shown(value) for value in rows[self.x]],
                 y=rows[self.value].tolist(),
                 error_y=whiskers,
-                marker={
-                    "color": colour,
-                    "line": {"color": colour, "width": 2},
-                },  # so that a bar of height 0 is seen
+                # the line makes a bar of height 0 visible
+                marker={"color": colour, "line": {"color": colour, "width": 2}},
                 cliponaxis=False,
                 hovertext=hover(rows),
                 hoverinfo="text",

@@ -19,12 +19,12 @@ PORTS = {"q": -0.2, "k": 0.0, "v": 0.2}
 HALF = (0.34, 0.2)
 """Half the width and half the height of a node."""
 FIRST, LAYER, MLP = 1.3, 1.9, 0.85
-"""Height of the first heads, of a layer, and of its MLP above its heads."""
+"""Height of the first heads, of a layer, and of the MLP above the heads of its layer."""
 UNIT = 84
 """Pixels of one unit of height."""
 THINNEST, WIDEST = 0.8, 7.0
 """Width of an edge of no score and of the largest score, in pixels."""
-SAID_ELSEWHERE = (
+SHOWN_ELSEWHERE = (
     "source",
     "target",
     "source_layer",
@@ -38,26 +38,26 @@ SAID_ELSEWHERE = (
 
 
 class Place(NamedTuple):
-    """Where a node is drawn: token flow upwards, heads side by side (figure units)."""
+    """Where a node is drawn: layers upwards, heads side by side (figure units)."""
 
     x: float
     y: float
 
 
 class CircuitGraph(Figure):
-    """The `n` edges of the largest absolute score, less those on no path from the embedding to the
-    logits.
+    """The `n` edges of the largest absolute score, without those on no path from the embedding to
+    the logits.
 
-    Blue edges are useful (to corrupt them costs the metric), vermillion ones work against it; the
-    width is the size of the score. An edge arrives at a head's query (left), key (middle) or value
-    (right). Of one seed, model and set.
+    Blue edges are useful (corrupting them lowers the metric), vermillion ones work against it; the
+    width is the absolute score. An edge arrives at a head's query (left), key (middle) or value
+    (right). The rows are of one seed, model and set.
     Raises ValueError if the rows are of several graphs.
     """
 
     value: str = "eap_ig"
     """Column of the scores."""
     n: int = Field(30, ge=1)
-    """Edges that are ranked in."""
+    """Number of edges of the largest score."""
 
     @property
     def columns(self) -> tuple[str, ...]:
@@ -84,9 +84,11 @@ class CircuitGraph(Figure):
             if "measure" in rows
             else ""
         )
-        said = f"top {len(top)} of {len(rows)} edges by |{self.value}|{of}, {len(drawn)} connected"
+        drawn_edges = (
+            f"top {len(top)} of {len(rows)} edges by |{self.value}|{of}, {len(drawn)} connected"
+        )
         shared = rows[[c for c in rows if not c.startswith("spearman")]]
-        note(figure, f"{said} · {context(shared, SAID_ELSEWHERE, '')}")
+        note(figure, f"{drawn_edges} · {context(shared, SHOWN_ELSEWHERE, '')}")
         return figure
 
     def _check_one_graph(self, rows: pd.DataFrame) -> None:
@@ -128,9 +130,8 @@ def _places(rows: pd.DataFrame) -> dict[str, Place]:
     heads = rows.loc[rows["into"].isin(list(PORTS)), ["node", "layer"]].drop_duplicates()
     mlps = rows.loc[rows["into"] == "mlp", ["node", "layer"]].drop_duplicates()
     width, top = int(heads.groupby("layer").size().max()), int(rows["layer"].max())
-    middle = (
-        width - 1
-    ) // 2 + 0.5  # between two heads, so that the edge from end to end passes behind none
+    # between two heads, so that the edge from the embedding to the logits passes behind none
+    middle = (width - 1) // 2 + 0.5
     places = {"embed": Place(middle, 0.0), "logits": Place(middle, FIRST + LAYER * top)}
     for layer, group in heads.groupby("layer")["node"]:
         names = sorted(group, key=lambda name: (len(name), name))

@@ -1,4 +1,4 @@
-"""Curves: what a model gets right as training goes on."""
+"""Curves: accuracies by training step."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from mechmem.report.figures.figure import Figure
-from mechmem.report.figures.rows import context, hover, in_order, one_row_a_seed
+from mechmem.report.figures.rows import context, hover, in_order, one_row_per_seed
 from mechmem.report.figures.style import SOFT, colours, named, note
 
 DASHES = {"corrected": "dash", "held_out": "dot", "chance": "dashdot"}
@@ -18,12 +18,12 @@ ENDS = ("initial", "final")
 
 
 class Curves(Figure):
-    """Accuracy on each group of instances by optimiser step, one line a seed.
+    """Accuracy on each group of instances by optimiser step, one line per seed.
 
-    A model that finds the rule first and fits the wrong labels later shows `corrected` rising and
-    then giving way to `memorised`. Rows with curve `phase` mark a step with their `label`; a phase
-    that never came has no row. Other rows with a label repeat a point of a curve and are left out,
-    as are the marks of the two ends of training.
+    In a model that learns the rule first and the wrong labels later, `corrected` rises and then
+    falls while `memorised` rises. Rows with curve `phase` mark a step with their `label`; a phase
+    that was never reached has no row. Other rows with a label repeat a point of a curve and are
+    left out, as are the marks of the two ends of training.
     """
 
     @property
@@ -36,7 +36,7 @@ class Curves(Figure):
             columns="label", errors="ignore"
         )
         phases = rows[(rows["curve"] == "phase") & ~labels.isin(ENDS)]
-        one_row_a_seed(lines, ["step", "curve"])
+        one_row_per_seed(lines, ["step", "curve"])
         figure = go.Figure(
             [_line(part, lines) for _, part in lines.groupby(["curve", "seed"], sort=False)]
         )

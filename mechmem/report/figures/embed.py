@@ -1,4 +1,4 @@
-"""A figure as a piece of a web page that needs no network."""
+"""A figure as a part of a web page that needs no network."""
 
 from __future__ import annotations
 

@@ -1,5 +1,4 @@
-"""FaithfulnessCurve: how much of the answer a circuit leaves, by the share of the edges that it
-keeps."""
+"""FaithfulnessCurve: how much of the metric a circuit keeps, by its share of the edges."""
 
 from __future__ import annotations
 
@@ -15,12 +14,12 @@ from mechmem.report.figures.top_k_curve import TopKCurve
 
 
 class FaithfulnessCurve(TopKCurve):
-    """Faithfulness of circuits beside random ones: a curve that is high far to the left is a small
+    """Faithfulness of circuits and of random ones: a curve that is high far to the left is a small
     circuit.
 
     Draws the rows of measure `faithfulness`, by the share of the edges (or `x: n_edges`) on a log
-    scale that has a place for none. Where the table has the areas CPR and CMD, and there is one
-    panel, they stand in the legend.
+    scale that includes 0. If there is one panel and the table has the areas CPR and CMD, they are
+    in the legend.
     """
 
     @property
@@ -36,10 +35,10 @@ class FaithfulnessCurve(TopKCurve):
         for level in (0, 1):
             figure.add_hline(y=level, showlegend=False, **ends)
         if not self._facets:
-            self._say_areas(figure, rows[rows["measure"].isin(["cpr", "cmd"])])
+            self._add_areas(figure, rows[rows["measure"].isin(["cpr", "cmd"])])
         return figure
 
-    def _say_areas(self, figure: go.Figure, rows: pd.DataFrame) -> None:
+    def _add_areas(self, figure: go.Figure, rows: pd.DataFrame) -> None:
         """`circuit (CPR 0.86, CMD 0.14)`, the mean over seeds."""
         for name in in_order(rows[self.colour]):
             means = (

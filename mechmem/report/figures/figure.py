@@ -1,4 +1,4 @@
-"""Figure: what every figure offers: the rows of a saved table that it is about, drawn."""
+"""Figure: the base of all figures: chosen rows of a saved table, drawn."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Value = bool | int | float | str
 
 
 class Figure(Component, registry="figure"):
-    """A picture of one table; drawing it again recomputes nothing."""
+    """A figure of one table; drawing it again recomputes nothing."""
 
     table: str
     """Name of the table that it draws."""
@@ -25,12 +25,12 @@ class Figure(Component, registry="figure"):
     """Which rows: a column, and the value or values that it must have."""
     title: str = ""
     caption: str = ""
-    """What a reader should take away."""
+    """How to read the figure, and what follows from it."""
 
     @property
     @abstractmethod
     def columns(self) -> tuple[str, ...]:
-        """The columns that the table must have, beside those of `where`."""
+        """The columns that the table must have, in addition to those of `where`."""
 
     @abstractmethod
     def _draw(self, rows: pd.DataFrame) -> go.Figure:
@@ -39,8 +39,8 @@ class Figure(Component, registry="figure"):
     def draw(self, table: pd.DataFrame) -> go.Figure:
         """The figure of the rows that `where` chooses; the same table gives the same bytes.
 
-        Raises InputError for an unknown column, a value that no row has, or rows that do not make
-        one picture.
+        Raises InputError for an unknown column, a value that no row has, or rows that do not fit
+        in one figure.
         """
         return finish(self._draw(self.rows(table)), self.title)
 

@@ -27,7 +27,7 @@ AROUND_ZERO = (
     (1.0, "#0b5c92"),
 )
 SIGNED = {"recovery", "logit_difference"}
-"""What is drawn around zero, over at least -1 to 1, so that a small effect looks small."""
+"""Measures drawn around zero, over at least -1 to 1, so that a small effect looks small."""
 ALL_GREY: dict[str, Any] = {"colorscale": [[0, UNDEFINED], [1, UNDEFINED]], "showscale": False}
 
 
@@ -36,7 +36,7 @@ class Heatmap(Figure):
 
     A grey cell is undefined in every seed (a recovery without a difference to recover); an empty
     one has no row.
-    Raises InputError if a cell stands for several rows of a seed, or a row for no cell.
+    Raises InputError if a cell has several rows of one seed, or a row belongs to no cell.
     """
 
     x: str
@@ -122,7 +122,7 @@ def _undefined(z: pd.DataFrame, texts: pd.DataFrame) -> go.Heatmap:
 
 
 def _scale(z: pd.DataFrame, unit: str, is_signed: bool) -> dict[str, Any]:
-    """Around zero for what has a sign, 0 to 1 for shares, from zero for the rest."""
+    """Around zero for signed values, 0 to 1 for shares, from zero for the rest."""
     most = float(np.nanmax(np.abs(z.to_numpy()), initial=1e-9))
     if is_signed or (z < 0).any(axis=None):
         most = max(most, 1.0) if is_signed else most

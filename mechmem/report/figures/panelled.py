@@ -1,5 +1,4 @@
-"""Panelled: what bars and curves of an effect share: conditions by colour, one panel for each swept
-value."""
+"""Panelled: the base of bars and curves: conditions by colour, one panel per swept value."""
 
 from __future__ import annotations
 
@@ -19,11 +18,11 @@ WIDEST = 3
 
 
 class Panelled(Figure):
-    """An effect beside its controls, with 95 % intervals; the mean over seeds, and of the seeds'
-    own intervals.
+    """An effect and its controls, with 95 % intervals: values and ends of intervals are means over
+    seeds.
 
-    A row without `x` (such as the baseline model) holds for its whole panel and is a dashed line; a
-    row without a facet holds for every panel.
+    A row without `x` (such as the baseline) holds for its whole panel and is a dashed line; a row
+    without a facet holds for every panel.
     """
 
     interval: ClassVar[str]
@@ -106,8 +105,7 @@ def _panels(rows: pd.DataFrame, facets: tuple[str, ...]) -> dict[str, pd.DataFra
 def _empty(
     titles: list[str], n_columns: int, x_axis: dict[str, Any], y_axis: dict[str, Any]
 ) -> go.Figure:
-    """Panels with titles; an axis title stands only where no other panel is beneath or to the
-    left."""
+    """Panels with titles; only the lowest panels have an x title, only the leftmost a y title."""
     n_rows = -(-len(titles) // n_columns)
     height = 300 * n_rows + 120
     spacing = {

@@ -1,4 +1,4 @@
-"""The rows of a tidy table: in order, averaged over seeds, and said in words."""
+"""The rows of a tidy table: their order, their means over seeds, and their values as text."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from pandas.api.types import is_float_dtype, is_numeric_dtype
 from mechmem.spec.errors import InputError
 
 RESULTS = ("value", "low", "high", "recovery", "n")
-"""The columns of an effect table that are measured, not chosen."""
+"""The columns of an effect table that are results; the others are labels."""
 
 
 def in_order(values: pd.Series) -> list[Any]:
-    """The values there are: numbers by size, names by first appearance (so positions stay in
-    reading order)."""
+    """The distinct values: numbers by size, names by first appearance (so positions stay in reading
+    order)."""
     there = list(dict.fromkeys(values.dropna().tolist()))
     return sorted(there) if is_numeric_dtype(values) else there
 
 
 def shown(value: Any) -> str:
-    """A value as a reader reads it: three digits, and an en dash where there is none."""
+    """A value as text: three digits, and an en dash if it is missing."""
     if not isinstance(value, float):
         return "–" if value is None or value is pd.NA else str(value)
     if value != value:
@@ -32,8 +32,7 @@ def shown(value: Any) -> str:
 
 
 def readable(table: pd.DataFrame) -> pd.DataFrame:
-    """The table without its values per example, with results as plain floats and other lists in
-    words."""
+    """The table without its values per example; results are plain floats, other lists are text."""
     table = table.drop(columns="per_example", errors="ignore")
     lists = [
         c
@@ -43,27 +42,29 @@ def readable(table: pd.DataFrame) -> pd.DataFrame:
     numbers = {
         c: pd.to_numeric(table[c]).to_numpy(float, na_value=np.nan) for c in RESULTS if c in table
     }
-    return table.assign(**{c: table[c].map(_worded) for c in lists}, **numbers)
+    return table.assign(**{c: table[c].map(_as_text) for c in lists}, **numbers)
 
 
 def averaged(rows: pd.DataFrame, keys: Sequence[str | None]) -> pd.DataFrame:
-    """One row for each combination of `keys`: numbers are means over the seeds that have one, names
-    are listed.
+    """One row per combination of `keys`: numbers are means over the seeds that have one, names are
+    listed.
 
     Seeds are the unit of replication; `low` and `high` become the mean of the seeds' own intervals.
-    Raises InputError if a seed has several rows for one combination: their mean would hide what
-    they differ in.
+    Raises InputError if a seed has several rows for one combination: their mean would hide a
+    difference.
     """
     by = [key for key in dict.fromkeys(keys) if key is not None]
-    one_row_a_seed(rows, by)
+    one_row_per_seed(rows, by)
     means = {c for c in rows if c in RESULTS or is_float_dtype(rows[c])}
-    how = {c: "mean" if c in means else _listed for c in rows if c not in by}
-    return rows.groupby(by, sort=False, dropna=False).agg(how).reset_index()
+    method = {c: "mean" if c in means else _listed for c in rows if c not in by}
+    return rows.groupby(by, sort=False, dropna=False).agg(method).reset_index()
 
 
-def one_row_a_seed(rows: pd.DataFrame, by: list[str]) -> None:
-    """Raises InputError if a seed has several rows for one combination of `by`, and says what they
-    differ in."""
+def one_row_per_seed(rows: pd.DataFrame, by: list[str]) -> None:
+    """Check that a seed has one row per combination of `by`.
+
+    Raises InputError with the columns in which several rows differ.
+    """
     key = [*by, *(["seed"] if "seed" not in by else [])]
     alike = rows[rows.duplicated(key, keep=False)]
     if alike.empty:
@@ -82,7 +83,13 @@ def one_row_a_seed(rows: pd.DataFrame, by: list[str]) -> None:
 
 
 def context(rows: pd.DataFrame, keys: Sequence[str | None], seeds: str) -> str:
-    """What all rows share (examples, prefix, place ...), and what `seeds` says of several seeds."""
+    """Text: the labels that all rows share (examples, prefix, place ...) and the number of seeds.
+
+    Args:
+        rows: the rows that are drawn.
+        keys: columns that the figure shows already.
+        seeds: text about several seeds, with `{}` for their number.
+    """
     names = [c for c in rows if c not in (*keys, *RESULTS, "seed", "measure", "unit")]
     shared = [
         f"{name} {shown(in_order(rows[name])[0])}"
@@ -96,13 +103,13 @@ def context(rows: pd.DataFrame, keys: Sequence[str | None], seeds: str) -> str:
 
 
 def hover(rows: pd.DataFrame) -> list[str]:
-    """For each row, every column with its value."""
+    """The hover text of each row: every column with its value."""
     return [
         "<br>".join(f"{c}: {shown(v)}" for c, v in row.items()) for row in rows.to_dict("records")
     ]
 
 
-def _worded(value: Any) -> Any:
+def _as_text(value: Any) -> Any:
     return ", ".join(map(shown, value)) if np.ndim(value) > 0 else value
 
 

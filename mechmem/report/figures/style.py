@@ -1,4 +1,4 @@
-"""One calm style for all figures: fonts, colours with a fixed meaning, and titles with units."""
+"""The style of all figures: fonts, colours with a fixed meaning, and titles with units."""
 
 from __future__ import annotations
 
@@ -21,23 +21,15 @@ SLATE, GREY, SAND = "#535d69", "#9ea6b1", "#cdbb8a"
 COLOURS = {
     **{"clean": BLUE, "noisy": VERMILLION, "memorised": VERMILLION, "accuracy_given": VERMILLION},
     **{"corrected": GREEN, "accuracy_true": GREEN, "held_out": INK, "chance": GREY},
-    **{
-        "baseline": SLATE,
-        "intervened": PLUM,
-        "top": PLUM,
-        "control": GREY,
-        "random": GREY,
-        "source": AMBER,
-    },
-    **{"ranked": PLUM, "together": PLUM},
-    "head_permuted": SLATE,
-    **{"lens": PLUM, "untrained": SLATE, "shifted": PLUM, "rest": SLATE},
-    **{"probe": PLUM, "shuffled": GREY, "majority": SAND, "variance_matched": SAND},
+    **{"baseline": SLATE, "intervened": PLUM, "source": AMBER},
+    **{"control": GREY, "random": GREY, "variance_matched": SAND, "head_permuted": SLATE},
+    **{"top": PLUM, "ranked": PLUM, "together": PLUM, "shifted": PLUM, "rest": SLATE},
+    **{"lens": PLUM, "untrained": SLATE, "probe": PLUM, "shuffled": GREY, "majority": SAND},
 }
-"""What always has the same colour, told apart by all common kinds of colour vision (after Okabe and
-Ito)."""
+"""Names that always have the same colour; the colours can be distinguished with all common kinds of
+colour vision (after Okabe and Ito)."""
 OTHERS = ("#332288", "#44AA99", "#999933", "#882255", "#88CCEE", "#DDCC77")
-"""Colours of names that have no fixed one (after Paul Tol)."""
+"""Colours of names without a fixed one (after Paul Tol)."""
 
 UNWANTED = [
     "sendcharttocloud",
@@ -49,7 +41,7 @@ UNWANTED = [
     "zoomout2d",
     "autoscale2d",
 ]
-"""Buttons of plotly's that a reader does not need; the first would send the figure to a server."""
+"""Plotly's buttons that are removed; the first would send the figure to a server."""
 
 MEANINGS = {
     "memorised": "memorised: noisy instances, given label",
@@ -61,7 +53,7 @@ MEANINGS = {
     "random": "random (control)",
     "ranked": "ranked (most needed first)",
     "together": "the model",
-    "head_permuted": "head_permuted (control: other heads of the same layers)",
+    "head_permuted": "head_permuted (control: heads of each layer permuted)",
     "given": "given label",
     "true": "true label",
     "variance_matched": "random, of equal variance (control)",
@@ -102,8 +94,7 @@ def _hex(rgb: str) -> str:
 
 
 def named(value: Any, column: str) -> str:
-    """What a legend or the head of a panel calls a value: `noisy instances`, `layer 1`, `layer
-    0+1`."""
+    """The name of a value in a legend or the title of a panel: `noisy instances`, `layer 1`."""
     if isinstance(value, str) and not value.replace("+", "").isdigit():
         return MEANINGS.get(value, value)
     return f"{column.replace('_', ' ')} {shown(value)}"
@@ -130,8 +121,7 @@ def unit_of(rows: pd.DataFrame, column: str) -> str:
 
 
 def measured(rows: pd.DataFrame, value: str) -> tuple[str, str]:
-    """Title and unit of what the column `value` holds. Raises InputError for measures of several
-    units."""
+    """Title and unit of the column `value`. Raises InputError for measures of several units."""
     if value != "value" or "measure" not in rows:
         unit = unit_of(rows, value)
         return titled(value, unit), unit
@@ -150,7 +140,7 @@ def measured(rows: pd.DataFrame, value: str) -> tuple[str, str]:
 
 
 def value_axis(rows: pd.DataFrame, value: str) -> dict[str, Any]:
-    """The axis of what is drawn; shares and probabilities always go from 0 to 1."""
+    """The axis of the values; shares and probabilities always go from 0 to 1."""
     title, unit = measured(rows, value)
     return {"title_text": title} | (
         {"range": [0, 1.03]} if unit in ("fraction", "probability") else {}
@@ -158,8 +148,7 @@ def value_axis(rows: pd.DataFrame, value: str) -> dict[str, Any]:
 
 
 def note(figure: go.Figure, text: str) -> None:
-    """Say beneath the title what the figure is about (which examples, which prefix, how many
-    seeds)."""
+    """Set the subtitle: the labels that all rows share, such as the prefix, and the seeds."""
     whole = " · ".join(part.replace(" ", "\xa0") for part in text.split(" · "))
     figure.update_layout(title_subtitle_text="<br>".join(textwrap.wrap(whole, 96)))
 
@@ -178,7 +167,7 @@ def _lines(text: str | None) -> int:
 
 
 def template(colorway: Sequence[str] = OTHERS) -> go.layout.Template:
-    """White ground, thin grey lines, readable at 900 pixels; the legend stands beneath."""
+    """White background, thin grey lines, readable at 900 pixels; the legend is below the figure."""
     axis: dict[str, Any] = {
         "gridcolor": FAINT,
         "linecolor": SOFT,

@@ -1,4 +1,4 @@
-"""TopKCurve: an effect by how many components are changed, ranked ones against random ones."""
+"""TopKCurve: an effect by the number of components changed, in ranked and in random order."""
 
 from __future__ import annotations
 
@@ -14,13 +14,14 @@ from mechmem.report.figures.rows import hover, in_order, shown
 from mechmem.report.figures.style import titled
 
 NARROWEST = 0.035
-"""Least distance of two tick labels, as a share of the figure's width."""
+"""Smallest distance of two tick labels, as a share of the figure's width."""
 
 
 class TopKCurve(Panelled):
-    """Lines with bands: few neurons that do what many random ones do not are where the memory sits.
+    """Lines with bands: if a few ranked neurons do more than many random ones, the memory is in
+    them.
 
-    The scale `log` places k at log(1 + k), so that it has a place for k = 0.
+    The scale `log` places k at log(1 + k), so that it includes k = 0.
     """
 
     interval: ClassVar[str] = "bands"

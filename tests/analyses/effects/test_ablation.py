@@ -88,7 +88,7 @@ def test_the_area_by_hand():
     assert area([0, 0.25, 1], ranked, random).tolist() == [0.5, 0.25]
 
 
-def test_the_area_is_in_units_of_what_is_there_unpatched():
+def test_the_area_is_in_units_of_what_is_there_at_the_baseline():
     ranked = np.array([[1.0, 0.0], [0.0, 0.0], [0.0, 0.0]])
     random = np.array([[1.0, 0.0], [1.0, 0.0], [0.0, 0.0]])
     assert area([0, 0.5, 1], ranked, random).mean() == pytest.approx(0.25 / 0.5)
@@ -313,7 +313,7 @@ def test_every_prefix_has_its_rows_and_few_random_orders_are_decoded(session):
 )
 def test_sizes_double_unless_given(n, k, sizes):
     assert ablation("head", k=k).sizes(n) == sizes
-    assert ablation("head", k=(3, 0, 3)).sizes(n) == [0, 3, n]
+    assert ablation("head", k=(3, 0)).sizes(n) == [0, 3, n]
 
 
 def test_the_same_spec_gives_the_same_bytes(model, other_model, examples, others):
@@ -356,9 +356,15 @@ def test_a_ranking_is_made_once_for_a_whole_sweep(session):
 
 
 def test_what_cannot_be_is_refused(session, random_models):
-    with pytest.raises(InputError, match=r"k 5 is more than the 4 parts \(head\) of the model"):
+    with pytest.raises(
+        InputError, match=r"k 5 is more than the 4 components \(heads\) of the model"
+    ):
         ablation("head", k=(5,)).table(session)
-    with pytest.raises(ValidationError, match="draws its own control"):
+    with pytest.raises(ValidationError, match="3 is listed twice"):
+        ablation("head", k=(3, 0, 3))
+    with pytest.raises(
+        ValidationError, match="control"
+    ):  # it has orders of its own to compare with
         ablation("head", control="random_direction")
     attention_only = Session(
         models={"after": random_models(0, attn_only=True)}, example_sets=session.example_sets

@@ -169,7 +169,7 @@ def test_the_whole_twin_has_an_answer_of_its_own_too(session):
 @torch.no_grad()
 def test_controls_move_each_part_as_far_and_no_two_alike(session, model, examples):
     analysis = twin(component="embed", method="activations", control=RandomDirection(n=3))
-    draws = analysis.control_draws(session, analysis.parts(session))
+    draws = analysis.controls(session, analysis.interventions(session))["control"]
     assert [len(draw) for draw in draws] == [2, 2, 2]
     moved = {}
     for hook in ("hook_embed", "hook_pos_embed"):
@@ -192,8 +192,9 @@ def test_the_first_parts_control_is_as_it_was(session):
         source=Source(checkpoint="twin"),
         control=RandomDirection(n=1, seed=5),
     )
-    (part,) = grid.parts(session)
-    assert grid.control_draws(session, [part]) == [[RandomDisplacement(of=part, seed=5)]]
+    (part,) = grid.interventions(session)
+    drawn = [[RandomDisplacement(of=part, seed=5)]]
+    assert grid.controls(session, [part]) == {"control": drawn}
     assert isinstance(part, Patch)
 
 

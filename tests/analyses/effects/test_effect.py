@@ -11,9 +11,7 @@ from mechmem.analyses.effects.effect import (
     TOLERANCE,
     EffectAnalysis,
     Readings,
-    edits_of,
     effect_table,
-    greedy_answer,
     prefixes,
 )
 from mechmem.analyses.effects.patch_grid import PatchGrid
@@ -83,23 +81,21 @@ def test_decoding_is_greedy_token_by_token(parts, seed, random_models, session, 
     for prefix in ("given", "true"):
         fed = examples.with_prefix(prefix)
         assert torch.equal(
-            greedy_answer(session, model, fed, parts), naively_decoded(session, model, fed, parts)
+            session.greedy(model, fed, parts), naively_decoded(session, model, fed, parts)
         )
 
 
 def test_decoding_reads_no_label(session, model, examples):
     """Another guess to start from ends at the same answer."""
     other = replace(examples, given=(examples.given + 1) % 10)
-    assert torch.equal(
-        greedy_answer(session, model, examples, []), greedy_answer(session, model, other, [])
-    )
+    assert torch.equal(session.greedy(model, examples), session.greedy(model, other))
 
 
 def test_decoding_a_right_guess_costs_one_forward(session, model, examples):
-    answer = greedy_answer(session, model, examples, [])
-    before = session.n_forwarded
-    assert torch.equal(greedy_answer(session, model, examples.continued_with(answer), []), answer)
-    assert session.n_forwarded - before == len(examples)
+    answer = session.greedy(model, examples)
+    again = Session()  # which has no logits of this model yet
+    assert torch.equal(again.greedy(model, examples.continued_with(answer)), answer)
+    assert again.n_forwarded == len(examples)
 
 
 def test_noisy_sets_are_fed_both_prefixes_and_clean_ones_the_only_one(examples, others):
@@ -181,7 +177,7 @@ def test_decoded_accuracies_are_those_of_the_free_answer(session, model, example
         )
 
 
-def test_kl_is_measured_from_the_unpatched_model(session):
+def test_kl_is_measured_from_the_baseline(session):
     table = GRID.model_copy(update={"measures": (KL(),)}).table(session)
     assert rows(table, condition="baseline")["value"].abs().max() < 1e-6
     assert rows(table, condition="intervened")["value"].min() > 1e-4
@@ -202,17 +198,18 @@ def test_the_control_is_the_mean_over_its_draws(control, greedy, session, model,
         layer=1, source=BEFORE, measures=("logit_difference", "accuracy_true"), **fields
     )
     table = rows(grid.table(session), condition="control")
-    draws = control.draws(grid.parts(session)[0], model)
+    draws = control.draws(grid.interventions(session), model)
     by_hand = []
     for draw in draws:
-        logits = session.logits(model, examples, edits_of(draw, model, examples, session))
+        with torch.no_grad(), applied(model, draw, examples, session) as edited:
+            logits = edited(examples.tokens)[:, -5:]
         by_hand.append(LogitDifference()(logits, examples, logits).mean(1))
     found = the(table, prefix="given", place="all", measure="logit_difference")
     np.testing.assert_allclose(found["per_example"], torch.stack(by_hand).mean(0), atol=1e-5)
     assert len(rows(table, prefix="greedy")) == (6 if greedy else 0)
     if greedy:
         answers = torch.stack(
-            [greedy_answer(session, model, examples, draw) for draw in draws[:greedy]]
+            [naively_decoded(session, model, examples, draw) for draw in draws[:greedy]]
         )
         right = (answers == examples.true).all(-1).double().mean(0)
         found = the(table, prefix="greedy", place="all")
@@ -274,7 +271,7 @@ def test_intervals_are_those_of_the_examples(session):
     assert row["low"] <= row["value"] <= row["high"]
 
 
-def test_the_unpatched_model_is_read_once_for_a_whole_sweep(session, monkeypatch):
+def test_the_baseline_is_read_once_for_a_whole_sweep(session, monkeypatch):
     GRID.table(session)
     calls = []
     read = EffectAnalysis._readings

@@ -14,6 +14,7 @@ from mechmem.analyses.effects.erasure import Erasure
 from mechmem.analyses.effects.intervene import Intervene
 from mechmem.analyses.readouts.classifier import fitted, thirds
 from mechmem.data.tasks.four_digit_addition import FourDigitAddition
+from mechmem.experiment.dry_run import DryRun
 from mechmem.interventions.controls.random_direction import RandomDirection
 from mechmem.interventions.erase import Erase
 from mechmem.session import Session
@@ -93,7 +94,7 @@ def test_a_control_is_the_mean_over_its_draws(control, method, session):
 @pytest.mark.parametrize("method", ["leace", "inlp"])
 def test_it_says_how_much_was_removed_and_that_the_controls_match(method, session, model, clean):
     part = erase(method=method)
-    found = part.erasers(model, clean, session)[HOOK, "="]
+    found = part.erasers(session, model, clean)[HOOK, "="]
     table = erasure(part).table(session)
     rank, left = values(table, "rank"), values(table, "variance_left")
     assert rank.to_dict() == {
@@ -105,7 +106,7 @@ def test_it_says_how_much_was_removed_and_that_the_controls_match(method, sessio
     assert (left["baseline"], left["intervened"]) == (1, pytest.approx(found.variance_left))
     assert left["variance_matched"] == pytest.approx(found.variance_left)
     drawn = [
-        erase(method="random", matched_to=method, seed=i).erasers(model, clean, session)[HOOK, "="]
+        erase(method="random", matched_to=method, seed=i).erasers(session, model, clean)[HOOK, "="]
         for i in (0, 1)
     ]
     assert left["random"] == pytest.approx(np.mean([e.variance_left for e in drawn]))
@@ -115,7 +116,7 @@ def test_it_says_how_much_was_removed_and_that_the_controls_match(method, sessio
 def test_several_activations_count_by_their_mean(session, model, clean):
     part = erase(layer=(0, 1), position=("=", "s4"), variable="digit_sum_3", n_codes=2)
     table = erasure(part).table(session)
-    found = part.erasers(model, clean, session)
+    found = part.erasers(session, model, clean)
     assert len(found) == 4
     assert values(table, "variance_left")["intervened"] == pytest.approx(
         np.mean([e.variance_left for e in found.values()])
@@ -200,14 +201,14 @@ def test_the_same_spec_gives_the_same_bytes_and_another_seed_other_controls(
     )
 
 
-def test_a_rehearsal_on_four_examples_says_the_same_labels(session, model, examples, clean):
+def test_a_dry_run_on_four_examples_has_the_same_labels(session, model, examples, clean):
     few = {
         "noisy": examples.select(torch.arange(4)).as_set(),
         "clean": clean.select(torch.arange(4)).as_set(),
     }
-    rehearsal = Session({"after": model}, few, is_rehearsal=True)
+    dry = DryRun({name: 1000 for name in few}, models={"after": model}, example_sets=few)
     part = erasure(erase(variable="digit_sum_3", n_codes=3), also_probed=("out_0",))
-    pd.testing.assert_frame_equal(part.table(rehearsal)[LABELS], part.table(session)[LABELS])
+    pd.testing.assert_frame_equal(part.table(dry)[LABELS], part.table(session)[LABELS])
 
 
 @pytest.mark.parametrize(
@@ -231,7 +232,7 @@ def test_a_rehearsal_on_four_examples_says_the_same_labels(session, model, examp
         (
             {"variable": "digit_sum_3"},
             {},
-            r"removes rank 16 of 16 and leaves 0.0% of the variance: 17 values do not go",
+            r"removes rank 16 of 16 and leaves 0.0% of the variance: 17 classes span more directions",
         ),
         ({"n_codes": 2}, {}, "n_codes 2 is more than the 1 directions"),
         ({}, {"examples": "seen"}, "a probe is fitted on all that 'seen' has at this position"),

@@ -31,14 +31,14 @@ def test_fields_of_the_intervention_can_be_swept(session):
 def test_its_control_is_drawn_for_the_intervention(session):
     part = Patch(site="neurons", layer=0, neurons=(1, 2), source=BEFORE)
     analysis = Intervene(intervention=part, control=RandomNeurons(n=2))
-    draws = analysis.control_draws(session, analysis.parts(session))
-    assert draws == RandomNeurons(n=2).draws(part, session.model("after"))
+    draws = analysis.controls(session, analysis.interventions(session))
+    assert draws == {"control": RandomNeurons(n=2).draws([part], session.model("after"))}
 
 
 @pytest.mark.parametrize(
     "block", [{"kind": "patch", "site": "embed", "source": {"checkpoint": "before"}}]
 )
-def test_a_block_names_any_intervention_of_the_shelf(block):
+def test_a_block_names_any_intervention_of_the_registry(block):
     analysis = Intervene.model_validate({"kind": "intervene", "intervention": block})
     assert isinstance(analysis.intervention, Intervention)
     assert Intervene.model_validate(analysis.block()) == analysis

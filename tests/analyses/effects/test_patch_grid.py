@@ -6,10 +6,12 @@ from transformer_lens import patching
 
 from mechmem.analyses.effects.patch_grid import PatchGrid
 from mechmem.interventions.patch import Patch, Source
+from mechmem.models.backend import FAST
+from mechmem.models.fast import Fast
 from mechmem.session import Session
 from mechmem.spec.sweep import each
 
-UNIVERSE = {"layer": range(3), "head": range(2)}
+SWEEP_DOMAIN = {"layer": range(3), "head": range(2)}
 ORACLES = {
     "resid_pre": patching.get_act_patch_resid_pre,
     "attn_out": patching.get_act_patch_attn_out,
@@ -24,7 +26,7 @@ def deep(random_models):
 
 
 @pytest.fixture
-def deep_bench(deep, examples, others) -> Session:
+def deep_session(deep, examples, others) -> Session:
     return Session({"after": deep}, {"noisy": examples, "clean": others})
 
 
@@ -40,7 +42,7 @@ def grid(site, swept: str) -> PatchGrid:
 
 @pytest.mark.parametrize("site", ORACLES)
 def test_the_grid_is_that_of_transformer_lens(
-    site, deep, deep_bench, examples, others, monkeypatch
+    site, deep, deep_session, examples, others, monkeypatch
 ):
     monkeypatch.setattr(patching, "tqdm", list)  # no bars
 
@@ -54,7 +56,9 @@ def test_the_grid_is_that_of_transformer_lens(
         _, cache = deep.run_with_cache(others.tokens)
         expected = ORACLES[site](deep, examples.tokens, cache, mean_logit_difference)
     swept = "head" if site == "z" else "position"
-    table = grid(site, swept).run(deep_bench, UNIVERSE | {"position": tuple(examples.positions)})
+    table = grid(site, swept).run(
+        deep_session, SWEEP_DOMAIN | {"position": tuple(examples.positions)}
+    )
     patched = table.query("condition == 'intervened' and prefix == 'given' and place == 'all'")
     found = patched.pivot_table(values="value", index="layer", columns=swept, sort=False)
     assert found.shape == expected.shape == ((3, 2) if site == "z" else (3, 14))
@@ -64,11 +68,16 @@ def test_the_grid_is_that_of_transformer_lens(
     assert expected.std() > 1e-3
 
 
-def test_swept_values_stand_beside_the_effects(deep_bench):
-    table = grid(each("z", "q"), "head").run(deep_bench, UNIVERSE)
+def test_swept_values_come_first_in_the_table(deep_session):
+    table = grid(each("z", "q"), "head").run(deep_session, SWEEP_DOMAIN)
     assert list(table.columns[:3]) == ["site", "layer", "head"]
     cells = table[["site", "layer", "head"]].drop_duplicates()
     assert len(cells) == 2 * 3 * 2
+
+
+@torch.no_grad()
+def plainly(model, examples) -> torch.Tensor:
+    return FAST.run(model, examples.tokens, torch.arange(len(examples)), 5)[0]
 
 
 def test_the_source_row_is_the_run_that_is_patched_in(
@@ -76,11 +85,9 @@ def test_the_source_row_is_the_run_that_is_patched_in(
 ):
     source = Source(checkpoint="before", examples="clean")
     analysis = PatchGrid(site="embed", source=source)
-    assert torch.equal(analysis.target(session, examples), session.logits(other_model, others))
+    assert torch.equal(analysis.target(session, examples), plainly(other_model, others))
     same_examples = PatchGrid(site="embed", source=Source(checkpoint="before"))
-    assert torch.equal(
-        same_examples.target(session, examples), session.logits(other_model, examples)
-    )
+    assert torch.equal(same_examples.target(session, examples), plainly(other_model, examples))
 
 
 def test_patching_everything_recovers_everything(session):
@@ -106,22 +113,19 @@ def test_the_grid_applies_the_patch_that_it_states(session):
         "neurons": (3, 4),
         "source": Source(checkpoint="before"),
     }
-    assert PatchGrid(**chosen).parts(session) == [Patch(**chosen)]
+    assert PatchGrid(**chosen).interventions(session) == [Patch(**chosen)]
 
 
-def test_what_the_grid_patches_resumes_and_costs_less(deep_bench, examples):
+def test_what_the_grid_patches_resumes_and_costs_less(deep_session, monkeypatch):
     """Every patched forward starts at the patched layer, from the residual that the baseline run
     has left."""
-    import mechmem.session as home
+    starts, plain = [], Fast.run
 
-    starts, plain = [], home.forward
-    home.forward = lambda *a, start=None, **k: (
-        starts.append(0 if start is None else start[0]) or plain(*a, start=start, **k)
-    )
-    try:
-        PatchGrid(site="attn_out", layer=2, source=Source(examples="clean"), greedy=False).table(
-            deep_bench
-        )
-    finally:
-        home.forward = plain
+    def recorded(self, *given, resume=None, **options):
+        starts.append(0 if resume is None else resume[0])
+        return plain(self, *given, resume=resume, **options)
+
+    monkeypatch.setattr(Fast, "run", recorded)
+    grid = PatchGrid(site="attn_out", layer=2, source=Source(examples="clean"), greedy=False)
+    grid.table(deep_session)
     assert starts.count(2) == 2  # once for each prefix

@@ -431,7 +431,14 @@ class Session:
     ) -> list[Edit]:
         edits: list[Edit] = []
         for part in interventions:
-            edits += part.edits_after(edits, self, model, examples)
+            new = part.edits_after(edits, self, model, examples)
+            mixing = next((edit for edit in new if not edit.rowwise), None)
+            if part.by_example and mixing is not None:
+                raise InputError(
+                    f"{type(part).__name__} declares `by_example`, but its edit at {mixing.hook} "
+                    "is not `rowwise`; leave `by_example` False"
+                )
+            edits += new
         return edits
 
     def edits(

@@ -19,6 +19,9 @@ from mechmem.spec.registry import Component
 from mechmem.spec.selection import Indices, Names, Units
 from mechmem.spec.sweep import Swept
 
+LACKING = "lacks a position that an edited example has, at {}"
+"""What an error states of a value that is missing where it is to be put."""
+
 
 class Intervention(Component, registry="intervention"):
     """A change of a model's activations, stated before any model is at hand."""

@@ -160,6 +160,19 @@ def replacing(at: At, value: Tensor, source: str = "the source") -> Edit:
     return Edit(at, replaced, constant=value)
 
 
+def lacks(value: Tensor, at: At) -> bool:
+    """Whether a value has nothing (NaN) at a position that the edited example has.
+
+    Args:
+        value: of the shape of the chosen part, `n ...`, or `1 ...` for all examples alike.
+        at: where it is to be put.
+    """
+    if at.pos is None or not value.isnan().any():
+        return False
+    by_position = value.isnan().movedim(axes_of(at.hook)[0], 1).flatten(2).any(dim=2).cpu()
+    return bool((by_position & (at.pos >= 0).cpu()).any())
+
+
 def layer_of(hook: str) -> int:
     """Layer of a hook; -1 before the first layer, `LATE` after the last."""
     if hook.startswith("blocks."):

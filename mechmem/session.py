@@ -273,7 +273,7 @@ class Session:
     def edited_activations(
         self, model: Model, examples: Examples, edits: Sequence[Edit], hooks: Collection[str]
     ) -> dict[str, Tensor]:
-        """The whole activations at these hooks in a run with edits: the first pass of what needs two.
+        """The whole activations at these hooks in a run with edits, as a first pass of two.
 
         Args:
             model: what is run.
@@ -688,7 +688,11 @@ def _state_of(key: Any) -> Any:
         parts = tuple(_state_of(part) for part in key)
         return None if any(part is None for part in parts) else parts
     if isinstance(key, torch.nn.Module):
-        return None if any(has_hooks(m) for m in key.modules()) else (key, *_weights_of(key))
+        modules = [*key.modules()]
+        if any(has_hooks(module) or "forward" in vars(module) for module in modules):
+            return None
+        functions = [getattr(module, "act_fn", None) for module in modules]
+        return (key, *map(type, modules), *functions, *_weights_of(key))
     if isinstance(key, Examples):
         return key.content_key
     return ("none",) if key is None else key

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -12,7 +13,7 @@ from torch import Tensor
 
 from mechmem.data.examples import Examples
 from mechmem.interventions.ablate import Ablate
-from mechmem.interventions.intervention import Intervention, SiteIntervention
+from mechmem.interventions.intervention import Intervention, SiteIntervention, Stage
 from mechmem.models import sites
 from mechmem.models.architecture import Model
 from mechmem.models.edits import LATE, At, Edit, layer_of, replacing
@@ -61,8 +62,8 @@ class PatchPath(Intervention):
     are those of a run with the sender patched and all other components frozen (the direct effect of
     arXiv:2211.00593). Where a receiver feeds another, the later one sees what the earlier one has
     changed. Through every receiver behind the sender it is the sender's own patch. If the answer
-    follows, the sender informs the answer by way of these receivers. It takes a forward for the
-    sender and one more for each layer's receivers.
+    follows, the sender informs the answer by way of these receivers. It takes a
+    forward for the sender and one for each layer's receivers.
     Touches: the receivers' sites; the sender's own activation stays as it is. Must be the last in a
     list of interventions.
     Raises: InputError for a sender that does not write to the residual stream, or a receiver before
@@ -93,25 +94,44 @@ class PatchPath(Intervention):
     def edits_after(
         self, earlier: Sequence[Edit], session: Session, model: Model, examples: Examples
     ) -> list[Edit]:
-        changes = self._changes(earlier, session, model, examples)
-        places = self._places(model, examples, first=min(changes))
         found: list[Edit] = []
-        for time, entry, chosen in places:
-            change = sum(changed for at, changed in changes.items() if at < time)
-            # The residual that these receivers read, with the sender's output exchanged. What the
-            # rest of this pass makes of it is thrown away.
-            seen = Edit(At(entry), _plus(change))
-            hooks = [at.hook for at in chosen]
-            edits = [*earlier, *found, seen]
-            values = session.edited_activations(model, examples, edits, hooks)
-            every = torch.arange(len(examples))
-            found += [replacing(at, at.take(values[at.hook], every)) for at in chosen]
+        for stage in self.stages(session, model, examples):
+            found += stage([*earlier, *found])
         return found
 
-    def _changes(
-        self, earlier: Sequence[Edit], session: Session, model: Model, examples: Examples
-    ) -> dict[int, Tensor]:
-        """What the sender's patch would change in the residual stream, by when it writes."""
+    def stages(self, session: Session, model: Model, examples: Examples) -> list[Stage]:
+        first = self._first(model)
+        places = self._places(model, examples, first)
+        # What the sender changes is the same at every stage: no receiver comes before it.
+        changes: dict[int, Tensor] = {}
+        run = (session, model, examples)
+        return [partial(self._stage, *run, *place, changes) for place in places]
+
+    def _stage(
+        self,
+        session: Session,
+        model: Model,
+        examples: Examples,
+        time: int,
+        entry: str,
+        chosen: Sequence[At],
+        changes: dict[int, Tensor],
+        earlier: Sequence[Edit],
+    ) -> list[Edit]:
+        """The receivers that read the residual at one time, as they are with the sender's output
+        exchanged."""
+        if not changes:
+            changes |= self._changes(earlier, session, model, examples)
+        change = sum(changed for at, changed in changes.items() if at < time)
+        # What the rest of this pass makes of the exchanged residual is thrown away.
+        edits = [*earlier, Edit(At(entry), _plus(change))]
+        hooks = [at.hook for at in chosen]
+        values = session.edited_activations(model, examples, edits, hooks)
+        every = torch.arange(len(examples))
+        return [replacing(at, at.take(values[at.hook], every)) for at in chosen]
+
+    def _first(self, model: Model) -> int:
+        """When the sender writes first. Raises InputError for a site that does not write."""
         name = sites.site(self.sender.site).name
         if name not in SENDERS:
             raise InputError(f"a path starts at one of {', '.join(SENDERS)}, not at {name!r}")
@@ -119,6 +139,13 @@ class PatchPath(Intervention):
             raise InputError(
                 f"this model normalises what {name!r} writes; start the path at attn_out or mlp_out"
             )
+        return min(2 * layer_of(hook) + SENDERS[name] for hook in self.sender.hooks(model))
+
+    def _changes(
+        self, earlier: Sequence[Edit], session: Session, model: Model, examples: Examples
+    ) -> dict[int, Tensor]:
+        """What the sender's patch would change in the residual stream, by when it writes."""
+        name = sites.site(self.sender.site).name
         sent = self.sender.edits_after(earlier, session, model, examples)
         hooks = [edit.hook for edit in sent]
         own = session.edited_activations(model, examples, earlier, hooks)

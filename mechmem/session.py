@@ -377,14 +377,17 @@ class Session:
             n_agreeing = agreeing.cumprod(dim=1).sum(dim=1)
             is_better = n_agreeing > n_right
             answer[is_better], n_right = tokens[is_better], n_agreeing.maximum(n_right)
-        open_rows = (n_right < examples.n_answer - 1).nonzero()[:, 0]
+        apart = all(part.by_example for part in interventions)
+        every = torch.arange(len(examples))
+        open_rows = (n_right < examples.n_answer - 1).nonzero()[:, 0] if apart else every
         for _ in range(examples.n_answer):
             if not len(open_rows):
                 break
             new = self._continued(model, examples, interventions, answer, open_rows, source_prefix)
             is_final = (new[:, :-1] == answer[open_rows][:, :-1]).all(dim=1)
             answer[open_rows] = new
-            open_rows = open_rows[~is_final]
+            # Where examples depend on each other, none is final before all are.
+            open_rows = open_rows[~is_final] if apart or is_final.all() else every
         return answer
 
     def _continued(
@@ -397,15 +400,10 @@ class Session:
         source_prefix: SourcePrefix,
     ) -> Tensor:
         """The most likely answer tokens of these rows if the model is fed this answer so far."""
-        every = torch.arange(len(examples))
-        # An intervention that looks at its examples together must be made for all of them.
-        apart = all(part.by_example for part in interventions)
-        chosen = rows if apart else every
-        part = examples.select(chosen)
-        fed = part.continued_with(answer[chosen])
+        part = examples.select(rows)
+        fed = part.continued_with(answer[rows])
         made_for = fed if source_prefix == "own" else part.with_prefix(source_prefix)
-        found = self.logits(model, fed, interventions, made_for).argmax(-1)
-        return found if apart else found[rows]
+        return self.logits(model, fed, interventions, made_for).argmax(-1)
 
     # Results
 
@@ -433,7 +431,14 @@ class Session:
     ) -> list[Edit]:
         edits: list[Edit] = []
         for part in interventions:
-            edits += part.edits_after(edits, self, model, examples)
+            new = part.edits_after(edits, self, model, examples)
+            mixing = next((edit for edit in new if not edit.rowwise), None)
+            if part.by_example and mixing is not None:
+                raise InputError(
+                    f"{type(part).__name__} declares `by_example`, but its edit at {mixing.hook} "
+                    "is not `rowwise`; leave `by_example` False"
+                )
+            edits += new
         return edits
 
     def edits(

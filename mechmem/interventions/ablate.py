@@ -9,10 +9,10 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from mechmem.data.examples import Examples
-from mechmem.interventions.intervention import UnitIntervention
+from mechmem.interventions.intervention import LACKING, UnitIntervention
 from mechmem.models import sites
 from mechmem.models.architecture import Model
-from mechmem.models.edits import At, Edit, replacing
+from mechmem.models.edits import At, Edit, lacks, replacing
 from mechmem.session import Session
 from mechmem.spec.errors import InputError
 from mechmem.spec.files import digest
@@ -52,17 +52,18 @@ class Ablate(UnitIntervention):
             chosen = session.examples(self.reference_set).with_prefix(examples.prefix)
         there = self.at(at.hook, model, chosen)
         values = session.activation(model, chosen, there)
-        if self.method == "mean":
-            return replacing(at, there.mean(values), "the mean")
-        rows = examples.index.to(values.device)
         if self.method == "resample":
-            lent = donors(examples.whole, chosen, self.seed).to(values.device)
-            return replacing(at, values[lent[rows]], "the other example")
-        drawn = self._noise(at, model, examples).to(values)
-        mean = there.mean(values)
-        spread = there.mean((values - mean).pow(2)).sqrt()
-        # Scores that are masked are -inf in all examples, and stay masked.
-        return replacing(at, torch.where(mean.isneginf(), mean, mean + spread * drawn), "the noise")
+            lent = donors(examples.whole, chosen, self.seed)
+            value, source = values[lent[examples.index].to(values.device)], "the other example"
+        else:
+            value, source = there.mean(values), "the mean"
+        if self.method == "gaussian":
+            spread = there.mean((values - value).pow(2)).sqrt()
+            drawn = self._noise(at, model, examples).to(values)
+            # Scores that are masked are -inf in all examples, and stay masked.
+            value = torch.where(value.isneginf(), value, value + spread * drawn)
+        session.demand(not lacks(value, at), f"{source} {LACKING.format(at.hook)}")
+        return replacing(at, value, source)
 
     def _noise(self, at: At, model: Model, examples: Examples) -> Float[Tensor, "n ..."]:
         """The same numbers for an example at every call, whatever else is chosen with it."""

@@ -21,6 +21,8 @@ from mechmem.spec.sweep import Swept
 
 Stage = Callable[[Sequence[Edit]], list[Edit]]
 """(the edits before) -> further edits."""
+LACKING = "lacks a position that an edited example has, at {}"
+"""What an error states of a value that is missing where it is to be put."""
 
 
 class Intervention(Component, registry="intervention"):

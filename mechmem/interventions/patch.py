@@ -10,10 +10,10 @@ from pydantic import Field, field_validator, model_serializer, model_validator
 from torch import Tensor
 
 from mechmem.data.examples import Examples
-from mechmem.interventions.intervention import UnitIntervention
+from mechmem.interventions.intervention import LACKING, UnitIntervention
 from mechmem.models import sites
 from mechmem.models.architecture import Model
-from mechmem.models.edits import At, Edit, replacing
+from mechmem.models.edits import At, Edit, lacks, replacing
 from mechmem.session import Session
 from mechmem.spec.errors import InputError
 from mechmem.spec.references import CheckpointName, ExampleSetName
@@ -142,19 +142,5 @@ class Patch(UnitIntervention):
             return self.at(at.hook, model, rows)
 
         value = self.source.activation(place, session, model, examples)
-        if at.pos is not None and _lacks(value, at, len(examples)):
-            raise InputError(
-                f"the source lacks a position of {self.position} that the patched example has"
-            )
+        session.demand(not lacks(value, at), f"the source {LACKING.format(at.hook)}")
         return replacing(at, value)
-
-
-def _lacks(value: Tensor, at: At, n: int) -> bool:
-    """Whether the source has no value (NaN) at a position that the patched example has."""
-    assert at.pos is not None
-    if not value.isnan().any():
-        return False
-    pos = at.pos.expand(n, -1)
-    axis = 2 if at.hook.endswith(("hook_pattern", "hook_attn_scores")) else 1
-    is_missing = value.isnan().movedim(axis, 1).flatten(2).any(dim=2).cpu()
-    return bool((is_missing & (pos >= 0)).any())

@@ -62,8 +62,8 @@ class PatchPath(Intervention):
     are those of a run with the sender patched and all other components frozen (the direct effect of
     arXiv:2211.00593). Where a receiver feeds another, the later one sees what the earlier one has
     changed. Through every receiver behind the sender it is the sender's own patch. If the answer
-    follows, the sender informs the answer by way of these receivers. It takes a
-    forward for the sender and one for each layer's receivers.
+    follows, the sender informs the answer by way of these receivers. It takes a forward for each
+    layer of the sender and one more for each layer's receivers.
     Touches: the receivers' sites; the sender's own activation stays as it is. Must be the last in a
     list of interventions.
     Raises: InputError for a sender that does not write to the residual stream, or a receiver before
@@ -100,12 +100,12 @@ class PatchPath(Intervention):
         return found
 
     def stages(self, session: Session, model: Model, examples: Examples) -> list[Stage]:
-        first = self._first(model)
-        places = self._places(model, examples, first)
-        # What the sender changes is the same at every stage: no receiver comes before it.
+        places = self._places(model, examples, first=min(self._times(model)))
+        # What is known of the sender so far: its patches and their changes, by when it writes.
+        sent: dict[int, Edit] = {}
         changes: dict[int, Tensor] = {}
         run = (session, model, examples)
-        return [partial(self._stage, *run, *place, changes) for place in places]
+        return [partial(self._stage, *run, *place, sent, changes) for place in places]
 
     def _stage(
         self,
@@ -115,23 +115,28 @@ class PatchPath(Intervention):
         time: int,
         entry: str,
         chosen: Sequence[At],
+        sent: dict[int, Edit],
         changes: dict[int, Tensor],
         earlier: Sequence[Edit],
     ) -> list[Edit]:
         """The receivers that read the residual at one time, as they are with the sender's output
         exchanged."""
-        if not changes:
-            changes |= self._changes(earlier, session, model, examples)
-        change = sum(changed for at, changed in changes.items() if at < time)
+        if not sent:
+            sent |= self._sent(earlier, session, model, examples)
+        # A sender behind a receiver has another value of its own in the edited run.
+        new = {at: edit for at, edit in sent.items() if at < time and at not in changes}
+        if new:
+            changes |= self._changes(new, earlier, session, model, examples)
         # What the rest of this pass makes of the exchanged residual is thrown away.
-        edits = [*earlier, Edit(At(entry), _plus(change))]
+        seen = Edit(At(entry), _plus(sum(changes.values())))
         hooks = [at.hook for at in chosen]
-        values = session.edited_activations(model, examples, edits, hooks)
+        values = session.edited_activations(model, examples, [*earlier, seen], hooks)
         every = torch.arange(len(examples))
         return [replacing(at, at.take(values[at.hook], every)) for at in chosen]
 
-    def _first(self, model: Model) -> int:
-        """When the sender writes first. Raises InputError for a site that does not write."""
+    def _times(self, model: Model) -> list[int]:
+        """When the sender writes. Raises InputError for a site that does not write to the residual
+        stream."""
         name = sites.site(self.sender.site).name
         if name not in SENDERS:
             raise InputError(f"a path starts at one of {', '.join(SENDERS)}, not at {name!r}")
@@ -139,21 +144,34 @@ class PatchPath(Intervention):
             raise InputError(
                 f"this model normalises what {name!r} writes; start the path at attn_out or mlp_out"
             )
-        return min(2 * layer_of(hook) + SENDERS[name] for hook in self.sender.hooks(model))
+        if name == "pos_embed" and model.cfg.positional_embedding_type == "shortformer":
+            raise InputError("this model does not add its positions to the residual stream")
+        return [2 * layer_of(hook) + SENDERS[name] for hook in self.sender.hooks(model)]
+
+    def _sent(
+        self, earlier: Sequence[Edit], session: Session, model: Model, examples: Examples
+    ) -> dict[int, Edit]:
+        """The sender's patches, by when they write to the residual stream."""
+        offset = SENDERS[sites.site(self.sender.site).name]
+        sent = self.sender.edits_after(earlier, session, model, examples)
+        return {2 * edit.layer + offset: edit for edit in sent}
 
     def _changes(
-        self, earlier: Sequence[Edit], session: Session, model: Model, examples: Examples
+        self,
+        sent: Mapping[int, Edit],
+        before: Sequence[Edit],
+        session: Session,
+        model: Model,
+        examples: Examples,
     ) -> dict[int, Tensor]:
-        """What the sender's patch would change in the residual stream, by when it writes."""
-        name = sites.site(self.sender.site).name
-        sent = self.sender.edits_after(earlier, session, model, examples)
-        hooks = [edit.hook for edit in sent]
-        own = session.edited_activations(model, examples, earlier, hooks)
+        """What these patches of the sender change in the residual stream of the edited run."""
+        hooks = [edit.hook for edit in sent.values()]
+        own = session.edited_activations(model, examples, before, hooks)
         every, changes = torch.arange(len(examples)), {}
-        for edit in sent:
+        for time, edit in sent.items():
             x = own[edit.hook]
-            written = _written(name, model, edit.layer)
-            changes[2 * edit.layer + SENDERS[name]] = written(edit(x, every) - x)
+            written = _written(sites.site(self.sender.site).name, model, edit.layer)
+            changes[time] = written(edit(x, every) - x)
         return changes
 
     def _places(
@@ -164,42 +182,51 @@ class PatchPath(Intervention):
         found: dict[int, list[At]] = {}
         for receiver in self.receivers:
             for at in self._chosen(receiver, model, examples, first):
-                found.setdefault(_time(at.hook, RECEIVERS[receiver.site]), []).append(at)
+                found.setdefault(_time(at.hook, _offset(receiver, model)), []).append(at)
         n = model.cfg.n_layers
         last = f"blocks.{n - 1}.hook_resid_post"
-        middle = "hook_resid_pre" if model.cfg.parallel_attn_mlp else "hook_resid_mid"
         entries: Mapping[int, str] = {
             **{2 * layer: f"blocks.{layer}.hook_resid_pre" for layer in range(n)},
-            **{2 * layer + 1: f"blocks.{layer}.{middle}" for layer in range(n)},
+            **{2 * layer + 1: f"blocks.{layer}.hook_resid_mid" for layer in range(n)},
         }
         return [(time, entries.get(time, last), found[time]) for time in sorted(found)]
 
     def _chosen(self, receiver: Receiver, model: Model, examples: Examples, first: int) -> list[At]:
-        offset = RECEIVERS[receiver.site]
+        offset = _offset(receiver, model)
         layers: Any = receiver.layer
         if layers is None and receiver.site != "logits":
             every = range(model.cfg.n_layers)
             layers = tuple(layer for layer in every if 2 * layer + offset > first)
             if not layers:
                 raise InputError(f"no receiver {receiver.site!r} comes behind the sender")
-        like = Ablate(
-            method="zero",
-            site=receiver.site,
-            layer=layers,
-            head=receiver.head,
-            position=receiver.position,
-        )
-        hooks = like.hooks(model)
-        for hook in hooks:
-            if _time(hook, offset) <= first:
+        # A gated MLP reads the residual stream through both of its factors.
+        is_gated = receiver.site == "mlp_pre" and model.cfg.gated_mlp
+        names = ("mlp_pre", "mlp_pre_linear") if is_gated else (receiver.site,)
+        found = []
+        for name in names:
+            like = Ablate(
+                method="zero",
+                site=name,
+                layer=layers,
+                head=receiver.head,
+                position=receiver.position,
+            )
+            found += [like.at(hook, model, examples) for hook in like.hooks(model)]
+        for at in found:
+            if _time(at.hook, offset) <= first:
                 raise InputError(
-                    f"the receiver {receiver.site!r} at {hook} comes before the sender"
+                    f"the receiver {receiver.site!r} at {at.hook} comes before the sender"
                 )
-        return [like.at(hook, model, examples) for hook in hooks]
+        return found
 
 
 def _plus(change: Any) -> Callable[[Tensor, Tensor], Tensor]:
     return lambda own, rows: own + change[rows.to(own.device)]
+
+
+def _offset(receiver: Receiver, model: Model) -> int:
+    """When in its layer a receiver reads: an MLP in parallel reads what attention reads."""
+    return 0 if model.cfg.parallel_attn_mlp else RECEIVERS[receiver.site]
 
 
 def _time(hook: str, offset: int) -> int:

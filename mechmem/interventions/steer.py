@@ -9,9 +9,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from mechmem.data.examples import Examples
-from mechmem.interventions.intervention import UnitIntervention
+from mechmem.interventions.intervention import LACKING, UnitIntervention
 from mechmem.models.architecture import Model
-from mechmem.models.edits import At, Edit
+from mechmem.models.edits import At, Edit, lacks
 from mechmem.session import Session
 from mechmem.spec.errors import InputError, suggest
 from mechmem.spec.references import ExampleSetName
@@ -47,6 +47,8 @@ class Steer(UnitIntervention):
         there = self.at(at.hook, model, chosen)
         values = session.activation(model, chosen, there)
         ends = [self._mean(values, chosen, value, session) for value in (self.towards, self.away)]
+        for end in ends:
+            session.demand(not lacks(end[None], at), f"the mean {LACKING.format(at.hook)}")
         step = self.factor * (ends[0] - ends[1])
         # Scores that are masked are -inf in both means: they stay masked, and have no difference.
         return Edit(at, lambda own, _: torch.where(own.isneginf(), own, own + step))
@@ -65,4 +67,6 @@ class Steer(UnitIntervention):
         )
         if not rows.any():
             return torch.zeros_like(values[0])
-        return values[rows.to(values.device)].mean(dim=0)
+        found = values[rows.to(values.device)]
+        # The value of an example without the position is NaN.
+        return found.nanmean(dim=0) if found.isnan().any() else found.mean(dim=0)

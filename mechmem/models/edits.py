@@ -47,7 +47,7 @@ class At:
         part = activation
         if self.pos is not None:
             chosen = self._positions(rows).to(part.device)
-            if len(chosen) == 1:
+            if len(chosen) == 1 and (chosen >= 0).all():
                 part = part.index_select(pos_axis, chosen[0])
             else:
                 index = _laid_out(chosen.clamp_min(0), part, pos_axis)
@@ -72,9 +72,10 @@ class At:
         if self.pos is None:
             return part
         chosen = self._positions(rows).to(activation.device)
-        if len(chosen) == 1:
+        if len(chosen) == 1 and (chosen >= 0).all():
             return activation.index_copy(pos_axis, chosen[0], part)
         # An example without the position must stay as it is, so only existing ones are written.
+        chosen = chosen.expand(len(activation), -1)
         row, column = (chosen >= 0).nonzero(as_tuple=True)
         changed = activation.clone()
         if pos_axis == 1:
@@ -157,6 +158,19 @@ def replacing(at: At, value: Tensor, source: str = "the source") -> Edit:
         return chosen.to(own).expand_as(own)
 
     return Edit(at, replaced, constant=value)
+
+
+def lacks(value: Tensor, at: At) -> bool:
+    """Whether a value has nothing (NaN) at a position that the edited example has.
+
+    Args:
+        value: of the shape of the chosen part, `n ...`, or `1 ...` for all examples alike.
+        at: where it is to be put.
+    """
+    if at.pos is None or not value.isnan().any():
+        return False
+    by_position = value.isnan().movedim(axes_of(at.hook)[0], 1).flatten(2).any(dim=2).cpu()
+    return bool((by_position & (at.pos >= 0).cpu()).any())
 
 
 def layer_of(hook: str) -> int:

@@ -218,6 +218,14 @@ def _absence(config: HookedTransformerConfig, name: str) -> str | None:
     return None
 
 
+def normalises_outputs(config: HookedTransformerConfig) -> bool:
+    """Whether what heads and neurons write is normalised before it joins the residual stream."""
+    from transformer_lens.utilities.architectures import POST_NORM_ARCHITECTURES
+
+    post_norm = config.original_architecture in POST_NORM_ARCHITECTURES
+    return config.use_normalization_before_and_after or post_norm
+
+
 def table(model: Model | HookedTransformerConfig) -> pd.DataFrame:
     """Every site of a model, one row each: site, hook, layers, axes, shape, editable, meaning."""
     import pandas as pd

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from typing import TYPE_CHECKING, Annotated, Any, Generic, Literal, TypeVar
 
 from pydantic import (
@@ -57,8 +58,9 @@ class Each(BaseModel, Generic[T]):
 
 def repeated(values: Sequence[Any]) -> list[Any]:
     """The values that a list has more than once."""
-    if len(set(values)) == len(values):
-        return []
+    with suppress(TypeError):  # lists, as a user may write them in Python, have no hash
+        if len(set(values)) == len(values):
+            return []
     return [value for i, value in enumerate(values) if value in values[:i]]
 
 

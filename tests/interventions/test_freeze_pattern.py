@@ -3,6 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 from plain_hooks import activations_of, close, logits_of, setting
+from plugin import plugin
 
 from mechmem.interventions.ablate import Ablate
 from mechmem.interventions.applied import applied
@@ -15,6 +16,7 @@ from mechmem.spec.errors import InputError
 PATTERN, VALUES = "blocks.1.attn.hook_pattern", "blocks.1.attn.hook_v"
 
 
+@plugin
 class FlippedQueries(SiteIntervention):
     """Gives every example the queries of another one."""
 

@@ -10,6 +10,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from jaxtyping import TypeCheckError
+from plugin import plugin
 from pydantic import TypeAdapter, ValidationError
 
 from mechmem.data.examples import Examples
@@ -18,7 +19,7 @@ from mechmem.measures.kl import KL
 from mechmem.measures.logit import Logit
 from mechmem.measures.logit_difference import LogitDifference
 from mechmem.measures.measure import Measure
-from mechmem.measures.neither import OffLabelRate
+from mechmem.measures.off_label_rate import OffLabelRate
 from mechmem.measures.probability import Probability
 from mechmem.measures.rank import Rank
 from mechmem.spec.errors import InputError
@@ -97,7 +98,7 @@ def test_values_by_hand(measure, by_place, whole):
     assert measure.whole(values).tolist() == [pytest.approx(whole)]
 
 
-def test_neither_by_hand():
+def test_off_label_rate_by_hand():
     # the first token 2 is the pair's, the second 0 is nobody's
     logits = torch.tensor([[[0, 0, 9.0, 0], [9.0, 0, 0, 0]]])
     assert OffLabelRate()(logits, EXAMPLE, logits).tolist() == [[0, 1]]
@@ -106,7 +107,7 @@ def test_neither_by_hand():
     ]
 
 
-def test_kl_is_taken_from_the_unpatched_distribution():
+def test_kl_is_taken_from_the_distribution_without_intervention():
     # p = (1/4, 3/4), q = (1/2, 1/2): KL(q || p) is log 2 - log 3 / 2, KL(p || q) is another number
     far = torch.full((1, 1, 2), -1e9, dtype=torch.float64)
     p, q = (
@@ -216,7 +217,7 @@ def test_shares_lie_between_0_and_1_and_a_whole_answer_is_no_more_than_any_of_it
     logits, examples, baseline = drawn(4, seed)
     values = measure(logits, examples, baseline)
     assert ((values >= 0) & (values <= 1)).all()
-    if measure.kind != "neither":  # a mean over the tokens
+    if measure.kind != "off_label_rate":  # a mean over the tokens
         assert (measure.whole(values) <= values.amin(dim=1)).all()
 
 
@@ -233,7 +234,7 @@ def test_kl_is_never_negative_and_zero_without_a_change(seed):
 
 
 @given(st.integers(0, 1000))
-def test_accuracy_is_rank_zero_and_an_odd_answer_is_neither(seed):
+def test_accuracy_is_rank_zero_and_an_odd_answer_is_off_label(seed):
     logits, examples, baseline = drawn(6, seed)
     right = {}
     for label in LABELS:
@@ -251,6 +252,91 @@ def test_logit_difference_is_the_log_of_the_ratio_of_probabilities(seed):
         Probability(label=label)(logits, examples, baseline) for label in ("true", "given")
     )
     torch.testing.assert_close(LogitDifference()(logits, examples, baseline), (true / given).log())
+
+
+JUDGES = [param for param in MEASURES if param.values[0].judges_answers]
+OTHERS = [param for param in MEASURES if not param.values[0].judges_answers]
+
+
+@pytest.mark.parametrize("measure", JUDGES)
+@given(seed=st.integers(0, 1000))
+def test_a_measure_that_judges_answers_depends_on_the_most_likely_tokens_only(measure, seed):
+    """So a decoded answer has the value of any logits that it is the most likely answer of."""
+    logits, examples, baseline = drawn(5, seed)
+    found = measure.of_answer(logits.argmax(-1), examples, D_VOCAB)
+    assert torch.equal(found.double(), measure(logits, examples, baseline))
+    assert found.shape == (5, 3)
+
+
+@pytest.mark.parametrize(
+    ("measure", "by_place"),
+    [
+        (Accuracy(label="true"), [1, 0]),
+        (Accuracy(label="given"), [1, 1]),
+        (Accuracy(label="pair"), [0, 0]),
+        (OffLabelRate(), [0, 0]),
+    ],
+)
+def test_an_answer_is_judged_by_hand(measure, by_place):
+    # the answer 1 2 is the given one
+    assert measure.of_answer(torch.tensor([[1, 2]]), EXAMPLE, D_VOCAB).tolist() == [by_place]
+    assert measure.of_answer(torch.tensor([[0, 0]]), EXAMPLE, D_VOCAB).sum() == (
+        2 if measure == OffLabelRate() else 0
+    )
+
+
+@pytest.mark.parametrize("measure", OTHERS)
+def test_a_measure_of_the_whole_distribution_does_not_judge_answers(measure):
+    logits, examples, baseline = drawn(5, seed=0)
+    assert measure.of_answer(logits.argmax(-1), examples, D_VOCAB) is None
+    # and rightly: it is not the same for logits with the same most likely tokens
+    flatter, values = logits / 3, measure(logits, examples, baseline)
+    is_rank = isinstance(measure, Rank)
+    other = logits.clone()
+    if is_rank:  # which looks at the order of all tokens: the last becomes the second
+        least = logits.argmin(-1, keepdim=True)
+        other.scatter_(-1, least, logits.amax(-1, keepdim=True) - 1e-9)
+    changed = measure(other if is_rank else flatter, examples, baseline)
+    assert not torch.equal(changed, values)
+
+
+@plugin
+class Plugged(Accuracy):
+    """A user's own accuracy, which needs nothing more to have a value for a decoded answer."""
+
+
+def test_a_subclass_judges_answers_as_its_base_does():
+    answer = torch.tensor([[1, 2]])
+    assert Plugged(label="given").of_answer(answer, EXAMPLE, D_VOCAB).tolist() == [[1, 1]]
+
+
+CONSTANT = [
+    (LogitDifference(), "take logit_true, probability_true or accuracy_true"),
+    (Logit(label="true", against="given"), "take logit_true or probability_true"),
+    (Logit(label="given", against="given"), "take logit_given or probability_given"),
+]
+
+
+@pytest.mark.parametrize(
+    ("measure", "advice"), CONSTANT, ids=lambda value: getattr(value, "name", "")
+)
+def test_a_measure_that_is_constant_by_definition_says_what_to_take_instead(measure, advice):
+    logits, examples, baseline = drawn(6, seed=5)
+    clean = replace(examples, true=examples.given, is_noisy=examples.is_noisy & False)
+    assert advice in measure.constant_on(clean)
+    assert measure.name in measure.constant_on(clean)
+    assert not measure(logits, clean, baseline).any()  # it is 0 indeed
+
+
+@pytest.mark.parametrize("measure", MEASURES)
+def test_a_measure_is_constant_only_where_it_says_so(measure):
+    for seed in range(3):
+        logits, examples, baseline = drawn(6, seed)
+        clean = replace(examples, true=examples.given, is_noisy=examples.is_noisy & False)
+        for chosen in (examples, clean):
+            values = [measure(factor * logits, chosen, baseline) for factor in (1, -2)]
+            is_constant = measure.constant_on(chosen) is not None
+            assert torch.equal(*values) == is_constant
 
 
 def test_logits_of_another_shape_are_refused():

@@ -8,8 +8,11 @@ from collections import Counter
 
 import pytest
 import torch
+from configured import GATED_RMS, GROUPED, ROTARY, configured
 
 from mechmem.analyses.circuits.attribution import Attribution, components, scores_of
+from mechmem.analyses.circuits.circuit import Circuit
+from mechmem.analyses.circuits.circuit_overlap import CircuitOverlap
 from mechmem.analyses.circuits.contrast import FIRST
 from mechmem.analyses.circuits.edge_scores import EdgeScores
 from mechmem.analyses.circuits.edges import attributed, patched
@@ -31,8 +34,11 @@ FIELDS = [
     {"attn_only": True},
     {"attn_only": True, "norm": None, "n_layers": 3, "n_heads": 3, "d_head": 4},
 ]
+CONFIGS = {"grouped": GROUPED, "gated-rms": GATED_RMS, "both": GROUPED | GATED_RMS}
 MODELS = pytest.mark.parametrize(
-    "fields", FIELDS, ids=lambda f: "-".join(map(str, f.values())) or "default"
+    "fields",
+    [*FIELDS, *({"config": name} for name in CONFIGS)],
+    ids=lambda f: "-".join(map(str, f.values())) or "default",
 )
 
 
@@ -50,9 +56,11 @@ def pairs(task):
 @pytest.fixture
 def contrast_of(pairs, random_models):
     def made(fields, **analysis):
-        session = Session(
-            models={"after": random_models(0, **fields)}, example_sets={"noisy": pairs}
-        )
+        if "config" in fields:
+            model = configured(12, 14, **CONFIGS[fields["config"]])
+        else:
+            model = random_models(0, **fields)
+        session = Session(models={"after": model}, example_sets={"noisy": pairs})
         return Attribution(**analysis).contrast(session)
 
     return made
@@ -385,6 +393,55 @@ def test_scores_of_all_edges_into_a_node_sum_to_the_score_of_its_input(fields, c
         close(scores[:, t].sum(), expected)
 
 
+@pytest.mark.parametrize("config", CONFIGS)
+def test_eap_is_the_slope_of_patching_the_edge_by_central_differences(config, pairs):
+    """In float64, the input of the target moved to either side by a little of the change."""
+    model = configured(12, 14, dtype=torch.float64, **CONFIGS[config])
+    session = Session(models={"after": model}, example_sets={"noisy": pairs})
+    contrast = Attribution().contrast(session)
+    graph, batch, switched = contrast.graph, batch_of(contrast), switched_on(model)
+    loss, step = loss_of(contrast, batch), 1e-4
+    found = attributed(batch.wiring, batch.clean, loss)
+    change = [
+        theirs - own
+        for own, theirs in zip(
+            *(written(graph, switched, e.tokens) for e in (pairs, pairs.counterfactual)),
+            strict=True,
+        )
+    ]
+    edges = [("embed", "a0.h1.q"), ("embed", "a1.h1.k"), ("a0.h1", "a1.h0.v"), ("a0.h0", "m0")]
+    edges += [("m0", "a1.h1.q"), ("m0", "m1"), ("a1.h1", "logits")]
+    for source, target in edges:
+        s = [node.name for node in graph.sources].index(source)
+        t = [node.name for node in graph.targets].index(target)
+        name, head = target_hook(graph, model, t)
+
+        def moved(by, s=s, name=name, head=head):
+            def edge(x, hook):
+                x = x.clone()
+                at_head(x, head).add_(by * change[s])
+                return x
+
+            with torch.no_grad():
+                return loss(switched.run_with_hooks(pairs.tokens, fwd_hooks=[(name, edge)])[:, -5:])
+
+        slope = (moved(step) - moved(-step)) / (2 * step)
+        torch.testing.assert_close(found[s, t], slope, rtol=1e-5, atol=1e-9)
+        assert slope.abs() > 1e-4, (source, target)
+
+
+@torch.no_grad()
+def written(graph, model, tokens):
+    """What each source writes, by TransformerLens's cache; heads without their share of b_O, which
+    is the same in every run."""
+    _, cache = model.run_with_cache(tokens)
+    found = [cache["hook_embed"] + cache["hook_pos_embed"]]
+    for layer in range(graph.n_layers):
+        found += cache[f"blocks.{layer}.attn.hook_result"].unbind(2)
+        found += [cache[f"blocks.{layer}.hook_mlp_out"]] if graph.has_mlp else []
+    return found
+
+
 @MODELS
 def test_scores_of_all_edges_out_of_a_node_sum_to_its_attribution(fields, contrast_of):
     contrast = contrast_of(fields)
@@ -599,3 +656,14 @@ def test_a_distance_from_the_clean_run_has_a_slope_on_the_way_to_it_only(paired_
         EdgeScores(methods=("eap_ig",), metric=KL()).table(paired_session)["eap_ig"].abs().max()
         > 0.001
     )
+
+
+@pytest.mark.parametrize(
+    "analysis", [EdgeScores(), Circuit(), CircuitOverlap()], ids=lambda analysis: analysis.kind
+)
+def test_a_rotary_model_is_refused_in_one_line(analysis, pairs):
+    session = Session({"after": configured(12, 14, **ROTARY)}, {"noisy": pairs})
+    with pytest.raises(InputError, match="circuits are implemented for the models of") as refused:
+        analysis.table(session)
+    assert "its config has positional_embedding_type 'rotary'" in str(refused.value)
+    assert "\n" not in str(refused.value)

@@ -258,31 +258,8 @@ class Experiment(Component):
 
 def _mentioned(analysis: Analysis, experiment: Experiment, kind: str) -> frozenset[str]:
     """The names of checkpoints or of example sets that an analysis mentions, declared or not."""
-    every = References(every_checkpoint=True, every_example_set=True)
     found = analysis.references().within(experiment.checkpoints, experiment.examples)
-    # FALLBACK, until every field that holds a name is declared as a CheckpointName or an
-    # ExampleSetName: any word of the block counts, and `each: all` in a field of this name.
-    field = "model" if kind == "checkpoints" else "examples"
-    if _sweeps_all(analysis.block(), field):
-        found |= every.within(experiment.checkpoints, experiment.examples)
-    return getattr(found, kind) | frozenset(_words(analysis.block()))
-
-
-def _words(block: Any) -> Iterator[str]:
-    """Part of the fallback in `_mentioned`."""
-    if isinstance(block, str):
-        yield block
-    parts = block.values() if isinstance(block, Mapping) else block
-    for part in parts if isinstance(parts, (list, type({}.values()))) else ():
-        yield from _words(part)
-
-
-def _sweeps_all(block: Any, field: str) -> bool:
-    """Part of the fallback in `_mentioned`."""
-    if not isinstance(block, Mapping):
-        return False
-    parts = block.values()
-    return block.get(field) == {"each": "all"} or any(_sweeps_all(part, field) for part in parts)
+    return getattr(found, kind)
 
 
 PLUGINS: dict[str, Path] = {}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import ClassVar
 
 from jaxtyping import Int
@@ -19,6 +19,8 @@ from mechmem.spec.registry import Component
 from mechmem.spec.selection import Indices, Names, Units
 from mechmem.spec.sweep import Swept
 
+Stage = Callable[[Sequence[Edit]], list[Edit]]
+"""(the edits before) -> further edits."""
 LACKING = "lacks a position that an edited example has, at {}"
 """What an error states of a value that is missing where it is to be put."""
 
@@ -54,6 +56,17 @@ class Intervention(Component, registry="intervention"):
             examples: what it is to read.
         """
         return self.edits(session, model, examples)
+
+    def stages(self, session: Session, model: Model, examples: Examples) -> list[Stage]:
+        """The same change in stages, for interventions whose later edits depend on the earlier
+        ones: each stage makes its edits when all edits before it are known.
+
+        Args:
+            session: as in `edits`.
+            model: the unedited model.
+            examples: what it is to read.
+        """
+        return [lambda earlier: self.edits_after(earlier, session, model, examples)]
 
     def derive(self, session: Session, model: Model) -> Model:
         """The model that is run: this one, unless the intervention is a change of weights."""

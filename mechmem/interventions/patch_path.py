@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -12,7 +13,7 @@ from torch import Tensor
 
 from mechmem.data.examples import Examples
 from mechmem.interventions.ablate import Ablate
-from mechmem.interventions.intervention import Intervention, SiteIntervention
+from mechmem.interventions.intervention import Intervention, SiteIntervention, Stage
 from mechmem.models import sites
 from mechmem.models.architecture import Model
 from mechmem.models.edits import LATE, At, Edit, layer_of, replacing
@@ -93,39 +94,67 @@ class PatchPath(Intervention):
     def edits_after(
         self, earlier: Sequence[Edit], session: Session, model: Model, examples: Examples
     ) -> list[Edit]:
-        sent = self._sent(earlier, session, model, examples)
-        changes: dict[int, Tensor] = {}
         found: list[Edit] = []
-        for time, entry, chosen in self._places(model, examples, first=min(sent)):
-            before = [*earlier, *found]
-            # A sender behind a receiver has another value of its own in the edited run.
-            new = {at: edit for at, edit in sent.items() if at < time and at not in changes}
-            if new:
-                changes |= self._changes(new, before, session, model, examples)
-            # The residual that these receivers read, with the sender's output exchanged. What the
-            # rest of this pass makes of it is thrown away.
-            seen = Edit(At(entry), _plus(sum(changes.values())))
-            hooks = [at.hook for at in chosen]
-            values = session.edited_activations(model, examples, [*before, seen], hooks)
-            every = torch.arange(len(examples))
-            found += [replacing(at, at.take(values[at.hook], every)) for at in chosen]
+        for stage in self.stages(session, model, examples):
+            found += stage([*earlier, *found])
         return found
 
-    def _sent(
-        self, earlier: Sequence[Edit], session: Session, model: Model, examples: Examples
-    ) -> dict[int, Edit]:
-        """The sender's patches, by when they write to the residual stream."""
+    def stages(self, session: Session, model: Model, examples: Examples) -> list[Stage]:
+        places = self._places(model, examples, first=min(self._times(model)))
+        # What is known of the sender so far: its patches and their changes, by when it writes.
+        sent: dict[int, Edit] = {}
+        changes: dict[int, Tensor] = {}
+        run = (session, model, examples)
+        return [partial(self._stage, *run, *place, sent, changes) for place in places]
+
+    def _stage(
+        self,
+        session: Session,
+        model: Model,
+        examples: Examples,
+        time: int,
+        entry: str,
+        chosen: Sequence[At],
+        sent: dict[int, Edit],
+        changes: dict[int, Tensor],
+        earlier: Sequence[Edit],
+    ) -> list[Edit]:
+        """The receivers that read the residual at one time, as they are with the sender's output
+        exchanged."""
+        if not sent:
+            sent |= self._sent(earlier, session, model, examples)
+        # A sender behind a receiver has another value of its own in the edited run.
+        new = {at: edit for at, edit in sent.items() if at < time and at not in changes}
+        if new:
+            changes |= self._changes(new, earlier, session, model, examples)
+        # What the rest of this pass makes of the exchanged residual is thrown away.
+        seen = Edit(At(entry), _plus(sum(changes.values())))
+        hooks = [at.hook for at in chosen]
+        values = session.edited_activations(model, examples, [*earlier, seen], hooks)
+        every = torch.arange(len(examples))
+        return [replacing(at, at.take(values[at.hook], every)) for at in chosen]
+
+    def _times(self, model: Model) -> list[int]:
+        """When the sender writes. Raises InputError for a site that does not write to the residual
+        stream."""
         name = sites.site(self.sender.site).name
         if name not in SENDERS:
             raise InputError(f"a path starts at one of {', '.join(SENDERS)}, not at {name!r}")
-        if name in ("z", "neurons") and sites.normalises_outputs(model.cfg):
+        if name in ("z", "neurons") and model.cfg.use_normalization_before_and_after:
             raise InputError(
                 f"this model normalises what {name!r} writes; start the path at attn_out or mlp_out"
             )
         if name == "pos_embed" and model.cfg.positional_embedding_type == "shortformer":
             raise InputError("this model does not add its positions to the residual stream")
+        return [2 * layer_of(hook) + SENDERS[name] for hook in self.sender.hooks(model)]
+
+    def _sent(
+        self, earlier: Sequence[Edit], session: Session, model: Model, examples: Examples
+    ) -> dict[int, Edit]:
+        """The sender's patches, by when they write to the residual stream."""
+        offset = SENDERS[sites.site(self.sender.site).name]
         sent = self.sender.edits_after(earlier, session, model, examples)
-        return {2 * edit.layer + SENDERS[name]: edit for edit in sent}
+        return {2 * edit.layer + offset: edit for edit in sent}
 
     def _changes(
         self,

@@ -11,10 +11,9 @@ from torch import Tensor
 
 from mechmem.data.examples import Examples
 from mechmem.interventions.intervention import Intervention
-from mechmem.interventions.swap_weights import SwapWeights
 from mechmem.models import sites
 from mechmem.models.architecture import Model
-from mechmem.models.edits import At, Edit, axes_of
+from mechmem.models.edits import Edit, axes_of
 from mechmem.session import Session
 
 NEXT = 7919
@@ -44,10 +43,11 @@ class RandomDisplacement(Intervention):
     def edits_after(
         self, earlier: Sequence[Edit], session: Session, model: Model, examples: Examples
     ) -> list[Edit]:
-        if isinstance(self.of, SwapWeights):
-            return self._of_weights(self.of, earlier, session, model, examples)
-        inner = self.of.edits_after(earlier, session, model, examples)
-        return [self._displaced(edit, i, model, examples) for i, edit in enumerate(inner)]
+        found: list[Edit] = []
+        for stage in self.of.stages(session, model, examples):
+            for edit in stage([*earlier, *found]):
+                found.append(self._displaced(edit, len(found), model, examples))
+        return found
 
     def _displaced(self, edit: Edit, i: int, model: Model, examples: Examples) -> Edit:
         whole = self._direction(edit.hook, i, model, examples)
@@ -60,29 +60,6 @@ class RandomDisplacement(Intervention):
             return own + _rescaled(direction, change, edit.hook)
 
         return Edit(edit.at, displaced, rowwise=edit.rowwise)
-
-    def _of_weights(
-        self,
-        swap: SwapWeights,
-        earlier: Sequence[Edit],
-        session: Session,
-        model: Model,
-        examples: Examples,
-    ) -> list[Edit]:
-        """Each component's output is moved as far as its new weights move it, on the input that
-        it gets after the displacements before it."""
-        found: list[Edit] = []
-        for i, (component, hook) in enumerate(swap.outputs(model)):
-            before = [*earlier, *found]
-            changed = component.derive(session, model)
-            new, old = (
-                session.edited_activations(m, examples, before, [hook])[hook]
-                for m in (changed, model)
-            )
-            direction = self._direction(hook, i, model, examples).to(old) * (new != old)
-            offset = _rescaled(direction, new - old, hook)
-            found.append(Edit(At(hook), lambda own, rows, offset=offset: own + offset[rows]))
-        return found
 
     def _direction(
         self, hook: str, i: int, model: Model, examples: Examples

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import Annotated, Any, ClassVar, Literal, Self
 
 import torch
 from pydantic import AfterValidator, field_validator, model_validator
 
 from mechmem.data.examples import Examples
-from mechmem.interventions.intervention import Intervention
+from mechmem.interventions.intervention import Intervention, Stage
 from mechmem.interventions.patch import Source
 from mechmem.models.architecture import Model
-from mechmem.models.edits import Edit
+from mechmem.models.edits import At, Edit, replacing
 from mechmem.session import Session
 from mechmem.spec.errors import InputError
 from mechmem.spec.selection import Indices, distinct
@@ -93,6 +94,16 @@ class SwapWeights(Intervention):
 
         _check_alike(model, other)
         return session.cached(("swapped", model, other, prefixes), make)
+
+    def stages(self, session: Session, model: Model, examples: Examples) -> list[Stage]:
+        """What each swapped component writes, given the edits of the components before it."""
+
+        def stage(alone: SwapWeights, hook: str, earlier: Sequence[Edit]) -> list[Edit]:
+            changed = alone.derive(session, model)
+            found = session.edited_activations(changed, examples, earlier, [hook])
+            return [replacing(At(hook), found[hook])]
+
+        return [partial(stage, alone, hook) for alone, hook in self.outputs(model)]
 
     def outputs(self, model: Model) -> Iterator[tuple[SwapWeights, str]]:
         """Every swapped component by itself, with the hook of what it writes, in the order of the

@@ -17,7 +17,7 @@ from torch import Tensor
 from mechmem.analyses.analysis import Analysis
 from mechmem.analyses.circuits.edges import MOST_ROWS, attributed, patched
 from mechmem.analyses.circuits.graph import Graph
-from mechmem.analyses.circuits.wiring import Wiring, source_hooks, source_values
+from mechmem.analyses.circuits.wiring import Wiring, check_implemented, source_hooks, source_values
 from mechmem.data.examples import Examples
 from mechmem.interventions.patch import Source
 from mechmem.measures.kl import KL
@@ -117,8 +117,9 @@ class Contrast:
         }
 
     def batches(self) -> Iterator[Batch]:
-        """Raises InputError if the corrupted run is another model's: its edges would not be this
-        one's."""
+        """Raises InputError if the corrupted run is another model's, whose edges would not be this
+        one's, or if circuits are not implemented for the model."""
+        check_implemented(self.model)
         if self.corrupted.run(self.session, self.model, self.examples)[0] is not self.model:
             raise InputError(
                 "the corrupted run of a circuit is another input of the same model, not a "

@@ -120,9 +120,19 @@ class Graph:
 
     @cached_property
     def owner(self) -> Int[Tensor, " target"]:
-        """Row of the node that each target belongs to; one past the last row for `logits`."""
+        """Row of the node that each target is counted with; one past the last row for `logits`."""
         rows = {node.name: i for i, node in enumerate(self.sources)} | {"logits": len(self.sources)}
         return torch.tensor([rows[self._owner_name(node)] for node in self.targets])
+
+    @cached_property
+    def feeds(self) -> Bool[Tensor, "target node"]:
+        """Which nodes compute with each target: shared keys and values serve several heads."""
+        feeds = torch.zeros(len(self.targets), len(self.sources) + 1, dtype=torch.bool)
+        for t, node in enumerate(self.targets):
+            first = int(self.owner[t])
+            n_nodes = self.n_heads // self.n_key_heads if node.kind in ("k", "v") else 1
+            feeds[t, first : first + n_nodes] = True
+        return feeds
 
     def _owner_name(self, node: Node) -> str:
         if node.kind not in ("k", "v") or self.n_key_heads == self.n_heads:
@@ -173,10 +183,10 @@ class Graph:
         reached, useful = torch.zeros(n + 1, dtype=torch.bool), torch.zeros(n + 1, dtype=torch.bool)
         reached[0] = useful[n] = True
         for node in range(1, n):
-            reached[node] = (edges[:, self.owner == node] & reached[:n, None]).any()
+            reached[node] = (edges[:, self.feeds[:, node]] & reached[:n, None]).any()
         for node in reversed(range(n)):
-            useful[node] = (edges[node] & useful[self.owner]).any()
-        return edges & reached[:n, None] & useful[self.owner]
+            useful[node] = (edges[node] & (self.feeds & useful).any(dim=1)).any()
+        return edges & reached[:n, None] & (self.feeds & useful).any(dim=1)
 
     def nodes(self, edges: Bool[Tensor, "source target"]) -> Bool[Tensor, " source"]:
         """The heads and MLPs at either end of an edge; the embedding and the last residual, which

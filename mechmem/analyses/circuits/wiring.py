@@ -24,6 +24,14 @@ Sources = Float[Tensor, "source batch pos d_model"]
 Values = Float[Tensor, "source circuit batch pos d_model"]
 
 
+def check_implemented(model: Model) -> None:
+    """Raises InputError for a model whose forward this file does not reproduce."""
+    if reason := FAST.refusal(model):
+        raise InputError(
+            f"circuits are implemented for the models of the backend `fast` only: {reason}"
+        )
+
+
 def source_hooks(graph: Graph) -> list[str]:
     """The activations that the values of the sources are made of."""
     names = ["attn.hook_z", *(["hook_mlp_out"] if graph.has_mlp else [])]
@@ -56,7 +64,7 @@ class Wiring:
 
     The rest of the corrupted run is never seen: a node between computes with what its edges bring.
     With `patterns` (layer by layer, `batch head pos key_pos`) attention is held, and only values
-    carry effects. Only for models that the backend `fast` implements (InputError).
+    carry effects. Only for models that pass `check_implemented`.
     """
 
     model: Model
@@ -64,12 +72,6 @@ class Wiring:
     """Values of the sources in the corrupted run, or their mean over a set (batch 1)."""
     n_readout: int
     patterns: Sequence[Tensor] | None = None
-
-    def __post_init__(self) -> None:
-        if reason := FAST.refusal(self.model):
-            raise InputError(
-                f"circuits are implemented for the models of the backend `fast` only: {reason}"
-            )
 
     @cached_property
     def graph(self) -> Graph:

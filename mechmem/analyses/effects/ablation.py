@@ -223,7 +223,11 @@ class Ablation(AnswerAnalysis):
         return orders
 
     def table(self, session: Session) -> pd.DataFrame:
-        ranked, examples = self.ranking(session), session.examples(self.examples)
+        examples = session.examples(self.examples)
+        self.check_measures(examples)
+        if instead := self.metric.constant_on(session.examples(self.ranked_on)):
+            raise InputError(f"{self.metric.name} on {self.ranked_on!r}: {instead}")
+        ranked = self.ranking(session)
         sizes, read = self.sizes(len(ranked)), self._reader(session)
         shares = [k / len(ranked) for k in sizes]
         curve = [read(frozenset(ranked[:k]), self.greedy) for k in sizes]

@@ -177,15 +177,15 @@ class AnswerAnalysis(Analysis):
             logits = session.logits(model, fed, interventions)
             known[prefix] = logits.argmax(-1)
             values |= self._measured(prefix, logits, fed, session.baseline(model, fed))
-        if greedy and any(
-            m.of_answer(examples.given, examples, _width(model)) is not None for m in self.measures
-        ):
-            answer = session.greedy(model, examples, interventions, known, self.source_prefix)
+        judges = [m for m in self.measures if greedy and _judges(m, model, examples)]
+        if greedy and not interventions:  # once, and not for every intervention and draw
             for measure in self.measures:
-                judged = measure.of_answer(answer, examples, _width(model))
-                if judged is None:
+                if measure not in judges:
                     session.say(f"{measure.name} has no greedy rows: it needs logits of a prefix")
-                    continue
+        if judges:
+            answer = session.greedy(model, examples, interventions, known, self.source_prefix)
+            for measure in judges:
+                judged = measure.of_answer(answer, examples, _width(model))
                 values |= by_place("greedy", measure, judged, examples)
         return Readings(values)
 
@@ -246,6 +246,10 @@ def by_place(
     return whole | {
         (prefix, place, measure.name): values[:, i] for i, place in enumerate(examples.places)
     }
+
+
+def _judges(measure: Measure, model: Model, examples: Examples) -> bool:
+    return measure.of_answer(examples.given, examples, _width(model)) is not None
 
 
 def _width(model: Model) -> int:

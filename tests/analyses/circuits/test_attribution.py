@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from mechmem.analyses.circuits.attribution import Attribution, parts, scores_of
+from mechmem.analyses.circuits.attribution import Attribution, components, scores_of
 from mechmem.analyses.circuits.contrast import correlation
 from mechmem.data.minimal_pair import MinimalPair
 from mechmem.interventions.applied import applied
@@ -47,10 +47,10 @@ def close(found, expected):
 
 
 def scores_by_part(contrast):
-    units = parts(contrast)
+    scored = components(contrast)
     return {
-        (u.component, u.layer): s.detach()
-        for u, s in zip(units, scores_of(contrast, units), strict=True)
+        (one.component, one.layer): scores
+        for one, scores in zip(scored, scores_of(contrast, scored), strict=True)
     }
 
 
@@ -200,12 +200,15 @@ def test_scores_are_learnt_once(session):
     assert session.n_forwarded > before
 
 
-def test_batches_make_no_difference(session, monkeypatch):
+def test_batches_make_no_difference(session, model, pairs):
     whole = Attribution(exact="all").table(session)
-    monkeypatch.setattr("mechmem.analyses.circuits.attribution.BATCH", 3)
-    monkeypatch.setattr("mechmem.analyses.circuits.attribution.MOST_ROWS", 40)
-    session.cache.clear()
-    again = Attribution(exact="all").table(session)
+    tight = Session(session.models, session.example_sets, memory=240_000)
+    sizes = [
+        len(batch.rows)
+        for batch in tight.gradients(model, pairs, lambda logits, _: logits.sum(), ["hook_embed"])
+    ]
+    assert sizes == [1] * 8
+    again = Attribution(exact="all").table(tight)
     np.testing.assert_allclose(again[["value", "exact"]], whole[["value", "exact"]], atol=1e-6)
 
 
@@ -219,8 +222,9 @@ def test_batches_make_no_difference(session, monkeypatch):
                 "examples": "clean",
                 "corrupted": Source(mean_over="noisy"),
             },
-            "no slope",
+            "take logit_true",
         ),
+        ({"corrupted": Source(examples="noisy")}, "no slope on these examples.*choose another"),
         ({"examples": "clean"}, "pair"),
         (
             {"examples": "clean", "corrupted": Source(mean_over="noisy")},

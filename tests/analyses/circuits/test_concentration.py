@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from look_up import copying
 
-from mechmem.analyses.circuits.attribution import Units, scores_of
+from mechmem.analyses.circuits.attribution import Components, scores_of
 from mechmem.analyses.circuits.concentration import Concentration, gini, participation, top_share
 from mechmem.interventions.patch import Source
 from mechmem.measures.logit import Logit
@@ -85,7 +85,7 @@ def test_tokens_of_a_linear_model_by_hand(linear, examples, others):
         )
         scores[:, : readout + 1] -= attended.detach()
     contrast = Concentration().contrast(linear)
-    found = scores_of(contrast, [Units("token", -1, "hook_embed")])[0]
+    found = scores_of(contrast, [Components("token", -1, "hook_embed")])[0]
     torch.testing.assert_close(found, scores, atol=1e-5, rtol=1e-4)
     digits = [0, 1, 2, 3, 5, 6, 7, 8]
     expected = gini(scores[:, digits].abs().double().numpy())
@@ -99,11 +99,11 @@ def test_tokens_sum_to_the_embedding(session):
         session
     )
     tokens, embed = scores_of(
-        contrast, [Units("token", -1, "hook_embed"), Units("embed", -1, "hook_embed")]
+        contrast, [Components("token", -1, "hook_embed"), Components("embed", -1, "hook_embed")]
     )
     torch.testing.assert_close(tokens.sum(1, keepdim=True), embed, atol=1e-5, rtol=1e-4)
     assert tokens.shape == (12, 14)
-    alone = scores_of(contrast, [Units("embed", -1, "hook_embed")])[
+    alone = scores_of(contrast, [Components("embed", -1, "hook_embed")])[
         0
     ]  # the same hook, and not what is kept of tokens
     torch.testing.assert_close(alone, embed)
@@ -138,10 +138,11 @@ def test_a_model_without_mlps_has_no_neurons(linear):
 
 
 def test_a_metric_without_a_slope_is_refused(session):
-    with pytest.raises(InputError, match="choose another"):
-        Concentration(
-            examples="clean", metric=LogitDifference(), corrupted=Source(mean_over="noisy")
-        ).table(session)
+    constant = {"metric": LogitDifference(), "corrupted": Source(mean_over="noisy")}
+    with pytest.raises(InputError, match="logit_difference is 0; take logit_true"):
+        Concentration(examples="clean", **constant).table(session)
+    with pytest.raises(InputError, match=r"no slope on these examples.*choose another"):
+        Concentration(corrupted=Source(examples="noisy")).table(session)
     assert Concentration(metric=Logit(label="true")).table(session)["metric"].unique().tolist() == [
         "logit_true"
     ]

@@ -8,8 +8,11 @@ from collections import Counter
 
 import pytest
 import torch
+from configured import GATED_RMS, GROUPED, ROTARY, configured
 
-from mechmem.analyses.circuits.attribution import Attribution, parts, scores_of
+from mechmem.analyses.circuits.attribution import Attribution, components, scores_of
+from mechmem.analyses.circuits.circuit import Circuit
+from mechmem.analyses.circuits.circuit_overlap import CircuitOverlap
 from mechmem.analyses.circuits.contrast import FIRST
 from mechmem.analyses.circuits.edge_scores import EdgeScores
 from mechmem.analyses.circuits.edges import attributed, patched
@@ -20,7 +23,7 @@ from mechmem.interventions.patch import Source
 from mechmem.measures.accuracy import Accuracy
 from mechmem.measures.kl import KL
 from mechmem.measures.logit_difference import LogitDifference
-from mechmem.models.fast import forward
+from mechmem.models.backend import FAST
 from mechmem.session import Session
 from mechmem.spec.errors import InputError
 
@@ -31,8 +34,11 @@ FIELDS = [
     {"attn_only": True},
     {"attn_only": True, "norm": None, "n_layers": 3, "n_heads": 3, "d_head": 4},
 ]
+CONFIGS = {"grouped": GROUPED, "gated-rms": GATED_RMS, "both": GROUPED | GATED_RMS}
 MODELS = pytest.mark.parametrize(
-    "fields", FIELDS, ids=lambda f: "-".join(map(str, f.values())) or "default"
+    "fields",
+    [*FIELDS, *({"config": name} for name in CONFIGS)],
+    ids=lambda f: "-".join(map(str, f.values())) or "default",
 )
 
 
@@ -50,9 +56,11 @@ def pairs(task):
 @pytest.fixture
 def contrast_of(pairs, random_models):
     def made(fields, **analysis):
-        session = Session(
-            models={"after": random_models(0, **fields)}, example_sets={"noisy": pairs}
-        )
+        if "config" in fields:
+            model = configured(12, 14, **CONFIGS[fields["config"]])
+        else:
+            model = random_models(0, **fields)
+        session = Session(models={"after": model}, example_sets={"noisy": pairs})
         return Attribution(**analysis).contrast(session)
 
     return made
@@ -101,7 +109,7 @@ def at_head(x, head):
 @pytest.mark.parametrize(("n_layers", "n_heads"), [(1, 1), (2, 4), (3, 2)])
 @pytest.mark.parametrize("has_mlp", [True, False])
 def test_sources_and_targets_are_as_many_as_they_should_be(n_layers, n_heads, has_mlp):
-    graph = Graph(n_layers, n_heads, has_mlp)
+    graph = Graph(n_layers, n_heads, n_heads, has_mlp)
     assert len(graph.sources) == 1 + n_layers * (n_heads + has_mlp)
     assert len(graph.targets) == n_layers * (3 * n_heads + has_mlp) + 1
     assert len({node.name for node in graph.sources}) == len(graph.sources)
@@ -109,7 +117,7 @@ def test_sources_and_targets_are_as_many_as_they_should_be(n_layers, n_heads, ha
 
 
 def test_the_graph_of_one_layer_and_one_head_by_hand():
-    graph = Graph(1, 1, True)
+    graph = Graph(1, 1, 1, True)
     assert [node.name for node in graph.sources] == ["embed", "a0.h0", "m0"]
     assert [node.name for node in graph.targets] == [
         "a0.h0.q",
@@ -123,7 +131,7 @@ def test_the_graph_of_one_layer_and_one_head_by_hand():
 
 
 def test_an_edge_goes_to_every_later_target_and_to_no_other():
-    graph = Graph(3, 2, True)
+    graph = Graph(3, 2, 2, True)
     for s, source in enumerate(graph.sources):
         for t, target in enumerate(graph.targets):
             within = source.kind == "head" and target.kind == "mlp" and source.layer == target.layer
@@ -131,7 +139,7 @@ def test_an_edge_goes_to_every_later_target_and_to_no_other():
 
 
 def test_top_edges_are_those_of_the_largest_absolute_score():
-    graph = Graph(1, 1, True)
+    graph = Graph(1, 1, 1, True)
     scores = torch.tensor([[1.0, -5, 2, 0, 3], [9, 9, 9, -4, 0], [9, 9, 9, 9, 0.5]])
     assert graph.top(scores, 3).nonzero().tolist() == [[0, 1], [0, 4], [1, 3]]
     assert graph.top(scores, 0).sum() == 0
@@ -140,15 +148,15 @@ def test_top_edges_are_those_of_the_largest_absolute_score():
 
 @pytest.mark.parametrize("n", [0, 1, 17, 46])
 def test_drawn_edges_exist_are_as_many_as_asked_and_nest(n):
-    graph = Graph(2, 2, True)
+    graph = Graph(2, 2, 2, True)
     drawn = [graph.drawn(m, torch.Generator().manual_seed(3)) for m in (n, 46)]
     assert drawn[0].sum() == n
     assert not (drawn[0] & ~drawn[1]).any()
     assert not (drawn[1] & ~graph.exists).any()
 
 
-def test_relabelled_edges_are_those_of_other_heads_with_their_inputs():
-    graph = Graph(3, 4, True)
+def test_head_permuted_edges_are_those_of_other_heads_with_their_inputs():
+    graph = Graph(3, 4, 4, True)
     edges = torch.stack([graph.drawn(60, torch.Generator().manual_seed(i)) for i in range(20)])
     for i, circuit in enumerate(edges):
         other = graph.head_permuted(circuit, torch.Generator().manual_seed(i))
@@ -159,7 +167,7 @@ def test_relabelled_edges_are_those_of_other_heads_with_their_inputs():
         )
         assert not torch.equal(other, circuit)
     assert torch.equal(graph.head_permuted(graph.exists, torch.Generator()), graph.exists)
-    alone = Graph(2, 1, True)
+    alone = Graph(2, 1, 1, True)
     assert torch.equal(
         alone.head_permuted(alone.drawn(9, torch.Generator()), torch.Generator()),
         alone.drawn(9, torch.Generator()),
@@ -172,10 +180,10 @@ def kinds_of(graph, edges):
     return Counter((s.kind, s.layer, t.kind, t.layer) for s, t in ends)
 
 
-def test_relabelling_by_hand():
+def test_permuting_heads_by_hand():
     """With two heads, the one draw that exchanges them moves every edge of the first to the
     second."""
-    graph = Graph(1, 2, True)
+    graph = Graph(1, 2, 2, True)
     edges = torch.zeros_like(graph.exists)
     edges[0, 0] = edges[0, 4] = edges[1, 6] = (
         True  # embed -> a0.h0.q, embed -> a0.h0.v, a0.h0 -> m0
@@ -194,7 +202,7 @@ def test_relabelling_by_hand():
 
 
 def test_pruning_by_hand():
-    graph = Graph(1, 1, True)
+    graph = Graph(1, 1, 1, True)
     edges = torch.zeros_like(graph.exists)
     edges[0, 2] = edges[1, 3] = True  # embed -> v, head -> MLP, and nothing from the MLP on
     assert not graph.connected(edges).any()
@@ -224,8 +232,9 @@ def test_all_edges_are_the_model_and_no_edge_is_the_corrupted_run(fields, n_read
     contrast = contrast_of(fields)
     batch, exists = batch_of(contrast), contrast.graph.exists.float()
     wiring = Wiring(contrast.model, batch.wiring.corrupted, n_readout)
-    whole = forward(contrast.model, contrast.examples.tokens, n_readout)[0]
-    corrupted = forward(contrast.model, contrast.examples.counterfactual.tokens, n_readout)[0]
+    pairs, rows = contrast.examples.counterfactual, torch.arange(len(contrast.examples))
+    whole = FAST.run(contrast.model, contrast.examples.tokens, rows, n_readout)[0]
+    corrupted = FAST.run(contrast.model, pairs.tokens, rows, n_readout)[0]
     found = wiring.logits(batch.clean[:1], torch.stack([exists, 0 * exists]))
     close(found[0], whole)
     close(found[1], corrupted)
@@ -384,11 +393,60 @@ def test_scores_of_all_edges_into_a_node_sum_to_the_score_of_its_input(fields, c
         close(scores[:, t].sum(), expected)
 
 
+@pytest.mark.parametrize("config", CONFIGS)
+def test_eap_is_the_slope_of_patching_the_edge_by_central_differences(config, pairs):
+    """In float64, the input of the target moved to either side by a little of the change."""
+    model = configured(12, 14, dtype=torch.float64, **CONFIGS[config])
+    session = Session(models={"after": model}, example_sets={"noisy": pairs})
+    contrast = Attribution().contrast(session)
+    graph, batch, switched = contrast.graph, batch_of(contrast), switched_on(model)
+    loss, step = loss_of(contrast, batch), 1e-4
+    found = attributed(batch.wiring, batch.clean, loss)
+    change = [
+        theirs - own
+        for own, theirs in zip(
+            *(written(graph, switched, e.tokens) for e in (pairs, pairs.counterfactual)),
+            strict=True,
+        )
+    ]
+    edges = [("embed", "a0.h1.q"), ("embed", "a1.h1.k"), ("a0.h1", "a1.h0.v"), ("a0.h0", "m0")]
+    edges += [("m0", "a1.h1.q"), ("m0", "m1"), ("a1.h1", "logits")]
+    for source, target in edges:
+        s = [node.name for node in graph.sources].index(source)
+        t = [node.name for node in graph.targets].index(target)
+        name, head = target_hook(graph, model, t)
+
+        def moved(by, s=s, name=name, head=head):
+            def edge(x, hook):
+                x = x.clone()
+                at_head(x, head).add_(by * change[s])
+                return x
+
+            with torch.no_grad():
+                return loss(switched.run_with_hooks(pairs.tokens, fwd_hooks=[(name, edge)])[:, -5:])
+
+        slope = (moved(step) - moved(-step)) / (2 * step)
+        torch.testing.assert_close(found[s, t], slope, rtol=1e-5, atol=1e-9)
+        assert slope.abs() > 1e-4, (source, target)
+
+
+@torch.no_grad()
+def written(graph, model, tokens):
+    """What each source writes, by TransformerLens's cache; heads without their share of b_O, which
+    is the same in every run."""
+    _, cache = model.run_with_cache(tokens)
+    found = [cache["hook_embed"] + cache["hook_pos_embed"]]
+    for layer in range(graph.n_layers):
+        found += cache[f"blocks.{layer}.attn.hook_result"].unbind(2)
+        found += [cache[f"blocks.{layer}.hook_mlp_out"]] if graph.has_mlp else []
+    return found
+
+
 @MODELS
 def test_scores_of_all_edges_out_of_a_node_sum_to_its_attribution(fields, contrast_of):
     contrast = contrast_of(fields)
-    units = parts(contrast, neurons=False)
-    nodes = torch.cat([scores.mean(0) for scores in scores_of(contrast, units)])
+    scored = components(contrast, neurons=False)
+    nodes = torch.cat([scores.mean(0) for scores in scores_of(contrast, scored)])
     assert len(nodes) == len(contrast.graph.sources)
     close(contrast.scores("eap").sum(1), nodes)
     assert nodes.abs().max() > 0.001
@@ -518,10 +576,10 @@ def test_source_values_add_up_to_the_last_residual(model, pairs):
     close(values.sum(0), cache["blocks.1.hook_resid_post"])
 
 
-def test_the_table_has_a_row_for_each_edge_and_the_agreement(bench_of_pairs):
-    table = EdgeScores(methods=("eap", "eap_ig", "exact")).table(bench_of_pairs)
+def test_the_table_has_a_row_for_each_edge_and_the_agreement(paired_session):
+    table = EdgeScores(methods=("eap", "eap_ig", "exact")).table(paired_session)
     assert list(table) == list(EdgeScores.columns)
-    assert len(table) == Graph(2, 2, True).n_edges
+    assert len(table) == Graph(2, 2, 2, True).n_edges
     assert table["spearman_eap_ig"].unique().item() == pytest.approx(
         table["eap_ig"].corr(table["exact"], "spearman")
     )
@@ -534,65 +592,78 @@ def test_the_table_has_a_row_for_each_edge_and_the_agreement(bench_of_pairs):
         "spearman_eap_ig",
         "spearman_eap_ig_top",
     }
-    assert list(EdgeScores().table(bench_of_pairs)) == [
+    assert list(EdgeScores().table(paired_session)) == [
         c for c in EdgeScores.columns if c not in left_out
     ]
 
 
 def test_agreement_among_the_top_edges_is_of_those_with_the_largest_exact_score(
-    bench_of_pairs, monkeypatch
+    paired_session, monkeypatch
 ):
     monkeypatch.setattr("mechmem.analyses.circuits.edge_scores.N_TOP", 10)
-    table = EdgeScores(methods=("exact", "eap")).table(bench_of_pairs)
+    table = EdgeScores(methods=("exact", "eap")).table(paired_session)
     top = table.reindex(table["exact"].abs().sort_values(ascending=False).index[:10])
     assert table["spearman_eap_top"][0] == pytest.approx(top["eap"].corr(top["exact"], "spearman"))
 
 
-def test_scores_are_learnt_once_for_all_analyses(bench_of_pairs):
-    EdgeScores(methods=("eap_ig",)).table(bench_of_pairs)
-    before = bench_of_pairs.n_forwarded
-    EdgeScores(methods=("eap_ig",), name="again").table(bench_of_pairs)
-    assert bench_of_pairs.n_forwarded == before
-    EdgeScores(methods=("eap_ig",), steps=4).table(bench_of_pairs)
-    assert bench_of_pairs.n_forwarded > before
+def test_scores_are_learnt_once_for_all_analyses(paired_session):
+    EdgeScores(methods=("eap_ig",)).table(paired_session)
+    before = paired_session.n_forwarded
+    EdgeScores(methods=("eap_ig",), name="again").table(paired_session)
+    assert paired_session.n_forwarded == before
+    EdgeScores(methods=("eap_ig",), steps=4).table(paired_session)
+    assert paired_session.n_forwarded > before
 
 
 @pytest.fixture
-def bench_of_pairs(model, pairs, others):
+def paired_session(model, pairs, others):
     return Session(
         models={"after": model, "before": model}, example_sets={"noisy": pairs, "clean": others}
     )
 
 
-def test_what_has_no_slope_is_refused(bench_of_pairs):
+def test_what_has_no_slope_is_refused(paired_session):
     with pytest.raises(InputError, match="accuracy_true has no gradient"):
-        EdgeScores(metric=Accuracy()).table(bench_of_pairs)
+        EdgeScores(metric=Accuracy()).table(paired_session)
     clean = EdgeScores(
         metric=LogitDifference(), examples="clean", corrupted=Source(mean_over="noisy")
     )
-    with pytest.raises(InputError, match="logit_difference has no slope"):
-        clean.table(bench_of_pairs)
+    with pytest.raises(InputError, match="logit_difference is 0; take logit_true"):
+        clean.table(paired_session)
+    with pytest.raises(InputError, match=r"no slope on these examples.*choose another"):
+        EdgeScores(corrupted=Source(examples="noisy")).table(paired_session)
 
 
 def test_sets_without_pairs_and_corrupted_runs_of_other_models_are_refused(
-    bench_of_pairs, other_model
+    paired_session, other_model
 ):
     with pytest.raises(InputError, match="pair"):
-        EdgeScores(examples="clean").table(bench_of_pairs)
-    session = Session(bench_of_pairs.models | {"before": other_model}, bench_of_pairs.example_sets)
+        EdgeScores(examples="clean").table(paired_session)
+    session = Session(paired_session.models | {"before": other_model}, paired_session.example_sets)
     with pytest.raises(InputError, match="not a checkpoint"):
         EdgeScores(corrupted=Source(checkpoint="before")).table(session)
 
 
-def test_exact_scores_need_no_gradient(bench_of_pairs):
-    table = EdgeScores(methods=("exact",), metric=Accuracy(label="given")).table(bench_of_pairs)
+def test_exact_scores_need_no_gradient(paired_session):
+    table = EdgeScores(methods=("exact",), metric=Accuracy(label="given")).table(paired_session)
     assert table["exact"].abs().max() <= 1
 
 
-def test_a_distance_from_the_clean_run_has_a_slope_on_the_way_to_it_only(bench_of_pairs):
+def test_a_distance_from_the_clean_run_has_a_slope_on_the_way_to_it_only(paired_session):
     with pytest.raises(InputError, match="kl is least at the clean run"):
-        EdgeScores(methods=("eap",), metric=KL()).table(bench_of_pairs)
+        EdgeScores(methods=("eap",), metric=KL()).table(paired_session)
     assert (
-        EdgeScores(methods=("eap_ig",), metric=KL()).table(bench_of_pairs)["eap_ig"].abs().max()
+        EdgeScores(methods=("eap_ig",), metric=KL()).table(paired_session)["eap_ig"].abs().max()
         > 0.001
     )
+
+
+@pytest.mark.parametrize(
+    "analysis", [EdgeScores(), Circuit(), CircuitOverlap()], ids=lambda analysis: analysis.kind
+)
+def test_a_rotary_model_is_refused_in_one_line(analysis, pairs):
+    session = Session({"after": configured(12, 14, **ROTARY)}, {"noisy": pairs})
+    with pytest.raises(InputError, match="circuits are implemented for the models of") as refused:
+        analysis.table(session)
+    assert "its config has positional_embedding_type 'rotary'" in str(refused.value)
+    assert "\n" not in str(refused.value)

@@ -167,19 +167,16 @@ def test_the_whole_twin_has_an_answer_of_its_own_too(session):
 
 
 @torch.no_grad()
-def test_controls_move_each_part_as_far_and_no_two_alike(session, model, examples):
+def test_controls_move_each_part_as_far_and_no_two_alike(session, model, other_model, examples):
     analysis = twin(component="embed", method="activations", control=RandomDirection(n=3))
     draws = analysis.controls(session, analysis.interventions(session))["control"]
     assert [len(draw) for draw in draws] == [2, 2, 2]
     moved = {}
     for hook in ("hook_embed", "hook_pos_embed"):
+        own, theirs = (session.activation(m, examples, hook) for m in (model, other_model))
         with applied(model, draws[0], examples, session):
-            moved[hook] = model.run_with_cache(examples.tokens)[1][hook] - session.activation(
-                model, examples, hook
-            )
-        change = session.activation(session.model("twin"), examples, hook) - session.activation(
-            model, examples, hook
-        )
+            moved[hook] = model.run_with_cache(examples.tokens)[1][hook] - own
+        change = theirs - own
         close(moved[hook].norm(dim=-1), change.norm(dim=-1))
     cosine = torch.cosine_similarity(moved["hook_embed"], moved["hook_pos_embed"], dim=-1)
     assert cosine.abs().max() < 0.95

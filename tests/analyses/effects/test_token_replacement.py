@@ -14,6 +14,7 @@ import torch
 from look_up import copying
 
 from mechmem.analyses.effects.token_replacement import TokenReplacement, _hits
+from mechmem.experiment.dry_run import DryRun
 from mechmem.session import Session
 from mechmem.spec.errors import InputError
 from mechmem.spec.sweep import each
@@ -30,7 +31,7 @@ def greedy(model, prompt):
     return prompt[:, N_PROMPT:]
 
 
-def bench_of(model, examples, others) -> Session:
+def session_of(model, examples, others) -> Session:
     """The examples are labelled as the model answers them, and the rule is to answer as the model
     does."""
     given = greedy(model, examples.prompt)
@@ -56,7 +57,7 @@ def pool(task):
     "sources", [[6, 6, 6, 6, 6], [6, 3, 6, 3, 3], [0, 1, 2, 3, 5]], ids=["one", "two", "five"]
 )
 def test_a_look_up_is_recognised_by_the_tokens_it_is_keyed_on(sources, examples, pool):
-    session = bench_of(copying(sources), examples, pool)
+    session = session_of(copying(sources), examples, pool)
     table = TokenReplacement(n_draws=1).table(session)
     names = [list(examples.positions)[i] for i in sources]
     assert survival(table, "alone", "position") == {
@@ -67,7 +68,7 @@ def test_a_look_up_is_recognised_by_the_tokens_it_is_keyed_on(sources, examples,
 
 
 def test_several_replaced_leave_what_is_not_keyed_on_them(examples, pool):
-    session = bench_of(copying([6, 3, 6, 3, 3]), examples, pool)
+    session = session_of(copying([6, 3, 6, 3, 3]), examples, pool)
     orders = [TokenReplacement()._draw(session, examples, DIGITS, seed).order for seed in (7, 8, 9)]
     left = [np.mean([not {"b2", "a0"} & set(order[:m]) for order in orders]) for m in range(9)]
     table = TokenReplacement(n_draws=3, seed=7).table(session)
@@ -77,7 +78,7 @@ def test_several_replaced_leave_what_is_not_keyed_on_them(examples, pool):
 
 def test_a_pure_look_up_is_the_mean_over_all_sets_of_tokens(examples, pool):
     table = TokenReplacement(n_draws=1, look_up=(3,)).table(
-        bench_of(copying([6] * 5), examples, pool)
+        session_of(copying([6] * 5), examples, pool)
     )
     subsets = {m: [*combinations(range(8), m)] for m in range(9)}
     expected = {
@@ -88,7 +89,7 @@ def test_a_pure_look_up_is_the_mean_over_all_sets_of_tokens(examples, pool):
 
 def test_pure_look_ups_by_hand(examples, pool):
     table = TokenReplacement(n_draws=1, look_up=(1, 2, 8)).table(
-        bench_of(copying([6] * 5), examples, pool)
+        session_of(copying([6] * 5), examples, pool)
     )
     assert survival(table, "look_up_1", "n_replaced")[3] == pytest.approx(5 / 8)
     assert survival(table, "look_up_2", "n_replaced")[2] == pytest.approx(15 / 28)
@@ -99,7 +100,7 @@ def test_pure_look_ups_by_hand(examples, pool):
 def test_a_replaced_token_gives_what_plain_decoding_of_the_changed_input_gives(
     model, examples, pool
 ):
-    table = TokenReplacement(n_draws=1).table(bench_of(model, examples, pool))
+    table = TokenReplacement(n_draws=1).table(session_of(model, examples, pool))
     for condition, by in (("alone", "position"), ("together", "n_replaced")):
         assert set(survival(table, condition, by, "accuracy_rule").values()) == {1.0}
     by_place = table[(table["measure"] == "accuracy_rule") & (table["place"] != "all")]
@@ -109,7 +110,7 @@ def test_a_replaced_token_gives_what_plain_decoding_of_the_changed_input_gives(
 
 
 def test_all_tokens_replaced_is_the_donors_answer_and_none_is_the_models_own(model, examples, pool):
-    session = bench_of(model, examples, pool)
+    session = session_of(model, examples, pool)
     analysis = TokenReplacement()
     draw = analysis._draw(session, session.examples("noisy"), DIGITS, 0)
     answer = greedy(model, draw.donors.prompt)
@@ -123,7 +124,7 @@ def test_all_tokens_replaced_is_the_donors_answer_and_none_is_the_models_own(mod
 
 
 def test_the_residual_is_what_plain_hooks_put_there(model, examples, pool):
-    session = bench_of(model, examples, pool)
+    session = session_of(model, examples, pool)
     draw = TokenReplacement(layer=1)._draw(session, session.examples("noisy"), DIGITS, 3)
     at = [examples.positions[name] for name in ("a1", "b3")]
     theirs = model.run_with_cache(draw.donors.prompt)[1]["blocks.1.hook_resid_pre"][:, at]
@@ -143,7 +144,7 @@ def test_the_residual_is_what_plain_hooks_put_there(model, examples, pool):
 
 
 def test_a_donor_has_another_token_at_every_position(model, examples, pool):
-    session = bench_of(model, examples, pool)
+    session = session_of(model, examples, pool)
     draws = [TokenReplacement()._draw(session, examples, DIGITS, seed) for seed in range(20)]
     at = [examples.positions[name] for name in DIGITS]
     for draw in draws:
@@ -163,8 +164,8 @@ def test_what_is_answered_by_hand():
     assert found["off_label_rate"].tolist() == [[0, 0, 0], [1, 0, 0], [1, 1, 1]]
 
 
-def test_tokens_needed_is_of_the_answers_that_are_given_unpatched(examples, pool):
-    session = bench_of(copying([6] * 5), examples, pool)
+def test_tokens_needed_is_of_the_answers_that_are_given_at_the_baseline(examples, pool):
+    session = session_of(copying([6] * 5), examples, pool)
     half = session.examples("noisy").given.clone()
     half[::2] = 10  # never answered
     session.example_sets = {
@@ -178,17 +179,17 @@ def test_tokens_needed_is_of_the_answers_that_are_given_unpatched(examples, pool
 
 def test_given_positions_may_hold_what_every_prompt_holds(model, examples, pool):
     table = TokenReplacement(n_draws=1, positions=("a0", "+", "="), layer=1).table(
-        bench_of(model, examples, pool)
+        session_of(model, examples, pool)
     )
     assert list(survival(table, "alone", "position")) == ["a0", "+", "="]
     at_start = TokenReplacement(n_draws=1, positions=("a0", "+", "=")).table(
-        bench_of(model, examples, pool)
+        session_of(model, examples, pool)
     )
     assert survival(at_start, "alone", "position")["="] == 1
 
 
-def test_a_sweep_can_be_saved_and_rehearsed(model, examples, pool):
-    session = bench_of(model, examples, pool)
+def test_a_sweep_can_be_saved_and_tried_in_a_dry_run(model, examples, pool):
+    session = session_of(model, examples, pool)
     swept = TokenReplacement(layer=each(0, 1), n_draws=1)
     table = swept.run(session, {})
     saved = pd.read_parquet(io.BytesIO(table.to_parquet(index=False)))
@@ -199,14 +200,15 @@ def test_a_sweep_can_be_saved_and_rehearsed(model, examples, pool):
     few = {
         name: session.examples(name).select(torch.arange(4)).as_set() for name in ("noisy", "clean")
     }
-    rehearsed = swept.run(Session(session.models, few, rule=session.rule, is_rehearsal=True), {})
-    assert rehearsed[keys].equals(table[keys])
+    sizes = {name: len(session.examples(name)) for name in few}
+    dry = DryRun(sizes, models=session.models, example_sets=few, rule=session.rule)
+    assert swept.run(dry, {})[keys].equals(table[keys])
 
 
 def test_the_same_spec_gives_the_same_bytes(model, examples, pool):
     first, again, other = (
         TokenReplacement(n_draws=1, seed=seed)
-        .table(bench_of(model, examples, pool))
+        .table(session_of(model, examples, pool))
         .to_parquet(index=False)
         for seed in (0, 0, 1)
     )
@@ -214,7 +216,7 @@ def test_the_same_spec_gives_the_same_bytes(model, examples, pool):
 
 
 def test_what_cannot_be_is_refused(model, examples, pool):
-    session = bench_of(model, examples, pool)
+    session = session_of(model, examples, pool)
     with pytest.raises(InputError, match=r"there are 2 tokens \(a0, b0\), not 3 to look up"):
         TokenReplacement(positions=("a0", "b0"), look_up=(3,)).table(session)
     with pytest.raises(InputError, match="'s4' is not in the prompt"):
@@ -236,7 +238,7 @@ def test_what_cannot_be_is_refused(model, examples, pool):
 
 
 def test_before_a_later_layer_there_is_no_look_up_to_compare_with(examples, others, pool, model):
-    session = bench_of(model, examples, pool)
+    session = session_of(model, examples, pool)
     later = TokenReplacement(layer=1, n_draws=1).table(session)
     assert not later["condition"].str.startswith("look_up").any()
     assert "tokens_needed" not in set(later["measure"])

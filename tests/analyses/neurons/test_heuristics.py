@@ -21,6 +21,7 @@ from mechmem.analyses.neurons.neuron_shift import NeuronShift
 from mechmem.analyses.neurons.rules import TYPES
 from mechmem.data.minimal_pair import MinimalPair
 from mechmem.data.tasks.two_hop_reasoning import TwoHopReasoning
+from mechmem.experiment.dry_run import DryRun
 from mechmem.session import Session
 from mechmem.spec.errors import InputError
 
@@ -201,8 +202,8 @@ def test_the_table_is_tidy(session):
     assert len(table) == 2 * 24 * 4
     pd.testing.assert_frame_equal(pd.read_parquet(io.BytesIO(table.to_parquet())), table)
     assert set(table["type"]) <= set(TYPES)
-    session.cache = {}
-    pd.testing.assert_frame_equal(Heuristics(pairs=PAIRS).table(session), table)
+    again = Session(session.models, session.example_sets)
+    pd.testing.assert_frame_equal(Heuristics(pairs=PAIRS).table(again), table)
 
 
 def test_what_cannot_be_is_refused(session, sets):
@@ -334,10 +335,11 @@ def test_a_memorised_instance_is_in_its_own_cell(session, sets):
     ],
     ids=lambda analysis: analysis.kind,
 )
-def test_a_rehearsal_on_four_examples_has_the_same_columns_and_rows(analysis, session, sets):
+def test_a_dry_run_on_four_examples_has_the_same_columns_and_rows(analysis, session, sets):
     real = analysis.table(session)
     few = {name: examples.select(torch.arange(4)).as_set() for name, examples in sets.items()}
-    table = analysis.table(Session(session.models, few, is_rehearsal=True))
+    sizes = {name: len(examples) for name, examples in sets.items()}
+    table = analysis.table(DryRun(sizes, models=session.models, example_sets=few))
     assert table.dtypes.equals(real.dtypes)
     assert len(table) == len(real)
     labels = [

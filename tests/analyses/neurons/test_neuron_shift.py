@@ -1,7 +1,5 @@
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-
 import numpy as np
 import pytest
 import torch
@@ -17,16 +15,18 @@ from mechmem.spec.errors import InputError
 READOUT = slice(9, 14)
 
 
-@dataclass
 class HandMade(Session):
-    """A session whose activations are given: by (model, example set, layer)."""
+    """A session whose neurons are given: by (model, example set, layer)."""
 
-    given: dict[tuple[str, str, int], torch.Tensor] = field(default_factory=dict)
+    def __init__(self, given: dict[tuple[str, str, int], torch.Tensor], *named) -> None:
+        super().__init__(*named)
+        self.given = given
 
-    def activation(self, model, examples, hook):
+    def activation(self, model, examples, at):
         model_name = next(name for name, found in self.models.items() if found is model)
         set_name = next(name for name, found in self.example_sets.items() if found is examples)
-        return self.given[model_name, set_name, int(hook.split(".")[1])]
+        assert at.hook == f"blocks.{at.layer}.mlp.hook_post"
+        return at.take(self.given[model_name, set_name, at.layer], torch.arange(len(examples)))
 
 
 @pytest.fixture
@@ -39,9 +39,8 @@ def still(model, other_model, examples, others) -> HandMade:
     for layer in (0, 1):
         given |= {(m, "noisy", layer): zeros.clone() for m in ("before", "after")}
         given |= {(m, "clean", layer): alternating.clone() for m in ("before", "after")}
-    return HandMade(
-        {"after": model, "before": other_model}, {"noisy": examples, "clean": others}, given=given
-    )
+    models = {"after": model, "before": other_model}
+    return HandMade(given, models, {"noisy": examples, "clean": others})
 
 
 @pytest.fixture
@@ -184,8 +183,8 @@ def top_k(k: int, layer: int | tuple[int, ...] = 1, **fields) -> NeuronTopK:
     return NeuronTopK(layer=layer, k=k, **({"n_random": 2, "greedy": False} | fields))
 
 
-def neurons(parts) -> set[tuple[int, int]]:
-    return {(part.layer, index) for part in parts for index in part.neurons}
+def neurons(patches) -> set[tuple[int, int]]:
+    return {(patch.layer, index) for patch in patches for index in patch.neurons}
 
 
 @pytest.fixture
@@ -198,9 +197,9 @@ def ranked(still) -> HandMade:
 
 
 def test_the_most_shifted_neurons_are_patched_whatever_the_direction(ranked):
-    assert neurons(top_k(3).parts(ranked)) == {(1, 23), (1, 22), (1, 21)}
-    assert neurons(top_k(2, layer=0).parts(ranked)) == {(0, 23), (0, 22)}
-    assert neurons(top_k(26, layer=(0, 1)).parts(ranked)) == {(1, i) for i in range(24)} | {
+    assert neurons(top_k(3).interventions(ranked)) == {(1, 23), (1, 22), (1, 21)}
+    assert neurons(top_k(2, layer=0).interventions(ranked)) == {(0, 23), (0, 22)}
+    assert neurons(top_k(26, layer=(0, 1)).interventions(ranked)) == {(1, i) for i in range(24)} | {
         (0, 23),
         (0, 22),
     }
@@ -208,7 +207,7 @@ def test_the_most_shifted_neurons_are_patched_whatever_the_direction(ranked):
 
 def test_they_are_patched_back_to_before(ranked):
     source = Source(checkpoint="before")
-    assert top_k(2).parts(ranked) == [
+    assert top_k(2).interventions(ranked) == [
         Patch(site="neurons", layer=1, neurons=(22, 23), source=source)
     ]
 
@@ -216,11 +215,11 @@ def test_they_are_patched_back_to_before(ranked):
 def test_random_neurons_are_as_many_of_the_same_layers(ranked):
     for layer in (0, 1, (0, 1)):
         analysis = top_k(9, layer=layer, n_random=30)
-        draws = [neurons(draw) for draw in analysis.control_draws(ranked, [])]
+        draws = [neurons(draw) for draw in analysis.controls(ranked, [])["control"]]
         assert [len(draw) for draw in draws] == [9] * 30
         assert {at for draw in draws for at, _ in draw} == set(analysis.layers)
         assert {index for draw in draws for _, index in draw} == set(range(24))
-        assert draws == [neurons(draw) for draw in analysis.control_draws(ranked, [])]
+        assert draws == [neurons(draw) for draw in analysis.controls(ranked, [])["control"]]
 
 
 def test_more_neurons_than_there_are_is_refused(ranked):
@@ -229,11 +228,11 @@ def test_more_neurons_than_there_are_is_refused(ranked):
 
 
 def test_a_control_of_another_kind_is_refused():
-    with pytest.raises(ValidationError, match="draws its own control"):
+    with pytest.raises(ValidationError, match="neuron_top_k has no key 'control'"):
         top_k(1, control="random_direction")
 
 
-def test_no_neuron_patched_is_the_unpatched_model(session):
+def test_no_neuron_patched_is_the_baseline(session):
     table = top_k(0).table(session).set_index(["condition", "prefix", "place", "measure"])["value"]
     assert table["intervened"].equals(table["baseline"])
     assert table["control"].equals(table["baseline"])

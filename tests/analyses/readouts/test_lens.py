@@ -12,11 +12,12 @@ import pytest
 import torch
 
 import mechmem as mm
-from mechmem.analyses.readouts.lens import residuals, unembedded
+from mechmem.analyses.readouts.lens import residuals
 from mechmem.analyses.readouts.logit_lens import LogitLens
 from mechmem.analyses.readouts.tuned_lens import TunedLens
 from mechmem.data.example_set import ExampleSet
 from mechmem.data.tasks.two_hop_reasoning import TwoHopReasoning
+from mechmem.experiment.dry_run import DryRun
 from mechmem.session import Session
 from mechmem.spec.errors import InputError
 
@@ -243,7 +244,7 @@ def test_training_lowers_the_held_out_kl_of_a_shipped_model_and_leaves_the_last_
     assert kl["lens", 3] == pytest.approx(0, abs=1e-6)
 
 
-def test_translators_are_kept_on_the_bench_and_leave_the_model_alone(shipped):
+def test_translators_are_kept_on_the_session_and_leave_the_model_alone(shipped):
     model = shipped.model("after")
     before = {name: p.clone() for name, p in model.named_parameters()}
     lens = TunedLens(n_steps=5, examples="noisy")
@@ -269,12 +270,13 @@ def test_a_translated_residual_is_unembedded(shipped):
         torch.testing.assert_close(
             lens.lenses(shipped, model)["lens"](1, resid), expected, atol=1e-4, rtol=1e-4
         )
-        assert not torch.allclose(expected, unembedded(model, resid), atol=1e-2)
+        assert not torch.allclose(expected, shipped.unembedded(model, resid), atol=1e-2)
 
 
-def test_a_rehearsal_has_the_same_labels_and_is_cheap(session):
+def test_a_dry_run_has_the_same_labels_and_is_cheap(session):
     real = TunedLens(n_steps=3).table(session)
-    session.is_rehearsal, session.cache = True, {}
-    few = TunedLens(n_steps=10**6).table(session)
+    sizes = {name: len(examples) for name, examples in session.example_sets.items()}
+    dry = DryRun(sizes, models=session.models, example_sets=session.example_sets)
+    few = TunedLens(n_steps=10**6).table(dry)
     labels = ["prefix", "layer", "position", "place", "token", "condition", "measure", "unit"]
     pd.testing.assert_frame_equal(real[labels], few[labels])

@@ -15,6 +15,7 @@ from mechmem.data.examples import Examples
 from mechmem.data.label_noise import UniformWrong
 from mechmem.data.tasks.four_digit_addition import FourDigitAddition
 from mechmem.data.tasks.two_hop_reasoning import TwoHopReasoning
+from mechmem.experiment.dry_run import DryRun
 from mechmem.models.architecture import Architecture
 from mechmem.session import Session
 from mechmem.spec.errors import InputError
@@ -58,13 +59,13 @@ def accuracies(table: pd.DataFrame, **where) -> pd.Series:
 
 
 def test_by_hand_an_embedding_tells_its_token_and_a_value_never_seen_is_wrong(
-    session, clean, noisy
+    session, model, clean, noisy
 ):
     even = clean.select(clean.variables["a_0"] % 2 == 0).as_set()
     session.example_sets["clean"] = even
     table = probe(**EMBED, variable="a_0", position="a0", seed=3).table(session)
     values = accuracies(table, prefix="given")
-    fit, dev, test = thirds(len(even), 3, alike(even, even.positions["a0"]))
+    fit, dev, test = thirds(len(even), 3, alike(model, even, "a0"))
     commonest = even.variables["a_0"][fit].mode().values
     known = {tuple(digits) for digits in even.prompt[torch.cat([fit, dev]), :4].tolist()}
     is_new = torch.tensor([tuple(digits) not in known for digits in noisy.prompt[:, :4].tolist()])
@@ -295,16 +296,16 @@ def test_the_same_spec_gives_the_same_bytes_and_another_seed_another_split(
 
 
 @pytest.mark.parametrize("position", ["=", "s3"])
-def test_a_rehearsal_on_four_examples_says_the_same_labels(position, session, model, clean, noisy):
+def test_a_dry_run_on_four_examples_has_the_same_labels(position, session, model, clean, noisy):
     few = {
         name: s.select(torch.arange(4)).as_set() for name, s in (("clean", clean), ("noisy", noisy))
     }
     few["more"] = few["clean"]  # at four examples, sets that differ may be the same
-    rehearsal = Session({"after": model}, few, is_rehearsal=True)
+    dry = DryRun(dict.fromkeys(few, 1000), models={"after": model}, example_sets=few)
     session.example_sets["more"] = clean.select(torch.arange(600)).as_set()
     part = probe(variable="digit_sum_3", position=position, test_on=("noisy", "more"))
     labels = ["examples", "condition", "prefix", "measure", "unit"]
-    pd.testing.assert_frame_equal(part.table(rehearsal)[labels], part.table(session)[labels])
+    pd.testing.assert_frame_equal(part.table(dry)[labels], part.table(session)[labels])
 
 
 @pytest.mark.parametrize(

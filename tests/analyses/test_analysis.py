@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Mapping
+from typing import ClassVar
 
 import pandas as pd
 import pytest
@@ -10,6 +12,9 @@ from mechmem.analyses.dynamics import Dynamics
 from mechmem.analyses.effects.patch_grid import PatchGrid
 from mechmem.interventions.patch import Source
 from mechmem.session import Session
+from mechmem.spec.errors import InputError
+from mechmem.spec.references import CheckpointName, ExampleSetName
+from mechmem.spec.registry import Component
 from mechmem.spec.sweep import each
 
 GRID = PatchGrid(site="attn_out", layer=each(), source=Source(checkpoint="before"), greedy=False)
@@ -39,7 +44,7 @@ def test_a_swept_column_that_the_table_has_is_not_doubled(session):
     assert list(dict.fromkeys(table["examples"])) == ["noisy", "clean"]
 
 
-def test_the_bench_is_told_what_is_worked_on(session):
+def test_the_session_is_told_what_is_worked_on(session):
     said = []
     session.say = said.append
     GRID.run(session, {"layer": range(2)})
@@ -65,3 +70,41 @@ def test_the_name_of_the_table_is_the_kind_unless_given():
 def test_every_analysis_says_what_its_columns_mean(kind):
     assert kind.columns
     assert all(meaning and not meaning.endswith(".") for meaning in kind.columns.values())
+
+
+@pytest.fixture
+def own_analyses(monkeypatch):
+    """Analyses that a test defines are forgotten after it."""
+    known = Analysis.kinds()
+    monkeypatch.setitem(Component.registries, "analysis", dict(known))
+
+
+@pytest.mark.usefixtures("own_analyses")
+def test_what_an_analysis_did_not_declare_is_refused_while_it_runs(session):
+    """A result would not be made anew if such a set or checkpoint changed."""
+
+    class Sizes(Analysis):
+        columns: ClassVar[Mapping[str, str]] = {"n": "number of examples"}
+        model: CheckpointName = CheckpointName("after")
+        examples: ExampleSetName = ExampleSetName("noisy")
+        other_model: str = "after"
+        others: str = "noisy"
+
+        def table(self, session):
+            session.model(self.model)
+            session.model(self.other_model)
+            sets = [session.examples(name) for name in (self.examples, self.others)]
+            return pd.DataFrame({"n": [len(examples) for examples in sets]})
+
+    def run(analysis):
+        with session.declaring(analysis.references()):
+            return analysis.run(session, {})
+
+    assert run(Sizes())["n"].tolist() == [12, 12]
+    with pytest.raises(InputError, match="example set 'clean' is used without being declared"):
+        run(Sizes(others="clean"))
+    with pytest.raises(InputError, match="checkpoint 'before' is used without being declared"):
+        run(Sizes(other_model="before"))
+    with pytest.raises(InputError, match="did you mean 'clean'"):
+        run(Sizes(others="claen"))
+    assert len(session.examples("clean")) == 12  # after the run, every name is known again

@@ -7,7 +7,7 @@ CURVES = [
     {"step": 0, "clean": 0.0, "memorised": 0.0, "corrected": 0.0, "held_out": 0.1},
     {"step": 50, "clean": 0.9, "memorised": 0.2, "corrected": 0.7, "held_out": 0.8},
 ]
-BENCH = Session(
+SESSION = Session(
     curves=CURVES,
     phases={"initial": 0, "generalised": 50, "memorised": None, "final": 50},
     chance=0.25,
@@ -15,7 +15,7 @@ BENCH = Session(
 
 
 def test_every_curve_is_told_at_every_step_with_chance():
-    table = Dynamics().table(BENCH)
+    table = Dynamics().table(SESSION)
     assert set(table.columns) == set(Dynamics.columns)
     plain = table[table["label"] == ""]
     found = {(row.step, row.curve): row.value for row in plain.itertuples()}
@@ -30,7 +30,7 @@ def test_every_curve_is_told_at_every_step_with_chance():
 
 
 def test_each_phase_has_its_mark_and_the_curves_there():
-    table = Dynamics().table(BENCH)
+    table = Dynamics().table(SESSION)
     marks = table[table["curve"] == "phase"]
     assert dict(zip(marks["label"], marks["value"], strict=True)) == {
         "initial": 0,
@@ -51,10 +51,10 @@ def test_each_phase_has_its_mark_and_the_curves_there():
 
 
 def test_a_phase_that_never_came_has_no_row():
-    assert "memorised" not in set(Dynamics().table(BENCH)["label"])
+    assert "memorised" not in set(Dynamics().table(SESSION)["label"])
 
 
 def test_every_value_has_its_unit():
-    table = Dynamics().table(BENCH)
+    table = Dynamics().table(SESSION)
     assert set(table.loc[table["curve"] == "phase", "unit"]) == {"optimiser steps"}
     assert set(table.loc[table["curve"] != "phase", "unit"]) == {"fraction"}

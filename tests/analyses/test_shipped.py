@@ -1,97 +1,108 @@
 """Every analysis on every shipped training: no warning, no column that is not documented, no number
-missing unsaid.
+missing without a word.
 
-A new kind of analysis needs a line in `SMALL`.
+Fields are given by their names, whatever kind they are of, so that a new kind is tried as soon as
+it is registered.
 """
 
 from __future__ import annotations
 
 import functools
+from collections.abc import Iterator, Mapping
 from itertools import product
-from typing import Any
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 import numpy as np
 import pytest
 import torch
 
 from mechmem.analyses.analysis import Analysis
+from mechmem.analyses.neurons.grid import GridAnalysis
 from mechmem.api import load
 from mechmem.data.example_set import ExampleSet
 from mechmem.data.minimal_pair import MinimalPair
 from mechmem.session import Session
+from mechmem.spec.sweep import each
 from mechmem.training.store import SHIPPED
 
 VARIABLE = {"four_digit_addition": "carry_2", "two_hop_reasoning": "bridge"}
-"""As the value of a field: the task's own variable."""
 PAIR = {
     "four_digit_addition": MinimalPair(flip="carry_2"),
     "two_hop_reasoning": MinimalPair(flip="bridge", hold=("r2",)),
 }
-BEFORE = {"checkpoint": "before"}
-EVERY_DIGIT = ("out_0", "out_1", "out_2", "out_3")
-"""Sets of pairs, each of which changes one digit of a sum."""
-ERASED = {
-    "kind": "erase",
-    "site": "resid_pre",
-    "layer": 1,
-    "position": "=",
-    "variable": VARIABLE,
+SMALL: Mapping[str, Any] = {
+    "control": {"kind": "random_direction", "n": 2},
+    "donors": "many",
+    "exact": 3,
     "fit_on": "many",
+    "fractions": (0.05, 0.2, 1),
+    "head": each(),
+    "methods": ("eap", "eap_ig", "exact"),
+    "n_draws": 2,
+    "n_random": 2,
+    "n_steps": 20,
+    "other_examples": "clean",
 }
-ERASED |= {"n_codes": 1}
-SMALL: dict[str, dict[str, Any]] = {
-    "ablation": {
-        "component": {"each": ["head", "layer"]},
-        "ranked_on": "many",
-        "n_random": 2,
-        "k": [1],
-    },
-    "activation_map": {"pairs": EVERY_DIGIT, "k": 2},
-    "attribution": {"exact": 3},
-    "circuit": {
-        "method": {"each": ["eap", "eap_ig", "exact"]},
-        "fractions": [0.05, 0.2, 1],
-        "n_random": 2,
-    },
-    "circuit_overlap": {"other_examples": "clean", "fractions": [0.05, 0.2, 1], "n_random": 2},
-    "concentration": {},
-    "token_replacement": {"layer": {"each": [0, 1]}, "donors": "many", "n_draws": 2},
-    "dynamics": {},
-    "edge_scores": {"methods": ["eap", "eap_ig", "exact"]},
-    "erasure": {"erase": ERASED, "n_draws": 2},
-    "heuristic_types": {"layer": {"each": [0, [0, 1]]}, "k": 16},
-    "heuristics": {"examples": "many", "pairs": EVERY_DIGIT},
-    "intervene": {"intervention": {"kind": "ablate", "site": "mlp_out", "layer": {"each": "all"}}},
-    "logit_lens": {},
-    "map_similarity": {"examples": "many"},
-    "neuron_shift": {},
-    "neuron_top_k": {"layer": {"each": [0, [0, 1]]}, "k": {"each": [0, 4]}, "n_random": 2},
-    "patch_grid": {
-        "site": "z",
-        "layer": 1,
-        "head": {"each": "all"},
-        "source": BEFORE,
-        "control": "random_direction",
-    },
-    "probe": {"variable": VARIABLE, "layer": {"each": [0, 2]}, "position": "=", "fit_on": "many"},
-    "tuned_lens": {"fit_on": "many", "n_steps": 20},
-    "cross_model_swap": {
-        "component": {"each": ["attn", "mlp"]},
-        "method": {"each": ["weights", "activations"]},
-    },
+"""Values of fields that would cost much or leave something out by default, by the field's name."""
+REQUIRED: Mapping[str, Any] = {
+    "intervention": {"kind": "ablate", "site": "mlp_out", "layer": {"each": "all"}},
+    "k": each(0, 4),
+    "layer": each(0, (0, 1)),
+    "position": "=",
+    "site": "z",
+    "source": {"checkpoint": "before"},
 }
-"""The fields of a small analysis of each kind, beside their defaults; `noisy`, `clean`
-and `many` (clean ones too), `before`, `after` and `twin`
-are there by name, and swept fields may be `{each: ...}`."""
-ADDITION_ONLY = frozenset({"activation_map", "heuristic_types", "heuristics", "map_similarity"})
-"""Kinds that ask about addition."""
+"""Values of fields without a default."""
+TOO_SLOW = {"neuron"}
+"""Words that are left out: one forward for each of 1,536 neurons."""
 TWINS = {"fda_small": "fda_small_clean", "fda_small_clean": "fda_small"}
 TRAININGS = sorted(path.name for path in SHIPPED.iterdir())
 N, MANY = 8, 200
 
 
+def fields_of(kind: type[Analysis], task: str) -> dict[str, Any]:
+    """The fields of a small analysis; for the rest, the defaults will do. Of several words, the
+    first."""
+    of_task = {"variable": VARIABLE[task], "erase": erased(task)}
+    chosen: dict[str, Any] = {}
+    for name, field in kind.model_fields.items():
+        if name in SMALL:
+            chosen[name] = SMALL[name]
+        elif field.is_required():
+            words = choices(field.annotation)
+            chosen[name] = words[0] if words else (REQUIRED | of_task)[name]
+        elif name == "layer" and "site" in kind.model_fields:
+            chosen[name] = each(0, 1)
+    return chosen
+
+
+def erased(task: str) -> dict[str, Any]:
+    at = {"kind": "erase", "site": "resid_pre", "layer": 1, "position": "="}
+    return at | {"variable": VARIABLE[task], "fit_on": "many", "n_codes": 1}
+
+
+def choices(annotation: Any) -> tuple[str, ...]:
+    """The words that a field (or its sweep) chooses one of; none for a field of another type."""
+    if get_origin(annotation) is Literal:
+        return get_args(annotation)
+    parts = get_args(annotation) if get_origin(annotation) in (Annotated, Union) else ()
+    return next((words for part in parts if (words := choices(part))), ())
+
+
+def small(kind: type[Analysis], task: str) -> Iterator[Analysis]:
+    """A small analysis, and others that differ in one swept field that chooses between words."""
+    chosen = fields_of(kind, task)
+    yield kind.model_validate(chosen)
+    for name, field in kind.model_fields.items():
+        if "Each" not in str(field.annotation) or name in SMALL:
+            continue
+        for word in choices(field.annotation):
+            if word not in {chosen.get(name, field.default), *TOO_SLOW}:
+                yield kind.model_validate(chosen | {name: word})
+
+
 @functools.cache
-def bench_of(name: str) -> Session:
+def session_of(name: str) -> Session:
     """The last of the phases that are shipped and, before it, the first; or the weights that
     training began with."""
     trained = load(name)
@@ -111,11 +122,8 @@ def bench_of(name: str) -> Session:
         "clean": ExampleSet(noisy=False, n=N, pair=pair),
         "many": ExampleSet(noisy=False, n=MANY),
     }
-    if trained.task.kind == "four_digit_addition":
-        sets |= {
-            digit: ExampleSet(noisy=False, n=N, pair=MinimalPair(flip=digit))
-            for digit in EVERY_DIGIT
-        }
+    if trained.task.kind == "four_digit_addition":  # some pair changes the digit of each place
+        sets["pairs"] = ExampleSet(noisy=False, n=2 * N, pair=MinimalPair(flip="out_2"))
     return Session(
         models,
         {key: chosen.of(trained.task) for key, chosen in sets.items()},
@@ -126,44 +134,35 @@ def bench_of(name: str) -> Session:
     )
 
 
-def filled(value: Any, task: str) -> Any:
-    if value is VARIABLE:
-        return VARIABLE[task]
-    return (
-        {name: filled(part, task) for name, part in value.items()}
-        if isinstance(value, dict)
-        else value
-    )
-
-
-def small(kind: str, task: str) -> Analysis:
-    fields = {name: filled(value, task) for name, value in SMALL[kind].items()}
-    return Analysis.model_validate({"kind": kind} | fields)
-
-
-def test_every_kind_is_tried():
-    assert sorted(SMALL) == sorted(Analysis.kinds())
+def test_there_are_trainings_to_try():
     assert len(TRAININGS) >= 4
 
 
-def is_about(kind: str, training: str) -> bool:
-    return kind not in ADDITION_ONLY or load(training).task.kind == "four_digit_addition"
+def is_about(kind: type[Analysis], training: str) -> bool:
+    """Maps of neurons are of sums."""
+    return not issubclass(kind, GridAnalysis) or load(training).task.kind == "four_digit_addition"
 
 
 @pytest.mark.parametrize(
-    ("kind", "training"), [pair for pair in product(sorted(SMALL), TRAININGS) if is_about(*pair)]
+    ("kind", "training"),
+    [pair for pair in product(Analysis.kinds().values(), TRAININGS) if is_about(*pair)],
+    ids=lambda value: value if isinstance(value, str) else value.kind,
 )
 def test_every_analysis_of_every_shipped_training(kind, training):
-    task = load(training).task.kind
+    for analysis in small(kind, load(training).task.kind):
+        check_table(analysis, session_of(training))
+
+
+def check_table(analysis: Analysis, session: Session) -> None:
     torch.manual_seed(0)
     before = torch.random.get_rng_state()
-    analysis, session = small(kind, task), bench_of(training)
     sweep_domain = {
         "layer": range(3),
         "head": range(4),
         "position": tuple(session.examples("clean").positions),
     }
-    table = analysis.run(session, sweep_domain)
+    with session.declaring(analysis.references()):
+        table = analysis.run(session, sweep_domain)
     swept = {name for labels, _ in analysis.expand(sweep_domain) for name in labels}
     if "value" in table and may_be_missing(analysis.columns["value"]):
         table = table[table["value"].notna()]  # without a value, there is no interval

@@ -97,8 +97,8 @@ class Contrast:
         are not noisy."""
         if not any(s.any() for s in scores):
             raise InputError(
-                f"{self.metric.name} has no slope on these examples: no component has a score; choose "
-                "another"
+                f"{self.metric.name} has no slope on these examples: no component has a score; "
+                "choose another"
             )
 
     def both_runs(

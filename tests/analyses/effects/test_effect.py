@@ -1,12 +1,15 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import ClassVar
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
+from pydantic import ValidationError
 
+from mechmem.analyses.effects.ablation import Ablation
 from mechmem.analyses.effects.effect import (
     TOLERANCE,
     EffectAnalysis,
@@ -24,9 +27,13 @@ from mechmem.interventions.patch import Patch, Source
 from mechmem.interventions.random_displacement import RandomDisplacement
 from mechmem.measures.accuracy import Accuracy
 from mechmem.measures.kl import KL
+from mechmem.measures.logit import Logit
 from mechmem.measures.logit_difference import LogitDifference
+from mechmem.measures.measure import Measure
 from mechmem.measures.probability import Probability
 from mechmem.session import Session
+from mechmem.spec.errors import InputError
+from mechmem.spec.registry import Component
 from mechmem.statistics.intervals import interval
 
 BEFORE = Source(checkpoint="before")
@@ -307,3 +314,176 @@ def test_sets_of_the_same_prompts_with_other_pairs_are_kept_apart(task, model, o
 def test_a_live_model_can_be_patched_in_from_python(session, other_model):
     found = PatchGrid(site="attn_out", layer=1, source=other_model).table(session)
     pd.testing.assert_frame_equal(found, GRID.table(session))
+
+
+@pytest.fixture
+def own_measures(monkeypatch):
+    """Measures that a test defines are forgotten after it."""
+    known = Measure.kinds()
+    monkeypatch.setitem(Component.registries, "measure", dict(known))
+
+
+def greedy_rows(session, *measures) -> pd.DataFrame:
+    grid = GRID.model_copy(update={"measures": measures})
+    return rows(grid.table(session), prefix="greedy", condition="intervened")
+
+
+@pytest.mark.usefixtures("own_measures")
+def test_an_accuracy_of_a_plug_in_judges_the_greedy_answer(session, model, examples):
+    class FirstDigit(Accuracy):
+        def whole(self, values):
+            return values[:, 0]
+
+    answer = naively_decoded(session, model, examples, INTERVENTIONS["checkpoint"])
+    found = the(greedy_rows(session, FirstDigit(label="given")), place="all")
+    expected = (answer == examples.given)[:, 0].float()
+    assert found["measure"] == "first_digit_given"
+    assert found["per_example"].tolist() == expected.tolist()
+
+
+@pytest.mark.usefixtures("own_measures")
+def test_what_a_plug_in_makes_of_an_answer_is_what_its_call_makes_of_it(session, model, examples):
+    class ErrorRate(Accuracy):
+        def __call__(self, logits, examples, baseline):
+            return 1 - super().__call__(logits, examples, baseline)
+
+    answer = naively_decoded(session, model, examples, INTERVENTIONS["checkpoint"])
+    table = greedy_rows(session, ErrorRate(label="true"), Accuracy(label="true"))
+    wrong = (answer != examples.true).float()
+    for i, place in enumerate(examples.places):
+        found = the(table, place=place, measure="error_rate_true")
+        assert found["per_example"].tolist() == wrong[:, i].tolist()
+    found = the(table, place="all", measure="error_rate_true")
+    assert found["per_example"].tolist() == wrong.amin(dim=1).tolist()
+
+
+@pytest.mark.usefixtures("own_measures")
+def test_a_measure_of_a_plug_in_has_greedy_rows_if_it_judges_answers(session, model, examples):
+    class EvenDigits(Measure):
+        unit: ClassVar[str] = "fraction"
+        judges_answers: ClassVar[bool] = True
+
+        def __call__(self, logits, examples, baseline):
+            return (logits.argmax(-1) % 2 == 0).float()
+
+    answer = naively_decoded(session, model, examples, INTERVENTIONS["checkpoint"])
+    found = the(greedy_rows(session, EvenDigits()), place="all")
+    expected = (answer % 2 == 0).float().mean(dim=1)
+    np.testing.assert_allclose(found["per_example"], expected)
+
+
+@pytest.mark.usefixtures("own_measures")
+@pytest.mark.parametrize("others", [(), (Accuracy(),)], ids=["alone", "with an accuracy"])
+def test_a_measure_that_cannot_judge_answers_says_so_once(others, session):
+    class Entropy(Measure):
+        unit: ClassVar[str] = "nats"
+
+        def __call__(self, logits, examples, baseline):
+            log_p = logits.log_softmax(-1)
+            return -(log_p.exp() * log_p).sum(-1)
+
+    said = []
+    session.say = said.append
+    found = greedy_rows(session, Entropy(), *others)
+    assert "entropy" not in set(found["measure"])
+    assert said == ["entropy has no greedy rows: it needs logits of a prefix"]
+    GRID.model_copy(update={"measures": (Entropy(),), "greedy": False}).table(session)
+    assert len(said) == 1
+
+
+@pytest.mark.parametrize("prefix", ["given", "true"])
+def test_one_prefix_has_the_rows_that_it_has_of_both(prefix, session):
+    both = GRID.table(session)
+    one = GRID.model_copy(update={"prefixes": (prefix,)}).table(session)
+    assert set(one["prefix"]) == {prefix, "greedy"}
+    expected = both[both["prefix"].isin([prefix, "greedy"])].reset_index(drop=True)
+    pd.testing.assert_frame_equal(one, expected)
+
+
+def test_where_both_labels_agree_the_chosen_prefix_is_named(session):
+    chosen = {"examples": "clean", "prefixes": ("true",)}
+    table = GRID.model_copy(update=chosen).table(session)
+    assert set(table["prefix"]) == {"true", "greedy"}
+    given = GRID.model_copy(update=chosen | {"prefixes": ("given",)}).table(session)
+    columns = ["condition", "place", "measure", "value"]
+    found, expected = (rows(t, prefix=p) for t, p in ((table, "true"), (given, "given")))
+    pd.testing.assert_frame_equal(found[columns], expected[columns])
+
+
+@pytest.mark.parametrize("prefixes", [(), ("true", "true"), ("greedy",)])
+def test_prefixes_are_labels_each_named_once(prefixes):
+    with pytest.raises(ValidationError, match=r"nothing is chosen|listed twice|'given' or 'true'"):
+        PatchGrid(site="attn_out", layer=1, source=BEFORE, prefixes=prefixes)
+
+
+@torch.no_grad()
+def decoded_by_hand(model, source, examples, read, label) -> torch.Tensor:
+    """Greedy, with the attention output of layer 1 of `source`, which is fed this label of `read`
+    (or, for `own`, the answer so far) at every step."""
+    hook, answer = "blocks.1.hook_attn_out", torch.zeros_like(examples.given)
+    for place in range(examples.n_answer):
+        fed = examples.continued_with(answer)
+        if label == "own":
+            seen = read.continued_with(answer) if read is examples else read
+        else:
+            seen = read.with_prefix(label)
+        _, cache = source.run_with_cache(seen.tokens)
+        edit = (hook, lambda x, hook, cache=cache: cache[hook.name])
+        logits = model.run_with_hooks(fed.tokens, fwd_hooks=[edit])
+        answer[:, place] = logits[:, place - examples.n_answer].argmax(-1)
+    return answer
+
+
+@pytest.mark.parametrize("seed", [11, 13])
+@pytest.mark.parametrize("source_set", [None, "clean"])
+def test_the_source_is_fed_what_source_prefix_names(
+    source_set, seed, session, random_models, examples, others
+):
+    model, before = random_models(seed), random_models(seed + 100)
+    session.models = {"after": model, "before": before}
+    wrong = replace(others, given=(others.given + 1) % 10)  # so that its prefixes differ
+    session.example_sets = {"noisy": examples, "clean": wrong}
+    source = Source(checkpoint="before", examples=source_set)
+    answers = {}
+    for label in ("own", "given", "true"):
+        grid = GRID.model_copy(update={"source": source, "source_prefix": label})
+        table = rows(grid.table(session), prefix="greedy", condition="intervened")
+        read = examples if source_set is None else wrong
+        answers[label] = decoded_by_hand(model, before, examples, read, label)
+        for i, place in enumerate(examples.places):
+            found = the(table, place=place, measure="accuracy_given")["per_example"]
+            expected = (answers[label][:, i] == examples.given[:, i]).float()
+            assert found.tolist() == expected.tolist()
+    assert not torch.equal(answers["given"], answers["true"])
+
+
+@pytest.mark.parametrize("analysis", [PatchGrid, Ablation], ids=lambda kind: kind.kind)
+@pytest.mark.parametrize(
+    ("examples", "measure", "instead"),
+    [
+        ("clean", LogitDifference(), "take logit_true, probability_true or accuracy_true"),
+        ("clean", Logit(label="true", against="given"), "take logit_true or probability_true"),
+        ("alike", Logit(label="given", against="pair"), "take logit_given or probability_given"),
+    ],
+    ids=["logit_difference", "true_less_given", "given_less_pair"],
+)
+def test_a_measure_that_is_constant_by_definition_is_refused(
+    examples, measure, instead, analysis, session, others
+):
+    alike = replace(others, counterfactual=others)  # a pair whose answers are the same
+    session.example_sets = {**session.example_sets, "alike": alike}
+    chosen = {"examples": examples, "measures": (measure,), "greedy": False}
+    at = {"site": "attn_out", "layer": 1, "source": BEFORE}
+    required = {"component": "layer"} if analysis is Ablation else at
+    with pytest.raises(InputError, match=f"{measure.name} is 0; {instead}"):
+        analysis(**chosen, **required).table(session)
+
+
+def test_a_ranking_by_what_is_constant_is_refused(session):
+    with pytest.raises(InputError, match=r"logit_difference on 'clean'.*take logit_true"):
+        Ablation(component="layer", metric=LogitDifference(), ranked_on="clean").table(session)
+
+
+def test_on_examples_whose_labels_differ_the_logit_difference_is_measured(session):
+    table = GRID.model_copy(update={"measures": (LogitDifference(),)}).table(session)
+    assert rows(table, condition="baseline")["value"].abs().max() > 0.01

@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from configured import CAPPED, GATED_RMS, GROUPED, ROTARY, configured
 
 import mechmem as mm
 from mechmem.analyses.readouts.lens import residuals
@@ -117,6 +118,30 @@ def test_the_last_layer_where_answers_are_read_is_the_model_s_own_output(
                 )
     last = rows(table, layer=2, measure="kl")
     assert last["value"].abs().max() < 1e-6
+
+
+@pytest.mark.parametrize(
+    "fields", [CAPPED, CAPPED | ROTARY, GROUPED | GATED_RMS], ids=["capped", "rotary", "grouped"]
+)
+@LENSES
+@torch.no_grad()
+def test_in_other_configurations_the_last_layer_is_the_model_s_own_output_too(
+    lens, fields, examples, others
+):
+    model = configured(12, 14, **fields)
+    with_sets = {"noisy": examples, "clean": others}
+    session = Session({"after": model}, with_sets)
+    logits = model(examples.tokens)[:, -5:]
+    last = session.activation(model, examples, "blocks.1.hook_resid_post")
+    read = lens.lenses(session, model)["lens"](2, last)[:, -5:]
+    torch.testing.assert_close(read, logits, atol=1e-5, rtol=1e-5)
+    table = rows(lens.table(session), layer=2, prefix="given", position="readout")
+    own = logits.softmax(-1).gather(-1, examples.given[..., None])[..., 0].mean(1)
+    at = {"token": "given", "measure": "probability", "condition": "lens"}
+    np.testing.assert_allclose(values(table, **at), own, rtol=1e-4)
+    if "output_logits_soft_cap" in fields:  # and not what the unembedding gives alone
+        uncapped = model.unembed(model.ln_final(last))[:, -5:]
+        assert uncapped.abs().max() > 3 > read.abs().max()
 
 
 def test_the_kl_is_that_of_the_model_s_output_from_the_lens(session, model, examples):

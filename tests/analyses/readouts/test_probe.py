@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from configured import BIDIRECTIONAL, configured
 from sklearn.linear_model import LogisticRegression
 
 import mechmem as mm
@@ -339,6 +340,40 @@ def test_what_cannot_be_is_refused(fields, message, session, clean):
     }
     with pytest.raises(InputError, match=message.replace("?", r"\?")):
         probe(**fields).table(session)
+
+
+@pytest.fixture(scope="module")
+def looking_ahead(task):
+    return configured(len(task.vocabulary), task.n_context, **BIDIRECTIONAL)
+
+
+def test_where_attention_looks_ahead_only_whole_prompts_are_alike(model, looking_ahead, task):
+    a, b = torch.tensor([1234, 1234, 1234, 5678]), torch.tensor([1111, 2222, 1111, 1111])
+    examples = task.examples(a, b)
+    assert alike(model, examples, "a0").tolist() == [0, 0, 0, 1]
+    assert alike(model, examples, "=").tolist() == [0, 1, 0, 2]
+    for position in ("a0", "="):
+        assert alike(looking_ahead, examples, position).tolist() == [0, 1, 0, 2]
+    for of, is_same in ((model, True), (looking_ahead, False)):
+        x = Session().activation(of, examples, "blocks.1.hook_resid_post")[:, 3]  # a0
+        assert torch.allclose(x[0], x[1], atol=1e-5) == is_same
+        torch.testing.assert_close(x[0], x[2])
+
+
+def test_a_probe_of_such_a_model_is_tested_on_prompts_that_only_begin_alike(
+    model, looking_ahead, task, clean
+):
+    """The second set has the first numbers of the first set, and other second numbers."""
+    twice = replace(clean, prompt=clean.prompt.clone())
+    twice.prompt[:, 5:9] = clean.prompt.roll(1, dims=0)[:, 5:9]
+    sets = {"clean": clean, "noisy": twice}
+    n = {}
+    for name, of in (("causal", model), ("looking_ahead", looking_ahead)):
+        table = probe(**EMBED, variable="a_0", position="a0").table(Session({"after": of}, sets))
+        is_tested = (table["examples"] == "noisy") & (table["condition"] == "majority")
+        n[name] = table.loc[is_tested, "n"].tolist()
+    assert n["looking_ahead"] == [900]
+    assert n["causal"][0] <= 300  # all but a third of the first numbers were fitted or tuned on
 
 
 @pytest.mark.parametrize("penalties", [(), (0,), (-1.0,)])

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from mechmem.analyses.circuits.contrast import Contrast
 from mechmem.analyses.effects.effect import TOLERANCE
-from mechmem.statistics.intervals import LEVEL, ratio, resamples
+from mechmem.statistics.intervals import LEVEL, ratio, resampled_means
 from mechmem.statistics.rows import Row, _row, over_draws, over_examples
 
 UNITS = {
@@ -72,7 +72,7 @@ def areas(fractions: Sequence[float], values: np.ndarray) -> list[Row]:
     """CPR and CMD of one curve (`circuit n`), by the trapezoid rule, resampled over examples.
     Source: arXiv:2504.13151."""
     n, found = values.shape[1], []
-    resampled = values @ resamples(n)
+    resampled = resampled_means(values)
     for name, area in AREAS.items():
         low, high = np.quantile(area(fractions, resampled), [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
         value = area(fractions, values.mean(1, keepdims=True))[0]

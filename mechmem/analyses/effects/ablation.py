@@ -27,7 +27,7 @@ from mechmem.session import Session
 from mechmem.spec.errors import InputError
 from mechmem.spec.references import ExampleSetName
 from mechmem.spec.sweep import Swept
-from mechmem.statistics.intervals import LEVEL, ratio, resamples
+from mechmem.statistics.intervals import LEVEL, ratio, resampled_means
 from mechmem.statistics.rows import Row, over_draws, over_examples
 
 Curve = Float[np.ndarray, "k n"]
@@ -306,7 +306,7 @@ def _curves(
 
 def _between(areas: Float[np.ndarray, "draw n"]) -> Row:
     """The mean area, with an interval for which orders and examples are drawn again."""
-    resampled = areas @ resamples(areas.shape[1])
+    resampled = resampled_means(areas)
     again = np.random.default_rng(0).integers(len(areas), size=resampled.shape)
     means = np.take_along_axis(resampled, again, axis=0).mean(axis=0)
     low, high = np.quantile(means, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])

@@ -140,7 +140,7 @@ class PatchPath(Intervention):
         name = sites.site(self.sender.site).name
         if name not in SENDERS:
             raise InputError(f"a path starts at one of {', '.join(SENDERS)}, not at {name!r}")
-        if name in ("z", "neurons") and model.cfg.use_normalization_before_and_after:
+        if name in ("z", "neurons") and sites.normalises_outputs(model.cfg):
             raise InputError(
                 f"this model normalises what {name!r} writes; start the path at attn_out or mlp_out"
             )

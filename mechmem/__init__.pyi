@@ -40,6 +40,7 @@ from .interventions.erase import Erase as Erase
 from .interventions.freeze_pattern import FreezePattern as FreezePattern
 from .interventions.intervention import Intervention as Intervention
 from .interventions.intervention import SiteIntervention as SiteIntervention
+from .interventions.intervention import UnitIntervention as UnitIntervention
 from .interventions.patch import Patch as Patch
 from .interventions.patch import Source as Source
 from .interventions.patch_path import PatchPath as PatchPath
@@ -47,7 +48,12 @@ from .interventions.steer import Steer as Steer
 from .interventions.swap_weights import SwapWeights as SwapWeights
 from .measures.measure import Measure as Measure
 from .models.architecture import Architecture as Architecture
+from .models.edits import At as At
+from .models.edits import Edit as Edit
+from .models.edits import replacing as replacing
 from .session import Session as Session
+from .spec.references import CheckpointName as CheckpointName
+from .spec.references import ExampleSetName as ExampleSetName
 from .spec.sweep import Swept as Swept
 from .spec.sweep import each as each
 from .training.recipe import Optimisation as Optimisation

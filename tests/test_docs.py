@@ -1,8 +1,8 @@
 """Every block of Python in README and docs runs; every YAML block is a spec that is valid, or a
 part of one.
 
-Pages quote docstrings between `<!-- mechmem show KIND -->` and `<!-- end -->` exactly as the command
-prints them; `pytest tests/test_docs.py --write-docs` updates the quotes.
+Pages quote docstrings between `<!-- mechmem show KIND -->` and `<!-- end -->` exactly as the
+command prints them; `pytest tests/test_docs.py --write-docs` updates the quotes.
 """
 
 import re
@@ -12,7 +12,7 @@ import pytest
 
 from mechmem.analyses.analysis import Analysis
 from mechmem.cli import main as cli
-from mechmem.experiment.run import rehearse
+from mechmem.experiment.dry_run import dry_run
 from mechmem.experiment.spec import Experiment
 from mechmem.interventions.intervention import Intervention
 from mechmem.spec.yaml_file import SpecFile
@@ -52,7 +52,7 @@ def test_yaml_of_a_page_is_valid(page, tmp_path):
 
 @pytest.mark.parametrize("path", SPECS, ids=lambda path: path.name)
 def test_every_shipped_experiment_can_run(path):
-    rehearse(Experiment.from_yaml(path))
+    dry_run(Experiment.from_yaml(path))
 
 
 @pytest.mark.parametrize(

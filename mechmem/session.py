@@ -104,6 +104,7 @@ class Session:
         self._declared: References | None = None
         self._activations: OrderedDict[Any, tuple[Tensor, int]] = OrderedDict()
         self._results: dict[Any, Any] = {}
+        self._looked_at: dict[Any, Any] | None = None
 
     # What there is, by name
 
@@ -181,6 +182,16 @@ class Session:
             made_for: the same examples under another prefix, whose activations the interventions
                 are to take; those that are read unless given.
         """
+        with self._steady():
+            return self._logits(model, examples, interventions, made_for)
+
+    def _logits(
+        self,
+        model: Model,
+        examples: Examples,
+        interventions: Sequence[SessionIntervention],
+        made_for: Examples | None,
+    ) -> Logits:
         if not interventions:
             return self.baseline(model, examples)
         derived = self._derived(model, interventions)
@@ -219,20 +230,26 @@ class Session:
         """
         waiting: list[Edit] = []
         for cell in cells:
-            edits = self._edits(model, examples, cell) if len(cell) == 1 else []
-            if len(edits) == 1 and self._moves_neurons(model, edits[0], examples):
-                if waiting and (
-                    edits[0].hook != waiting[0].hook
-                    or (len(waiting) + 1) * len(examples) > MOST_STACKED
-                ):
-                    yield from self._of_neurons(model, examples, waiting)
-                    waiting = []
-                waiting.append(edits[0])
-                continue
+            with self._steady():
+                edit = self._of_neurons_only(model, examples, cell)
+            is_full = (len(waiting) + 1) * len(examples) > MOST_STACKED
+            if waiting and (edit is None or edit.hook != waiting[0].hook or is_full):
+                yield from self._of_neurons(model, examples, waiting)
+                waiting = []
+            if edit is None:
+                yield self.logits(model, examples, cell)
+            else:
+                waiting.append(edit)
+        if waiting:
             yield from self._of_neurons(model, examples, waiting)
-            waiting = []
-            yield self.logits(model, examples, cell)
-        yield from self._of_neurons(model, examples, waiting)
+
+    def _of_neurons_only(
+        self, model: Model, examples: Examples, cell: Sequence[SessionIntervention]
+    ) -> Edit | None:
+        """The edit of a cell that does nothing but set neurons to known values, else None."""
+        edits = self._edits(model, examples, cell) if len(cell) == 1 else []
+        is_one = len(edits) == 1 and self._moves_neurons(model, edits[0], examples)
+        return edits[0] if is_one else None
 
     @torch.no_grad()
     def baseline(self, model: Model, examples: Examples) -> Logits:
@@ -417,7 +434,7 @@ class Session:
             key: all that decides the result.
             make: makes it.
         """
-        state = _state_of(key)
+        state = self._state_of(key)
         if state is None:
             return make()
         if state not in self._results:
@@ -425,6 +442,37 @@ class Session:
         return self._results[state]
 
     # The parts of the above
+
+    @contextmanager
+    def _steady(self) -> Iterator[None]:
+        """Within it, each model is looked at once: for its state and for its backend."""
+        if self._looked_at is not None:
+            yield
+            return
+        self._looked_at = {}
+        try:
+            yield
+        finally:
+            self._looked_at = None
+
+    def _looked(self, key: Any, look: Callable[[], T]) -> T:
+        if self._looked_at is None:
+            return look()
+        if key not in self._looked_at:
+            self._looked_at[key] = look()
+        return self._looked_at[key]
+
+    def _state_of(self, key: Any) -> Any:
+        """A key in which models and examples stand for what they hold now; None if it can't be
+        told."""
+        if isinstance(key, (tuple, list)):
+            parts = tuple(self._state_of(part) for part in key)
+            return None if any(part is None for part in parts) else parts
+        if isinstance(key, torch.nn.Module):
+            return self._looked(("state", key), lambda: _state_of_model(key))
+        if isinstance(key, Examples):
+            return key.content_key
+        return ("none",) if key is None else key
 
     def _edits(
         self, model: Model, examples: Examples, interventions: Sequence[SessionIntervention]
@@ -510,7 +558,11 @@ class Session:
         return logits, whole
 
     def _choose(self, model: Model, hooks: Collection[str], gradients: bool = False) -> Backend:
-        runner, reason = backends.choose(self.backend, model, hooks, gradients)
+        wanted = tuple(sorted(set(hooks)))
+        runner, reason = self._looked(
+            ("backend", model, wanted, gradients),
+            lambda: backends.choose(self.backend, model, wanted, gradients),
+        )
         name = next((n for n, known in self.models.items() if known is model), "another model")
         if self.backends.get(name) != (runner.name, reason):
             self.backends[name] = (runner.name, reason)
@@ -619,8 +671,6 @@ class Session:
         self, model: Model, examples: Examples, edits: Sequence[Edit]
     ) -> Iterator[Logits]:
         """The logits under each of these edits of neurons of one layer, all in one forward."""
-        if not edits:
-            return
         layer, n, every = edits[0].layer, len(examples), torch.arange(len(examples))
         resid = f"blocks.{layer}.hook_resid_post"
         is_last = layer == model.cfg.n_layers - 1
@@ -660,7 +710,7 @@ class Session:
         return {hook: tensor for hook, tensor in found.items() if tensor is not None}
 
     def _kept(self, model: Model, examples: Examples, hook: str) -> Tensor | None:
-        state = _state_of((model, examples.key, hook))
+        state = self._state_of((model, examples.key, hook))
         if state is None or state not in self._activations:
             return None
         tensor, version = self._activations[state]
@@ -673,7 +723,7 @@ class Session:
     def _keep(self, model: Model, examples: Examples, found: Mapping[str, Tensor]) -> None:
         """Keeps activations while they fit the budget; the longest unused go first."""
         for hook, activation in found.items():
-            state = _state_of((model, examples.key, hook))
+            state = self._state_of((model, examples.key, hook))
             if state is not None:
                 self._activations[state] = (activation, activation._version)
         size = sum(tensor.nbytes for tensor, _ in self._activations.values())
@@ -682,20 +732,14 @@ class Session:
             size -= oldest.nbytes
 
 
-def _state_of(key: Any) -> Any:
-    """A key in which models and examples stand for what they hold now; None if it can't be told."""
-    if isinstance(key, (tuple, list)):
-        parts = tuple(_state_of(part) for part in key)
-        return None if any(part is None for part in parts) else parts
-    if isinstance(key, torch.nn.Module):
-        modules = [*key.modules()]
-        if any(has_hooks(module) or "forward" in vars(module) for module in modules):
-            return None
-        functions = [getattr(module, "act_fn", None) for module in modules]
-        return (key, *map(type, modules), *functions, *_weights_of(key))
-    if isinstance(key, Examples):
-        return key.content_key
-    return ("none",) if key is None else key
+def _state_of_model(model: torch.nn.Module) -> tuple[Any, ...] | None:
+    """The model with what it computes from; None if a user's code takes part in it, whose results
+    can't be foretold."""
+    modules = [*model.modules()]
+    if any(has_hooks(module) or "forward" in vars(module) for module in modules):
+        return None
+    functions = [getattr(module, "act_fn", None) for module in modules]
+    return (model, *map(type, modules), *functions, *_weights_of(model))
 
 
 def _weights_of(model: torch.nn.Module) -> tuple[Any, ...]:

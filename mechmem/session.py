@@ -182,7 +182,7 @@ class Session:
             made_for: the same examples under another prefix, whose activations the interventions
                 are to take; those that are read unless given.
         """
-        with self._steady():
+        with self.steady():
             return self._logits(model, examples, interventions, made_for)
 
     def _logits(
@@ -230,7 +230,7 @@ class Session:
         """
         waiting: list[Edit] = []
         for cell in cells:
-            with self._steady():
+            with self.steady():
                 edit = self._of_neurons_only(model, examples, cell)
             is_full = (len(waiting) + 1) * len(examples) > MOST_STACKED
             if waiting and (edit is None or edit.hook != waiting[0].hook or is_full):
@@ -444,8 +444,9 @@ class Session:
     # The parts of the above
 
     @contextmanager
-    def _steady(self) -> Iterator[None]:
-        """Within it, each model is looked at once: for its state and for its backend."""
+    def steady(self) -> Iterator[None]:
+        """Within it, each model is looked at once: for its state and for its backend. Only around
+        code that changes no model."""
         if self._looked_at is not None:
             yield
             return

@@ -53,8 +53,12 @@ class RandomDisplacement(Intervention):
         whole = self._direction(edit.hook, i, model, examples)
 
         def displaced(own: Tensor, rows: Tensor) -> Tensor:
-            # Scores that are masked (-inf) before and after are not displaced.
-            change = (edit.function(own.clone(), rows) - own).nan_to_num(0.0, 0.0, 0.0)
+            # A known value is put in place without a change of what is there.
+            given = own if edit.constant is not None else own.clone()
+            change = edit.function(given, rows) - own
+            if edit.hook.endswith("hook_attn_scores"):
+                # Scores that are masked (-inf) before and after are not displaced.
+                change = change.nan_to_num(0.0, 0.0, 0.0)
             everywhere = whole.to(own).expand(len(rows), *whole.shape[1:])
             direction = edit.at.take(everywhere, rows) * (change != 0)
             return own + _rescaled(direction, change, edit.hook)

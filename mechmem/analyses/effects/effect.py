@@ -102,6 +102,10 @@ class AnswerAnalysis(Analysis):
         return {}
 
     def table(self, session: Session) -> pd.DataFrame:
+        with session.steady():
+            return self._table(session)
+
+    def _table(self, session: Session) -> pd.DataFrame:
         model, examples = session.model(self.model), session.examples(self.examples)
         self.check_measures(examples)
         interventions = self.interventions(session)

@@ -7,7 +7,7 @@ backend, keeps to the memory budget, and computes nothing twice that it still ho
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Literal, NamedTuple, Protocol, TypeVar
 
@@ -43,7 +43,7 @@ SUMMED = 5_000_000
 class SessionIntervention(Protocol):
     """What a session asks of an intervention."""
 
-    by_example: bool
+    def is_by_example(self) -> bool: ...
 
     def edits_after(
         self, earlier: Sequence[Edit], session: Session, model: Model, examples: Examples
@@ -140,7 +140,7 @@ class Session:
         return tuple(found)
 
     @contextmanager
-    def declaring(self, references: References) -> Iterator[None]:
+    def declaring(self, references: References) -> Generator[None]:
         """Only these checkpoints and example sets may be asked for, as a result depends on them."""
         before, self._declared = self._declared, references
         try:
@@ -197,7 +197,7 @@ class Session:
         derived = self._derived(model, interventions)
         made_for = examples if made_for is None else made_for
         at_once = self._rows_at_once(model, examples)
-        is_split = all(part.by_example for part in interventions) and self._is_bulky(
+        is_split = all(part.is_by_example() for part in interventions) and self._is_bulky(
             model, examples
         )
         if is_split and len(examples) > at_once:
@@ -208,7 +208,7 @@ class Session:
             )
             return torch.cat([*pieces])
         edits = self._edits(model, made_for, interventions)
-        trusted = all(part.by_example for part in interventions)
+        trusted = all(part.is_by_example() for part in interventions)
         return self._forward(derived, examples, edits, base=model, trusted=trusted)[0]
 
     def logits_of_each(
@@ -394,7 +394,7 @@ class Session:
             n_agreeing = agreeing.cumprod(dim=1).sum(dim=1)
             is_better = n_agreeing > n_right
             answer[is_better], n_right = tokens[is_better], n_agreeing.maximum(n_right)
-        apart = all(part.by_example for part in interventions)
+        apart = all(part.is_by_example() for part in interventions)
         every = torch.arange(len(examples))
         open_rows = (n_right < examples.n_answer - 1).nonzero()[:, 0] if apart else every
         for _ in range(examples.n_answer):
@@ -444,7 +444,7 @@ class Session:
     # The parts of the above
 
     @contextmanager
-    def steady(self) -> Iterator[None]:
+    def steady(self) -> Generator[None]:
         """Within it, each model is looked at once: for its state and for its backend. Only around
         code that changes no model."""
         if self._looked_at is not None:
@@ -482,7 +482,7 @@ class Session:
         for part in interventions:
             new = part.edits_after(edits, self, model, examples)
             mixing = next((edit for edit in new if not edit.rowwise), None)
-            if part.by_example and mixing is not None:
+            if part.is_by_example() and mixing is not None:
                 raise InputError(
                     f"{type(part).__name__} declares `by_example`, but its edit at {mixing.hook} "
                     "is not `rowwise`; leave `by_example` False"

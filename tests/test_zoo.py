@@ -1,4 +1,4 @@
-"""On every architecture of the zoo: the right number, by TransformerLens's own hooks, or a refusal."""
+"""On every architecture of the zoo: the number of TransformerLens's own hooks, or a refusal."""
 
 from __future__ import annotations
 

@@ -57,6 +57,10 @@ class Intervention(Component, registry="intervention"):
         """
         return self.edits(session, model, examples)
 
+    def is_by_example(self) -> bool:
+        """`by_example`, or that of the intervention which this one is made of."""
+        return self.by_example
+
     def stages(self, session: Session, model: Model, examples: Examples) -> list[Stage]:
         """The same change in stages, for interventions whose later edits depend on the earlier
         ones: each stage makes its edits when all edits before it are known.

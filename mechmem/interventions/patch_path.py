@@ -83,10 +83,8 @@ class PatchPath(Intervention):
             raise ValueError("a path needs at least one receiver")
         return value
 
-    @property
-    def by_example(self) -> bool:  # type: ignore[override]
-        """As that of the sender."""
-        return self.sender.by_example
+    def is_by_example(self) -> bool:
+        return self.sender.is_by_example()
 
     def edits(self, session: Session, model: Model, examples: Examples) -> list[Edit]:
         return self.edits_after((), session, model, examples)

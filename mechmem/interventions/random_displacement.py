@@ -32,10 +32,8 @@ class RandomDisplacement(Intervention):
     of: Intervention
     seed: int = 0
 
-    @property
-    def by_example(self) -> bool:  # type: ignore[override]
-        """As that of the intervention."""
-        return self.of.by_example
+    def is_by_example(self) -> bool:
+        return self.of.is_by_example()
 
     def edits(self, session: Session, model: Model, examples: Examples) -> list[Edit]:
         return self.edits_after((), session, model, examples)

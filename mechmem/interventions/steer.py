@@ -37,7 +37,7 @@ class Steer(UnitIntervention):
     """Value of the variable to push to."""
     away: Swept[int]
     """Value to push from."""
-    on: Swept[ExampleSetName] = "clean"
+    on: Swept[ExampleSetName] = ExampleSetName("clean")
     """The example set of the means, fed the same label's prefix as the patched one."""
     factor: Swept[float] = 1.0
     """In units of the distance between the two means."""

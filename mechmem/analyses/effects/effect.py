@@ -190,7 +190,8 @@ class AnswerAnalysis(Analysis):
             answer = session.greedy(model, examples, interventions, known, self.source_prefix)
             for measure in judges:
                 judged = measure.of_answer(answer, examples, _width(model))
-                values |= by_place("greedy", measure, judged, examples)
+                if judged is not None:
+                    values |= by_place("greedy", measure, judged, examples)
         return Readings(values)
 
     def _measured(

@@ -84,6 +84,15 @@ class At:
             changed[row, :, chosen[row, column]] = part[row, :, column]
         return changed
 
+    def known(self, part: Tensor, rows: Int[Tensor, " batch"]) -> Tensor:
+        """The taken part, with NaN where an example does not have the position."""
+        if self.pos is None or not (self.pos < 0).any():
+            return part
+        is_missing = (self._positions(rows) < 0).to(part.device)
+        shape = [1] * part.ndim
+        shape[0], shape[axes_of(self.hook)[0]] = is_missing.shape
+        return part.masked_fill(is_missing.reshape(shape), float("nan"))
+
     def mean(self, part: Tensor) -> Tensor:
         """The mean over the examples that have the position, `1 ...`."""
         if self.pos is not None and (self.pos < 0).any():

@@ -12,7 +12,7 @@ from mechmem.interventions.ablate import Ablate
 from mechmem.interventions.applied import applied
 from mechmem.interventions.patch import Patch, Source
 from mechmem.models.backend import FAST
-from mechmem.session import MOST_STACKED, Session
+from mechmem.session.session import MOST_STACKED, Session
 
 BEFORE = Source(checkpoint="before")
 

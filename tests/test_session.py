@@ -6,10 +6,10 @@ import weakref
 import pytest
 import torch
 
-import mechmem.session
+import mechmem.session.session
 from mechmem.analyses.neurons.neuron_shift import NeuronShift
 from mechmem.models.fast import Edit, forward
-from mechmem.session import Session
+from mechmem.session.session import Session
 from mechmem.spec.errors import InputError
 
 

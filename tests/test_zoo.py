@@ -1,4 +1,4 @@
-"""On every architecture of the zoo: the right number, by TransformerLens's own hooks, or a refusal."""
+"""On every architecture of the zoo: the number of TransformerLens's own hooks, or a refusal."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from mechmem.interventions.patch import Patch, Source
 from mechmem.interventions.steer import Steer
 from mechmem.measures.logit import Logit
 from mechmem.models import backend, fast, sites
-from mechmem.session import Session
+from mechmem.session.session import Session
 from mechmem.spec.errors import InputError
 
 DTYPES = (torch.float64, torch.float32)
@@ -259,7 +259,9 @@ def test_random_combinations_of_fields(part, examples, others):
         places = every_site(model)
         for i in torch.randperm(len(places), generator=torch.Generator().manual_seed(seed))[:4]:
             site, layer = places[int(i)]
-            close(session.logits(model, examples, [Patch(site=site, layer=layer, source=model)]), own)
+            close(
+                session.logits(model, examples, [Patch(site=site, layer=layer, source=model)]), own
+            )
             hook = sites.hook_of(model, site, layer)
             patch = Patch(site=site, layer=layer, source=donors)
             theirs = right(model, examples, (hook, lambda activation, hook: cache[hook.name]))

@@ -1,4 +1,4 @@
-"""Models of many architectures, with random weights, and their runs through TransformerLens alone."""
+"""Models of many architectures with random weights, and their runs through TransformerLens."""
 
 from __future__ import annotations
 

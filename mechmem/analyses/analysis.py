@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 import pandas as pd
 from pydantic import Field
 
-from mechmem.session import Session
+from mechmem.session.session import Session
 from mechmem.spec.registry import Component
 
 
@@ -67,7 +67,7 @@ def joined(tables: Sequence[pd.DataFrame], labels: Sequence[Mapping[str, Any]]) 
         key for swept in labels for key, value in swept.items() if isinstance(value, (tuple, list))
     }
     for table, swept in zip(tables, labels, strict=True):
-        for column, value in reversed(swept.items()):
+        for column, value in [*swept.items()][::-1]:
             if column not in table:
                 table.insert(0, column, [_cell(value, column in of_several)] * len(table))
     whole = pd.concat(tables, ignore_index=True)

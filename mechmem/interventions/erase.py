@@ -22,7 +22,7 @@ from mechmem.interventions.subspace import (
 from mechmem.models import sites
 from mechmem.models.architecture import Model
 from mechmem.models.edits import At, Edit
-from mechmem.session import Session
+from mechmem.session.session import Session
 from mechmem.spec.errors import InputError, suggest
 from mechmem.spec.references import ExampleSetName
 from mechmem.spec.sweep import Swept
@@ -56,7 +56,7 @@ class Erase(SiteIntervention):
     variable: Swept[str]
     """A variable of the task."""
     method: Swept[Literal["leace", "inlp", "random", "variance_matched"]] = "leace"
-    fit_on: Swept[ExampleSetName] = "clean"
+    fit_on: Swept[ExampleSetName] = ExampleSetName("clean")
     """The example set of the fit, fed the same label's prefix as the patched one; a set of clean
     instances."""
     matched_to: Swept[Literal["leace", "inlp"]] = "leace"
@@ -140,7 +140,10 @@ class Erase(SiteIntervention):
             labels, there = self._labels(session, fit), fit.indices(name)
             x = session.activation(model, fit, At(hook, shared(there)))[:, 0]
             x, labels = x[there[:, 0] >= 0], labels[there[:, 0] >= 0]
-            like = self._matched and self._matched._eraser(hook, name, session, model, examples)
+            matched = self._matched
+            like = None
+            if matched is not None:
+                like = matched._eraser(hook, name, session, model, examples)
             return self._fit(x, labels.to(x.device), like, f"{hook}, position {name}", session)
 
         return session.cached(("eraser", model, fit, hook, name, self._how), make)

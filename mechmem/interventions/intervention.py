@@ -13,7 +13,7 @@ from mechmem.data.examples import Examples
 from mechmem.models import sites
 from mechmem.models.architecture import Model
 from mechmem.models.edits import At, Edit
-from mechmem.session import Session
+from mechmem.session.session import Session
 from mechmem.spec.errors import InputError
 from mechmem.spec.registry import Component
 from mechmem.spec.selection import Indices, Names, Units
@@ -56,6 +56,10 @@ class Intervention(Component, registry="intervention"):
             examples: what it is to read.
         """
         return self.edits(session, model, examples)
+
+    def is_by_example(self) -> bool:
+        """`by_example`, or that of the intervention which this one is made of."""
+        return self.by_example
 
     def stages(self, session: Session, model: Model, examples: Examples) -> list[Stage]:
         """The same change in stages, for interventions whose later edits depend on the earlier

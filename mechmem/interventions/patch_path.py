@@ -17,7 +17,7 @@ from mechmem.interventions.intervention import Intervention, SiteIntervention, S
 from mechmem.models import sites
 from mechmem.models.architecture import Model
 from mechmem.models.edits import LATE, At, Edit, layer_of, replacing
-from mechmem.session import Session
+from mechmem.session.session import Session
 from mechmem.spec.errors import InputError
 from mechmem.spec.registry import Component
 from mechmem.spec.selection import Indices, Names
@@ -83,10 +83,8 @@ class PatchPath(Intervention):
             raise ValueError("a path needs at least one receiver")
         return value
 
-    @property
-    def by_example(self) -> bool:  # type: ignore[override]
-        """As that of the sender."""
-        return self.sender.by_example
+    def is_by_example(self) -> bool:
+        return self.sender.is_by_example()
 
     def edits(self, session: Session, model: Model, examples: Examples) -> list[Edit]:
         return self.edits_after((), session, model, examples)

@@ -14,7 +14,7 @@ from mechmem.interventions.intervention import Intervention
 from mechmem.models import sites
 from mechmem.models.architecture import Model
 from mechmem.models.edits import Edit, axes_of
-from mechmem.session import Session
+from mechmem.session.session import Session
 
 NEXT = 7919
 """Between the seeds of two directions of one draw."""
@@ -32,10 +32,8 @@ class RandomDisplacement(Intervention):
     of: Intervention
     seed: int = 0
 
-    @property
-    def by_example(self) -> bool:  # type: ignore[override]
-        """As that of the intervention."""
-        return self.of.by_example
+    def is_by_example(self) -> bool:
+        return self.of.is_by_example()
 
     def edits(self, session: Session, model: Model, examples: Examples) -> list[Edit]:
         return self.edits_after((), session, model, examples)
@@ -53,8 +51,12 @@ class RandomDisplacement(Intervention):
         whole = self._direction(edit.hook, i, model, examples)
 
         def displaced(own: Tensor, rows: Tensor) -> Tensor:
-            # Scores that are masked (-inf) before and after are not displaced.
-            change = (edit.function(own.clone(), rows) - own).nan_to_num(0.0, 0.0, 0.0)
+            # A known value is put in place without a change of what is there.
+            given = own if edit.constant is not None else own.clone()
+            change = edit.function(given, rows) - own
+            if edit.hook.endswith("hook_attn_scores"):
+                # Scores that are masked (-inf) before and after are not displaced.
+                change = change.nan_to_num(0.0, 0.0, 0.0)
             everywhere = whole.to(own).expand(len(rows), *whole.shape[1:])
             direction = edit.at.take(everywhere, rows) * (change != 0)
             return own + _rescaled(direction, change, edit.hook)

@@ -12,7 +12,7 @@ from mechmem.data.examples import Examples
 from mechmem.interventions.intervention import LACKING, UnitIntervention
 from mechmem.models.architecture import Model
 from mechmem.models.edits import At, Edit, lacks
-from mechmem.session import Session
+from mechmem.session.session import Session
 from mechmem.spec.errors import InputError, suggest
 from mechmem.spec.references import ExampleSetName
 from mechmem.spec.sweep import Swept
@@ -37,7 +37,7 @@ class Steer(UnitIntervention):
     """Value of the variable to push to."""
     away: Swept[int]
     """Value to push from."""
-    on: Swept[ExampleSetName] = "clean"
+    on: Swept[ExampleSetName] = ExampleSetName("clean")
     """The example set of the means, fed the same label's prefix as the patched one."""
     factor: Swept[float] = 1.0
     """In units of the distance between the two means."""

@@ -18,7 +18,7 @@ BackendChoice = Literal["auto", "hooked", "fast"]
 
 
 class Backend(Protocol):
-    """Runs a model on tokens, with edits and captures. The docs of the methods are at `Hooked`."""
+    """Runs a model on tokens, with edits and captures; `Gradients` documents the methods."""
 
     name: str
 

@@ -84,6 +84,15 @@ class At:
             changed[row, :, chosen[row, column]] = part[row, :, column]
         return changed
 
+    def known(self, part: Tensor, rows: Int[Tensor, " batch"]) -> Tensor:
+        """The taken part, with NaN where an example does not have the position."""
+        if self.pos is None or not (self.pos < 0).any():
+            return part
+        is_missing = (self._positions(rows) < 0).to(part.device)
+        shape = [1] * part.ndim
+        shape[0], shape[axes_of(self.hook)[0]] = is_missing.shape
+        return part.masked_fill(is_missing.reshape(shape), float("nan"))
+
     def mean(self, part: Tensor) -> Tensor:
         """The mean over the examples that have the position, `1 ...`."""
         if self.pos is not None and (self.pos < 0).any():
@@ -123,7 +132,9 @@ class Edit:
 
     def __call__(self, activation: Tensor, rows: Int[Tensor, " batch"]) -> Tensor:
         """The edited activation, a new tensor. Raises InputError for a part of another shape."""
-        own = self.at.take(activation, rows)
+        # A function that puts a known value in its place does not change what it is given.
+        is_known = self.constant is not None and self.at.is_whole
+        own = activation if is_known else self.at.take(activation, rows)
         shape, dtype = own.shape, own.dtype
         part = self.function(own, rows)
         if not isinstance(part, Tensor) or part.shape != shape:
@@ -133,7 +144,9 @@ class Edit:
                 "it must return a tensor of the shape that it is given"
             )
         part = part.to(dtype)
-        if self.at.is_whole and part is not own:
+        if is_known:
+            part = part.contiguous()  # it may be expanded, which some products refuse
+        elif self.at.is_whole and part is not own:
             # It may be expanded, which some products refuse, or a tensor that someone keeps.
             part = part.clone(memory_format=torch.contiguous_format)
         return self.at.put(activation, part, rows)

@@ -9,7 +9,7 @@ config, modules or hooks it does not implement; the backend `hooked` is its orac
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
@@ -22,7 +22,8 @@ from torch import Tensor
 
 from mechmem.models.architecture import Model
 from mechmem.models.edits import Edit, layer_of
-from mechmem.models.hooked import Hooked, differentiated
+from mechmem.models.gradients import Gradients
+from mechmem.models.hooked import Hooked
 from mechmem.spec.errors import InputError
 
 HANDLED: Mapping[str, Callable[[Any], bool]] = {
@@ -95,7 +96,7 @@ SHORT = 32
 than two products."""
 
 
-class Fast:
+class Fast(Gradients):
     """Runs a model by `forward` below, or refuses."""
 
     name = "fast"
@@ -132,31 +133,10 @@ class Fast:
         capture: Collection[str] = (),
         resume: tuple[int, Float[Tensor, "batch pos d_model"]] | None = None,
     ) -> tuple[Float[Tensor, "batch readout d_vocab"], dict[str, Tensor]]:
-        """Logits at the last `readout` positions, and the captured activations after their edits.
-
-        Args: as of `Hooked.run`.
-        """
         device = model.embed.W_E.device
         taps = Taps.of(edits, capture, rows)
         given = tokens.to(device) if resume is None else tokens
         return _forward(model, given, readout, taps, resume)
-
-    def gradients(
-        self,
-        model: Model,
-        tokens: Int[Tensor, "batch pos"],
-        rows: Int[Tensor, " batch"],
-        readout: int,
-        loss: Callable[[Tensor, Tensor], Tensor],
-        wrt: Sequence[str],
-        *,
-        edits: Iterable[Edit] = (),
-    ) -> tuple[Tensor, dict[str, Tensor], dict[str, Tensor]]:
-        """Logits, and the activations at `wrt` with the gradients of the loss at them.
-
-        Args: as of `Hooked.gradients`.
-        """
-        return differentiated(self, model, tokens, rows, readout, loss, wrt, edits)
 
 
 def refused_config(config: Any) -> str | None:

@@ -4,15 +4,15 @@ HookedTransformer."""
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable
 from typing import Any
 
-import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from mechmem.models.architecture import Model
-from mechmem.models.edits import At, Edit, layer_of
+from mechmem.models.edits import Edit, layer_of
+from mechmem.models.gradients import Gradients
 from mechmem.spec.errors import InputError, suggest
 
 SWITCHES = {
@@ -28,7 +28,7 @@ MANY = ("ln1.hook_normalized", "ln1.hook_scale")
 """Hooks that fire three times in a layer: for queries, keys and values."""
 
 
-class Hooked:
+class Hooked(Gradients):
     """Runs a model as TransformerLens does, with the user's own hooks in force."""
 
     name = "hooked"
@@ -72,27 +72,14 @@ class Hooked:
         capture: Collection[str] = (),
         resume: tuple[int, Float[Tensor, "batch pos d_model"]] | None = None,
     ) -> tuple[Float[Tensor, "batch readout d_vocab"], dict[str, Tensor]]:
-        """Logits at the last `readout` positions, and the captured activations after their edits.
-
-        Args:
-            model: a HookedTransformer.
-            tokens: what it reads.
-            rows: numbers of these rows in the set of examples, which edits are told.
-            readout: number of positions at the end whose logits are wanted; 0 for none.
-            edits: applied at their hooks in this order, after the model's own hooks.
-            capture: names of the hooks whose activations are returned.
-            resume: (layer, residual before it), to start there; nothing before it can be touched.
-
-        Raises:
-            InputError: for a hook that never fired, at which an edit would silently do nothing.
-        """
         edits = list(edits)
         wanted = [*(edit.hook for edit in edits), *capture]
         if reason := self.refusal(model, wanted):
             raise InputError(reason)
         fired: Counter[str] = Counter()
         cache: dict[str, Tensor] = {}
-        hooks = [(edit.hook, edit_hook(edit, rows, fired)) for edit in edits]
+        hooks: list[tuple[str | Callable[..., Any], Callable[..., Any]]] = []
+        hooks += [(edit.hook, edit_hook(edit, rows, fired)) for edit in edits]
         hooks += [(name, _capture_hook(cache, name)) for name in dict.fromkeys(capture)]
         start: dict[str, Any] = {} if resume is None else {"start_at_layer": resume[0]}
         # Without logits the layers after the last captured one are left out.
@@ -108,30 +95,6 @@ class Hooked:
         if not readout:
             return logits[:, :0], cache
         return logits[:, logits.shape[1] - readout :], cache
-
-    def gradients(
-        self,
-        model: Model,
-        tokens: Int[Tensor, "batch pos"],
-        rows: Int[Tensor, " batch"],
-        readout: int,
-        loss: Callable[[Tensor, Tensor], Tensor],
-        wrt: Sequence[str],
-        *,
-        edits: Iterable[Edit] = (),
-    ) -> tuple[Tensor, dict[str, Tensor], dict[str, Tensor]]:
-        """Logits, and the activations at `wrt` with the gradients of the loss at them.
-
-        Args:
-            model: a HookedTransformer.
-            tokens: what it reads.
-            rows: numbers of these rows in the set of examples.
-            readout: number of positions at the end that the loss reads the logits of.
-            loss: (logits, rows) -> a single number.
-            wrt: names of the hooks.
-            edits: as in `run`.
-        """
-        return differentiated(self, model, tokens, rows, readout, loss, wrt, edits)
 
 
 def edit_hook(edit: Edit, rows: Tensor, fired: Counter[Any], key: Any = None) -> Callable[..., Any]:
@@ -156,38 +119,3 @@ def _capture_hook(cache: dict[str, Tensor], name: str) -> Callable[..., None]:
         cache[name] = activation
 
     return hook_function
-
-
-def differentiated(
-    backend: Any,
-    model: Model,
-    tokens: Tensor,
-    rows: Tensor,
-    readout: int,
-    loss: Callable[[Tensor, Tensor], Tensor],
-    wrt: Sequence[str],
-    edits: Iterable[Edit],
-) -> tuple[Tensor, dict[str, Tensor], dict[str, Tensor]]:
-    """What `gradients` of a backend returns, by one forward and one backward of it.
-
-    The parameters need no gradient of their own: the graph starts at the embedding.
-
-    Args:
-        backend: its `run` makes the forward.
-        model: a HookedTransformer.
-        tokens: `batch pos`.
-        rows: numbers of the rows.
-        readout: number of positions at the end that are read out.
-        loss: (logits, rows) -> a single number.
-        wrt: names of the hooks.
-        edits: applied in the forward.
-    """
-    leaf = Edit(At("hook_embed"), lambda own, _: own.detach().requires_grad_())
-    with torch.enable_grad():
-        logits, found = backend.run(model, tokens, rows, readout, edits=[*edits, leaf], capture=wrt)
-        value = loss(logits, rows)
-        gradients = torch.autograd.grad(
-            value, [found[hook] for hook in wrt], allow_unused=True, materialize_grads=True
-        )
-    activations = {hook: found[hook].detach() for hook in wrt}
-    return logits.detach(), activations, dict(zip(wrt, gradients, strict=True))

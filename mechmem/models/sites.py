@@ -230,7 +230,7 @@ def table(model: Model | HookedTransformerConfig) -> pd.DataFrame:
     """Every site of a model, one row each: site, hook, layers, axes, shape, editable, meaning."""
     import pandas as pd
 
-    config = getattr(model, "cfg", model)
+    config: Any = getattr(model, "cfg", model)
     rows = []
     for found in SITES.values():
         if _absence(config, found.name):

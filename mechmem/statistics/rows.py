@@ -25,7 +25,8 @@ def over_draws(draws: Sequence[Floats]) -> Row:
     `n` is the number of draws; `per_example` are the means of the examples over the draws.
     """
     low, high = middle(np.array([values.mean() for values in draws]))
-    return _row(np.mean(draws), low, high, len(draws), np.mean(draws, axis=0))
+    mean: Floats = np.mean(draws, axis=0)
+    return _row(float(np.mean(draws)), float(low), float(high), len(draws), mean)
 
 
 def single(value: float) -> Row:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -44,10 +44,17 @@ def folder_of(recipe: Recipe, seed: int, runs: Path) -> Path:
     own = own_folder(recipe, seed, runs)
     if (own / "training.json").exists():
         return own
-    for record in sorted(SHIPPED.glob(f"*/seed_{seed}/training.json")):
-        if Recipe.model_validate(read_json(record)["recipe"]).recipe_hash == recipe.recipe_hash:
-            return record.parent
-    return own
+    return _shipped_folders(SHIPPED, seed).get(recipe.recipe_hash, own)
+
+
+@cache
+def _shipped_folders(shipped: Path, seed: int) -> dict[str, Path]:
+    """By the hash of its recipe, the folder of every shipped training of a seed."""
+    found = {}
+    for record in sorted(shipped.glob(f"*/seed_{seed}/training.json")):
+        recipe = Recipe.model_validate(read_json(record)["recipe"])
+        found.setdefault(recipe.recipe_hash, record.parent)
+    return found
 
 
 def find(name: str, seed: int, runs: Path) -> Trained:

@@ -24,7 +24,7 @@ from mechmem.interventions.random_displacement import RandomDisplacement
 from mechmem.models import sites
 from mechmem.models.edits import Edit
 from mechmem.models.sites import SITES
-from mechmem.session import Session
+from mechmem.session.session import Session
 from mechmem.spec.errors import InputError
 
 EDITABLE = sorted(SITES.keys() - sites.READ_ONLY.keys())
@@ -261,9 +261,9 @@ class AllTheirMean(SiteIntervention):
 def session_of(model, examples: Examples, n_rows: int, **options) -> Session:
     """A session that runs so many rows of these examples at once."""
     much = 2**50
-    per_row = much / Session(memory=much)._rows_at_once(model, examples)
+    per_row = much / Session(memory=much).budget.rows_at_once(model, examples)
     session = Session(memory=math.ceil(per_row * (n_rows + 0.5)), **options)
-    assert session._rows_at_once(model, examples) == n_rows
+    assert session.budget.rows_at_once(model, examples) == n_rows
     return session
 
 

@@ -19,7 +19,7 @@ from mechmem.interventions.patch import Patch, Source
 from mechmem.interventions.random_displacement import RandomDisplacement
 from mechmem.interventions.steer import Steer
 from mechmem.models.sites import SITES
-from mechmem.session import Session
+from mechmem.session.session import Session
 from mechmem.spec.errors import InputError
 from mechmem.spec.files import digest
 
@@ -144,7 +144,7 @@ def check(session, examples, part: Intervention, expected: Tensor) -> None:
     hooked = Session(session.models, sets, backend="hooked")
     close(hooked.logits(model, examples, [part]), expected)
     small = Session(session.models, sets, memory=200_000)
-    assert small._rows_at_once(model, examples) < N
+    assert small.budget.rows_at_once(model, examples) < N
     close(small.logits(model, examples, [part]), expected)
     rows = torch.tensor([5, 1, 3])
     close(session.logits(model, examples.select(rows), [part]), expected[rows])

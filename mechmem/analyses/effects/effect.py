@@ -21,7 +21,7 @@ from mechmem.interventions.intervention import Intervention
 from mechmem.measures.accuracy import Accuracy
 from mechmem.measures.measure import Measure
 from mechmem.models.architecture import Model
-from mechmem.session import Session, SourcePrefix
+from mechmem.session.session import Session, SourcePrefix
 from mechmem.spec.errors import InputError
 from mechmem.spec.references import CheckpointName, ExampleSetName
 from mechmem.spec.selection import distinct
@@ -102,6 +102,10 @@ class AnswerAnalysis(Analysis):
         return {}
 
     def table(self, session: Session) -> pd.DataFrame:
+        with session.steady():
+            return self._table(session)
+
+    def _table(self, session: Session) -> pd.DataFrame:
         model, examples = session.model(self.model), session.examples(self.examples)
         self.check_measures(examples)
         interventions = self.interventions(session)
@@ -186,7 +190,8 @@ class AnswerAnalysis(Analysis):
             answer = session.greedy(model, examples, interventions, known, self.source_prefix)
             for measure in judges:
                 judged = measure.of_answer(answer, examples, _width(model))
-                values |= by_place("greedy", measure, judged, examples)
+                if judged is not None:
+                    values |= by_place("greedy", measure, judged, examples)
         return Readings(values)
 
     def _measured(

@@ -6,9 +6,8 @@ backend, keeps to the memory budget, and computes nothing twice that it still ho
 
 from __future__ import annotations
 
-from collections import OrderedDict
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Generator, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any, Literal, NamedTuple, Protocol, TypeVar
 
 import torch
@@ -21,7 +20,8 @@ from mechmem.models import backend as backends
 from mechmem.models.architecture import Model, moved
 from mechmem.models.backend import Backend, BackendChoice
 from mechmem.models.edits import LATE, At, Edit, layer_of
-from mechmem.models.fast import has_hooks
+from mechmem.session.budget import CACHED, MEMORY, Budget, Kept
+from mechmem.session.state import Looks, first_difference
 from mechmem.spec.errors import InputError, suggest
 from mechmem.spec.references import References
 from mechmem.spec.registry import Component
@@ -30,20 +30,14 @@ T = TypeVar("T")
 Logits = Float[Tensor, "n n_answer d_vocab"]
 SourcePrefix = Literal["own", "given", "true"]
 
-MEMORY = 2 * 2**30
-"""Default budget in bytes."""
-CACHED, AT_ONCE, BULKY = 1 / 2, 1 / 4, 1 / 4
-"""Shares of the budget: for kept activations, for one forward, and from which on a set is bulky."""
 MOST_STACKED = 1024
 """Rows up to which several cells of a sweep go through the model together."""
-SUMMED = 5_000_000
-"""Parameters up to which a model's weights are summed to notice a change behind torch's back."""
 
 
 class SessionIntervention(Protocol):
     """What a session asks of an intervention."""
 
-    by_example: bool
+    def is_by_example(self) -> bool: ...
 
     def edits_after(
         self, earlier: Sequence[Edit], session: Session, model: Model, examples: Examples
@@ -96,15 +90,15 @@ class Session:
             where = torch.device(device)
             self.models = {name: moved(model, where) for name, model in self.models.items()}
         self.curves, self.phases, self.chance, self.rule = curves, dict(phases or {}), chance, rule
-        self.memory, self.backend, self.say = memory, backend, say
+        self.budget, self.backend, self.say = Budget(memory), backend, say
         self.backends: dict[str, tuple[str, str]] = {}
         """By name of the model, which backend ran it last and why."""
         self.n_forwarded: float = 0
         """Examples that went through a model so far."""
         self._declared: References | None = None
-        self._activations: OrderedDict[Any, tuple[Tensor, int]] = OrderedDict()
+        self._activations = Kept(memory * CACHED)
         self._results: dict[Any, Any] = {}
-        self._looked_at: dict[Any, Any] | None = None
+        self._looks = Looks()
 
     # What there is, by name
 
@@ -140,7 +134,7 @@ class Session:
         return tuple(found)
 
     @contextmanager
-    def declaring(self, references: References) -> Iterator[None]:
+    def declaring(self, references: References) -> Generator[None]:
         """Only these checkpoints and example sets may be asked for, as a result depends on them."""
         before, self._declared = self._declared, references
         try:
@@ -182,7 +176,7 @@ class Session:
             made_for: the same examples under another prefix, whose activations the interventions
                 are to take; those that are read unless given.
         """
-        with self._steady():
+        with self.steady():
             return self._logits(model, examples, interventions, made_for)
 
     def _logits(
@@ -196,8 +190,8 @@ class Session:
             return self.baseline(model, examples)
         derived = self._derived(model, interventions)
         made_for = examples if made_for is None else made_for
-        at_once = self._rows_at_once(model, examples)
-        is_split = all(part.by_example for part in interventions) and self._is_bulky(
+        at_once = self.budget.rows_at_once(model, examples)
+        is_split = all(part.is_by_example() for part in interventions) and self.budget.is_bulky(
             model, examples
         )
         if is_split and len(examples) > at_once:
@@ -208,7 +202,7 @@ class Session:
             )
             return torch.cat([*pieces])
         edits = self._edits(model, made_for, interventions)
-        trusted = all(part.by_example for part in interventions)
+        trusted = all(part.is_by_example() for part in interventions)
         return self._forward(derived, examples, edits, base=model, trusted=trusted)[0]
 
     def logits_of_each(
@@ -230,7 +224,7 @@ class Session:
         """
         waiting: list[Edit] = []
         for cell in cells:
-            with self._steady():
+            with self.steady():
                 edit = self._of_neurons_only(model, examples, cell)
             is_full = (len(waiting) + 1) * len(examples) > MOST_STACKED
             if waiting and (edit is None or edit.hook != waiting[0].hook or is_full):
@@ -256,7 +250,7 @@ class Session:
         """Logits without intervention. Keeps the residual before each layer too, where edited
         forwards resume, if there is room for it."""
         kept: list[str] = []
-        if examples.is_rectangular and not self._is_bulky(model, examples):
+        if examples.is_rectangular and not self.budget.is_bulky(model, examples):
             kept = [f"blocks.{layer}.hook_resid_pre" for layer in range(1, model.cfg.n_layers)]
 
         def make() -> Logits:
@@ -279,7 +273,8 @@ class Session:
         """
         self._check_rectangular(examples)
         names = list(dict.fromkeys(hooks))
-        found = self._all_kept(model, examples, names)
+        kept = {hook: self._kept(model, examples, hook) for hook in names}
+        found = {hook: tensor for hook, tensor in kept.items() if tensor is not None}
         if missing := [hook for hook in names if hook not in found]:
             _, new = self._forward(model, examples, capture=missing, readout=0)
             self._keep(model, examples, new)
@@ -317,15 +312,17 @@ class Session:
         """
         place = At(at) if isinstance(at, str) else at
         every = torch.arange(len(examples))
-        if place.is_whole or (examples.is_rectangular and not self._is_bulky(model, examples)):
+        if place.is_whole or (
+            examples.is_rectangular and not self.budget.is_bulky(model, examples)
+        ):
             whole = self.activations(model, examples, [place.hook])[place.hook]
-            return whole if place.is_whole else _missing(place, place.take(whole, every), every)
+            return whole if place.is_whole else place.known(place.take(whole, every), every)
         pieces: list[Tensor] = []
         order: list[Tensor] = []
-        for rows, tokens in self._batches(model, examples):
+        for rows, tokens in self.budget.batches(model, examples):
             runner = self._choose(model, [place.hook])
             _, found = runner.run(model, tokens, rows, 0, capture=[place.hook])
-            pieces.append(_missing(place, place.take(found[place.hook], rows), rows))
+            pieces.append(place.known(place.take(found[place.hook], rows), rows))
             order.append(rows)
         self.count(examples)
         return torch.cat(pieces)[torch.cat(order).argsort().to(pieces[0].device)]
@@ -360,7 +357,7 @@ class Session:
         """
         self._check_rectangular(examples)
         runner = self._choose(model, wrt, gradients=True)
-        for rows, tokens in self._batches(model, examples, gradients=True):
+        for rows, tokens in self.budget.batches(model, examples, gradients=True):
             found = runner.gradients(model, tokens, rows, examples.n_answer, loss, wrt)
             yield Differentiated(rows, *found)
         self.count(examples)
@@ -394,7 +391,7 @@ class Session:
             n_agreeing = agreeing.cumprod(dim=1).sum(dim=1)
             is_better = n_agreeing > n_right
             answer[is_better], n_right = tokens[is_better], n_agreeing.maximum(n_right)
-        apart = all(part.by_example for part in interventions)
+        apart = all(part.is_by_example() for part in interventions)
         every = torch.arange(len(examples))
         open_rows = (n_right < examples.n_answer - 1).nonzero()[:, 0] if apart else every
         for _ in range(examples.n_answer):
@@ -424,6 +421,11 @@ class Session:
 
     # Results
 
+    def steady(self) -> AbstractContextManager[None]:
+        """Within it, each model is looked at once, for its state and for its backend. Only around
+        code that changes no model."""
+        return self._looks.steady()
+
     def cached(self, key: Sequence[Any], make: Callable[[], T]) -> T:
         """A result that several analyses share: made once for the same key.
 
@@ -434,7 +436,7 @@ class Session:
             key: all that decides the result.
             make: makes it.
         """
-        state = self._state_of(key)
+        state = self._looks.state_of(key)
         if state is None:
             return make()
         if state not in self._results:
@@ -443,37 +445,6 @@ class Session:
 
     # The parts of the above
 
-    @contextmanager
-    def _steady(self) -> Iterator[None]:
-        """Within it, each model is looked at once: for its state and for its backend."""
-        if self._looked_at is not None:
-            yield
-            return
-        self._looked_at = {}
-        try:
-            yield
-        finally:
-            self._looked_at = None
-
-    def _looked(self, key: Any, look: Callable[[], T]) -> T:
-        if self._looked_at is None:
-            return look()
-        if key not in self._looked_at:
-            self._looked_at[key] = look()
-        return self._looked_at[key]
-
-    def _state_of(self, key: Any) -> Any:
-        """A key in which models and examples stand for what they hold now; None if it can't be
-        told."""
-        if isinstance(key, (tuple, list)):
-            parts = tuple(self._state_of(part) for part in key)
-            return None if any(part is None for part in parts) else parts
-        if isinstance(key, torch.nn.Module):
-            return self._looked(("state", key), lambda: _state_of_model(key))
-        if isinstance(key, Examples):
-            return key.content_key
-        return ("none",) if key is None else key
-
     def _edits(
         self, model: Model, examples: Examples, interventions: Sequence[SessionIntervention]
     ) -> list[Edit]:
@@ -481,7 +452,7 @@ class Session:
         for part in interventions:
             new = part.edits_after(edits, self, model, examples)
             mixing = next((edit for edit in new if not edit.rowwise), None)
-            if part.by_example and mixing is not None:
+            if part.is_by_example() and mixing is not None:
                 raise InputError(
                     f"{type(part).__name__} declares `by_example`, but its edit at {mixing.hook} "
                     "is not `rowwise`; leave `by_example` False"
@@ -532,7 +503,7 @@ class Session:
         readout = examples.n_answer if readout is None else readout
         hooks = [*(edit.hook for edit in edits), *capture]
         runner = self._choose(model, hooks)
-        batches = [*self._batches(model, examples)]
+        batches = [*self.budget.batches(model, examples)]
         if len(batches) > 1:
             self._check_rowwise(runner, model, examples, edits, trusted)
         resume = self._resumed(runner, model, base or model, examples, hooks)
@@ -559,7 +530,7 @@ class Session:
 
     def _choose(self, model: Model, hooks: Collection[str], gradients: bool = False) -> Backend:
         wanted = tuple(sorted(set(hooks)))
-        runner, reason = self._looked(
+        runner, reason = self._looks.once(
             ("backend", model, wanted, gradients),
             lambda: backends.choose(self.backend, model, wanted, gradients),
         )
@@ -569,33 +540,6 @@ class Session:
             if runner.name == "hooked" and self.backend == "auto":
                 self.say(f"{name} runs on the backend `hooked`: {reason}")
         return runner
-
-    def _batches(
-        self, model: Model, examples: Examples, gradients: bool = False
-    ) -> Iterator[tuple[Tensor, Tensor]]:
-        """(row numbers, tokens) of parts that fit the budget, each of one length."""
-        every = torch.arange(len(examples))
-        parts = [(every, examples)] if examples.is_rectangular else examples.buckets()
-        for numbers, part in parts:
-            tokens = part.tokens
-            _check_tokens(model, part, tokens)
-            for rows in torch.arange(len(part)).split(self._rows_at_once(model, part, gradients)):
-                yield numbers[rows], tokens[rows]
-
-    def _rows_at_once(self, model: Model, examples: Examples, gradients: bool = False) -> int:
-        """Examples whose forward (or backward) fits into the share of the budget for it."""
-        config, n_pos = model.cfg, int(examples.n_positions.max())
-        widths = 8 * config.d_model + 5 * int(config.d_mlp or 0) + 3 * config.n_heads * n_pos
-        per_position = widths * (4 * config.n_layers if gradients else 1) + 2 * config.d_vocab_out
-        size = next(model.parameters()).element_size()
-        return max(1, int(self.memory * AT_ONCE / (size * n_pos * per_position)))
-
-    def _is_bulky(self, model: Model, examples: Examples) -> bool:
-        """Whether one whole activation of these examples takes too much of the budget."""
-        widest = max(int(model.cfg.d_mlp or 0), model.cfg.d_model)
-        n_positions = int(examples.n_positions.sum())
-        size = next(model.parameters()).element_size()
-        return n_positions * widest * size > self.memory * BULKY
 
     def _check_rowwise(
         self,
@@ -610,17 +554,18 @@ class Session:
         if mixing is not None:
             raise InputError(
                 f"the edit at {mixing.hook} looks at several rows together, and {len(examples)} "
-                f"examples do not fit into {self.memory / 2**30:.3g} GiB at once; raise `memory` "
+                f"examples do not fit into {self.budget.memory / 2**30:.3g} GiB at once; raise "
+                "`memory` "
                 "or "
                 "take fewer examples"
             )
         if trusted:
             return
         # Code of the user's may mix rows without having said so: two rows must not know each other.
-        pairs = next((b for b in self._batches_of(examples, 2) if len(b[0]) == 2), None)
-        if pairs is None:
+        pairs = [(rows, part) for rows, part in examples.buckets() if len(part) > 1]
+        if not pairs:
             return
-        rows, tokens = pairs
+        rows, tokens = pairs[0][0][:2], pairs[0][1].select([0, 1]).tokens
         readout = examples.n_answer
         both, _ = runner.run(model, tokens, rows, readout, edits=edits)
         alone, _ = runner.run(model, tokens[:1], rows[:1], readout, edits=edits)
@@ -629,13 +574,6 @@ class Session:
                 "an edit of these interventions gives a row other numbers when it is run with "
                 "another row; make it an Edit with `rowwise=False`, or take fewer examples"
             )
-
-    @staticmethod
-    def _batches_of(examples: Examples, n: int) -> Iterator[tuple[Tensor, Tensor]]:
-        every = torch.arange(len(examples))
-        parts = [(every, examples)] if examples.is_rectangular else examples.buckets()
-        for numbers, part in parts:
-            yield numbers[:n], part.select(torch.arange(min(n, len(part)))).tokens
 
     def _resumed(
         self,
@@ -649,7 +587,7 @@ class Session:
         if not runner.resumes(model) or not examples.is_rectangular:
             return None
         first = min(map(layer_of, hooks), default=LATE)
-        first = min(first, _first_difference(base, model), model.cfg.n_layers - 1)
+        first = min(first, first_difference(base, model), model.cfg.n_layers - 1)
         if first <= 0:
             return None
         kept = self._kept(base, examples, f"blocks.{first}.hook_resid_pre")
@@ -661,8 +599,8 @@ class Session:
             edit.constant is not None
             and edit.hook.endswith("mlp.hook_post")
             and examples.is_rectangular
-            and not self._is_bulky(model, examples)
-            and len(examples) <= self._rows_at_once(model, examples)
+            and not self.budget.is_bulky(model, examples)
+            and len(examples) <= self.budget.rows_at_once(model, examples)
             and self._choose(model, [edit.hook]).name == "fast"
         )
 
@@ -703,93 +641,10 @@ class Session:
                 "together; name the positions that are read or changed"
             )
 
-    def _all_kept(
-        self, model: Model, examples: Examples, hooks: Sequence[str]
-    ) -> dict[str, Tensor]:
-        found = {hook: self._kept(model, examples, hook) for hook in hooks}
-        return {hook: tensor for hook, tensor in found.items() if tensor is not None}
-
     def _kept(self, model: Model, examples: Examples, hook: str) -> Tensor | None:
-        state = self._state_of((model, examples.key, hook))
-        if state is None or state not in self._activations:
-            return None
-        tensor, version = self._activations[state]
-        if tensor._version != version:  # someone has changed what was handed out
-            del self._activations[state]
-            return None
-        self._activations.move_to_end(state)
-        return tensor
+        return self._activations.get(self._looks.state_of((model, examples.key, hook)))
 
     def _keep(self, model: Model, examples: Examples, found: Mapping[str, Tensor]) -> None:
-        """Keeps activations while they fit the budget; the longest unused go first."""
         for hook, activation in found.items():
-            state = self._state_of((model, examples.key, hook))
-            if state is not None:
-                self._activations[state] = (activation, activation._version)
-        size = sum(tensor.nbytes for tensor, _ in self._activations.values())
-        while self._activations and size > self.memory * CACHED:
-            oldest, _ = self._activations.popitem(last=False)[1]
-            size -= oldest.nbytes
-
-
-def _state_of_model(model: torch.nn.Module) -> tuple[Any, ...] | None:
-    """The model with what it computes from; None if a user's code takes part in it, whose results
-    can't be foretold."""
-    modules = [*model.modules()]
-    if any(has_hooks(module) or "forward" in vars(module) for module in modules):
-        return None
-    functions = [getattr(module, "act_fn", None) for module in modules]
-    return (model, *map(type, modules), *functions, *_weights_of(model))
-
-
-def _weights_of(model: torch.nn.Module) -> tuple[Any, ...]:
-    """What changes when weights do: their addresses and versions, and for small models their sums.
-
-    torch's versions do not count what is written through `.data`, as TransformerLens's users do.
-    """
-    parameters = [*model.parameters()]
-    state: tuple[Any, ...] = tuple((p.data_ptr(), p._version) for p in parameters)
-    if sum(p.numel() for p in parameters) <= SUMMED:
-        with torch.no_grad():
-            state += (torch.stack([p.sum() for p in parameters]).sum().item(),)
-    return state
-
-
-def _missing(at: At, part: Tensor, rows: Tensor) -> Tensor:
-    """The part with NaN where an example does not have the position."""
-    if at.pos is None or not (at.pos < 0).any():
-        return part
-    pos = at.pos if len(at.pos) == 1 else at.pos[rows]
-    is_missing = (pos < 0).to(part.device)
-    axis = 2 if at.hook.endswith(("hook_pattern", "hook_attn_scores")) else 1
-    shape = [1] * part.ndim
-    shape[0], shape[axis] = is_missing.shape
-    return part.masked_fill(is_missing.reshape(shape), float("nan"))
-
-
-def _check_tokens(model: Model, examples: Examples, tokens: Tensor) -> None:
-    """Raises InputError for examples that the model cannot read or answer."""
-    config = model.cfg
-    if tokens.shape[1] > config.n_ctx:
-        raise InputError(
-            f"the examples have {tokens.shape[1]} input positions, the model reads {config.n_ctx}"
-        )
-    largest = max(int(tokens.max()), int(examples.given.max()), int(examples.true.max()))
-    if largest >= min(config.d_vocab, config.d_vocab_out):
-        raise InputError(
-            f"the examples have the token {largest}, the model knows {config.d_vocab} tokens and "
-            f"answers with {config.d_vocab_out}"
-        )
-
-
-def _first_difference(base: Model, derived: Model) -> int:
-    """The first layer whose weights are not shared; -1 if the embeddings are not."""
-    if base is derived:
-        return LATE
-    theirs = dict(derived.named_parameters())
-    layers = []
-    for name, parameter in base.named_parameters():
-        if theirs[name] is not parameter:
-            inside, late = name.startswith("blocks."), name.startswith(("ln_final", "unembed"))
-            layers.append(int(name.split(".")[1]) if inside else LATE if late else -1)
-    return min(layers, default=LATE)
+            state = self._looks.state_of((model, examples.key, hook))
+            self._activations.put(state, activation)

@@ -14,7 +14,7 @@ import pytest
 from plain_hooks import close, logits_of
 from plugin import plugin
 
-from mechmem.session.session import Session
+from mechmem.session import Session
 
 PAGE = Path(__file__).parent.parent / "docs" / "extending.md"
 

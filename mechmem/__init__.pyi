@@ -51,7 +51,7 @@ from .models.architecture import Architecture as Architecture
 from .models.edits import At as At
 from .models.edits import Edit as Edit
 from .models.edits import replacing as replacing
-from .session.session import Session as Session
+from .session import Session as Session
 from .spec.references import CheckpointName as CheckpointName
 from .spec.references import ExampleSetName as ExampleSetName
 from .spec.sweep import Swept as Swept

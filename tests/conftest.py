@@ -24,7 +24,7 @@ from mechmem.experiment.results import Run
 from mechmem.experiment.run import run
 from mechmem.experiment.spec import Experiment
 from mechmem.models.architecture import Architecture, Model
-from mechmem.session.session import Session
+from mechmem.session import Session
 from mechmem.training.loop import train
 from mechmem.training.recipe import Optimisation, Phase, Recipe
 from mechmem.training.store import Trained, own_folder

@@ -14,7 +14,7 @@ import pytest
 from plain_hooks import close, logits_of
 from plugin import plugin
 
-from mechmem.session.session import Session
+from mechmem.session import Session
 
 PAGE = Path(__file__).parent.parent / "docs" / "extending.md"
 
@@ -104,7 +104,7 @@ def test_the_pages_intervention_is_what_plain_hooks_give(mine, model, examples, 
     close(neutral, logits_of(model, examples))
     assert (found - neutral).abs().max() > 1e-2
     small = Session({"after": model}, {"clean": others}, memory=300_000)
-    assert small._rows_at_once(model, examples) < len(examples)
+    assert small.budget.rows_at_once(model, examples) < len(examples)
     close(small.logits(model, examples, [mine.Dampen(factor=0.3, **chosen)]), found)
 
 

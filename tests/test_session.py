@@ -9,7 +9,7 @@ import torch
 import mechmem.session.session
 from mechmem.analyses.neurons.neuron_shift import NeuronShift
 from mechmem.models.fast import Edit, forward
-from mechmem.session.session import Session
+from mechmem.session import Session
 from mechmem.spec.errors import InputError
 
 

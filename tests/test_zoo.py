@@ -24,7 +24,7 @@ from mechmem.interventions.patch import Patch, Source
 from mechmem.interventions.steer import Steer
 from mechmem.measures.logit import Logit
 from mechmem.models import backend, fast, sites
-from mechmem.session.session import Session
+from mechmem.session import Session
 from mechmem.spec.errors import InputError
 
 DTYPES = (torch.float64, torch.float32)

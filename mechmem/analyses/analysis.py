@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 import pandas as pd
 from pydantic import Field
 
-from mechmem.session.session import Session
+from mechmem.session import Session
 from mechmem.spec.registry import Component
 
 

@@ -8,7 +8,7 @@ from typing import ClassVar
 import pandas as pd
 
 from mechmem.analyses.analysis import Analysis
-from mechmem.session.session import Session
+from mechmem.session import Session
 
 
 class Dynamics(Analysis):

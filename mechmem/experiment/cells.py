@@ -18,7 +18,7 @@ from mechmem.experiment.code import code_hash
 from mechmem.experiment.machine import conditions, session_options
 from mechmem.experiment.spec import Experiment
 from mechmem.progress import ProgressCallback
-from mechmem.session.session import Session
+from mechmem.session import Session
 from mechmem.spec.errors import BlockError, InputError
 from mechmem.spec.files import FileError, digest
 from mechmem.training.loop import train

@@ -10,7 +10,7 @@ from mechmem.data.examples import Examples
 from mechmem.experiment.answer import answer_from, labelled, one_below_the_other
 from mechmem.experiment.machine import session_options
 from mechmem.experiment.spec import Experiment
-from mechmem.session.session import Session
+from mechmem.session import Session
 from mechmem.spec.errors import BlockError, InputError
 from mechmem.training.recipe import PHASES, Recipe
 

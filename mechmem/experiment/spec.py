@@ -117,8 +117,8 @@ class Experiment(Component):
     """Python files, relative to the spec, that define further components."""
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     """Where the analyses run; `auto` takes CUDA, else MPS, else the CPU. Recipes have their own."""
-    memory: Size = 2 * 2**30
-    """Memory that the analyses may use for activations, such as `2 GiB`."""
+    memory: Size = Field(2 * 2**30, ge=2**20)
+    """Memory that the analyses may use for activations, such as `2 GiB`; at least 1 MiB."""
     backend: Literal["auto", "hooked", "fast"] = "auto"
     """How models are run: `hooked` is TransformerLens's own forward, `fast` is ours, and `auto`
     takes `fast` for the models that it supports."""

@@ -13,7 +13,7 @@ from mechmem.interventions.intervention import LACKING, UnitIntervention
 from mechmem.models import sites
 from mechmem.models.architecture import Model
 from mechmem.models.edits import At, Edit, lacks, replacing
-from mechmem.session.session import Session
+from mechmem.session import Session
 from mechmem.spec.errors import InputError
 from mechmem.spec.files import digest
 from mechmem.spec.references import ExampleSetName

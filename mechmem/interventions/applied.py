@@ -17,7 +17,7 @@ from mechmem.models.architecture import Model
 from mechmem.models.backend import HOOKED
 from mechmem.models.edits import Edit
 from mechmem.models.hooked import edit_hook
-from mechmem.session.session import Session
+from mechmem.session import Session
 from mechmem.spec.errors import InputError
 
 

@@ -22,7 +22,7 @@ from mechmem.interventions.subspace import (
 from mechmem.models import sites
 from mechmem.models.architecture import Model
 from mechmem.models.edits import At, Edit
-from mechmem.session.session import Session
+from mechmem.session import Session
 from mechmem.spec.errors import InputError, suggest
 from mechmem.spec.references import ExampleSetName
 from mechmem.spec.sweep import Swept

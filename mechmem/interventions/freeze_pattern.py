@@ -12,7 +12,7 @@ from mechmem.interventions.intervention import Intervention
 from mechmem.interventions.patch import Patch, Source
 from mechmem.models.architecture import Model
 from mechmem.models.edits import Edit
-from mechmem.session.session import Session
+from mechmem.session import Session
 from mechmem.spec.selection import Indices, Names
 from mechmem.spec.sweep import Swept
 

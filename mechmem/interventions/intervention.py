@@ -13,7 +13,7 @@ from mechmem.data.examples import Examples
 from mechmem.models import sites
 from mechmem.models.architecture import Model
 from mechmem.models.edits import At, Edit
-from mechmem.session.session import Session
+from mechmem.session import Session
 from mechmem.spec.errors import InputError
 from mechmem.spec.registry import Component
 from mechmem.spec.selection import Indices, Names, Units

@@ -17,7 +17,7 @@ from mechmem.interventions.intervention import Intervention, SiteIntervention, S
 from mechmem.models import sites
 from mechmem.models.architecture import Model
 from mechmem.models.edits import LATE, At, Edit, layer_of, replacing
-from mechmem.session.session import Session
+from mechmem.session import Session
 from mechmem.spec.errors import InputError
 from mechmem.spec.registry import Component
 from mechmem.spec.selection import Indices, Names

@@ -14,7 +14,7 @@ from mechmem.interventions.intervention import Intervention
 from mechmem.models import sites
 from mechmem.models.architecture import Model
 from mechmem.models.edits import Edit, axes_of
-from mechmem.session.session import Session
+from mechmem.session import Session
 
 NEXT = 7919
 """Between the seeds of two directions of one draw."""

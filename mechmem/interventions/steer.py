@@ -12,7 +12,7 @@ from mechmem.data.examples import Examples
 from mechmem.interventions.intervention import LACKING, UnitIntervention
 from mechmem.models.architecture import Model
 from mechmem.models.edits import At, Edit, lacks
-from mechmem.session.session import Session
+from mechmem.session import Session
 from mechmem.spec.errors import InputError, suggest
 from mechmem.spec.references import ExampleSetName
 from mechmem.spec.sweep import Swept

@@ -15,7 +15,7 @@ from mechmem.interventions.intervention import Intervention, Stage
 from mechmem.interventions.patch import Source
 from mechmem.models.architecture import Model
 from mechmem.models.edits import At, Edit, replacing
-from mechmem.session.session import Session
+from mechmem.session import Session
 from mechmem.spec.errors import InputError
 from mechmem.spec.selection import Indices, distinct
 from mechmem.spec.sweep import Each, Swept

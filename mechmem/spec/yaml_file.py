@@ -50,8 +50,13 @@ class SpecFile:
             return cls.model_validate(_plain(self.data), context={"folder": self.path.parent})
         except ValidationError as error:
             errors = error.errors(include_url=False)
+            # Where one branch of a union has an error of ours, the other branches add nothing.
+            ours = {self._find(e["loc"])[2] for e in errors if e["type"] == "value_error"}
             lines = [
-                self.message(e["loc"], format_error(e)) for e in errors if not _follows(e, errors)
+                self.message(e["loc"], format_error(e))
+                for e in errors
+                if not _follows(e, errors)
+                and (e["type"] not in OTHER_BRANCH or self._find(e["loc"])[2] not in ours)
             ]
             raise SpecError("\n".join(lines)) from error
 
@@ -122,6 +127,10 @@ def _holds(node: Any, part: int | str) -> bool:
     if isinstance(node, list):
         return isinstance(part, int) and part < len(node)
     return isinstance(node, dict) and part in node
+
+
+OTHER_BRANCH = ("int_type", "string_type", "tuple_type", "none_required")
+"""Errors of pydantic that state only that a value is of another type."""
 
 
 def _follows(error: Any, errors: Sequence[Any]) -> bool:

@@ -11,7 +11,7 @@ from mechmem.analyses.analysis import Analysis
 from mechmem.analyses.dynamics import Dynamics
 from mechmem.analyses.effects.patch_grid import PatchGrid
 from mechmem.interventions.patch import Source
-from mechmem.session.session import Session
+from mechmem.session import Session
 from mechmem.spec.errors import InputError
 from mechmem.spec.references import CheckpointName, ExampleSetName
 from mechmem.spec.registry import Component

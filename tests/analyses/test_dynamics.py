@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 from mechmem.analyses.dynamics import Dynamics
-from mechmem.session.session import Session
+from mechmem.session import Session
 
 CURVES = [
     {"step": 0, "clean": 0.0, "memorised": 0.0, "corrected": 0.0, "held_out": 0.1},

@@ -21,7 +21,7 @@ from mechmem.analyses.neurons.grid import GridAnalysis
 from mechmem.api import load
 from mechmem.data.example_set import ExampleSet
 from mechmem.data.minimal_pair import MinimalPair
-from mechmem.session.session import Session
+from mechmem.session import Session
 from mechmem.spec.sweep import each
 from mechmem.training.store import SHIPPED
 

@@ -21,7 +21,7 @@ from mechmem.data.tasks.four_digit_addition import FourDigitAddition
 from mechmem.interventions.patch import Source
 from mechmem.models.architecture import Architecture
 from mechmem.models.fast import forward
-from mechmem.session.session import Session
+from mechmem.session import Session
 from mechmem.spec.sweep import each
 
 ARCHITECTURE = Architecture(n_layers=3, d_model=128, n_heads=4, d_mlp=512)

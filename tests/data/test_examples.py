@@ -223,8 +223,8 @@ def test_indices_of_positions_in_each_example(mixed, three):
     [
         ([], "no position is named; choose from: a, b, s1, readout"),
         (["a", "a"], "position 'a' is named twice"),
-        (["a", "s2"], "there is no position 's2'; there is a, b, s1, readout"),
-        ("", "there is no position ''; there is a, b, s1, readout"),
+        (["a", "s2"], "there is no position 's2'; choose from a, b, s1, readout"),
+        ("", "there is no position ''; choose from a, b, s1, readout"),
         (["s1", "readout"], "the positions s1, readout overlap"),
     ],
 )

@@ -13,7 +13,7 @@ from mechmem.data.minimal_pair import MinimalPair
             {"flip": "carry_1", "hold": ("carry_2", "carry_1")},
             "'carry_1' cannot both flip and hold",
         ),
-        ({"flip": "carry_1", "hold": ("out_0", "out_0")}, "hold names 'out_0' twice"),
+        ({"flip": "carry_1", "hold": ("out_0", "out_0")}, "'out_0' is listed twice"),
         ({"flip": ""}, "at least 1 character"),
     ],
 )

@@ -287,7 +287,7 @@ def test_the_table_is_the_same_whatever_the_chunks(table, tally, sweep, seconds,
 
 
 def test_the_table_is_the_one_that_the_analysis_makes(table, tally, examples):
-    from mechmem.session.session import Session
+    from mechmem.session import Session
 
     found, _ = table(**swept(0, [0, 1], 2))
     noisy = examples.select(list(range(8)))

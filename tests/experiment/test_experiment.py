@@ -647,7 +647,7 @@ def test_the_machine_s_fields():
     [
         ("device=gpu", "device: Input should be 'auto', 'cpu', 'cuda' or 'mps'"),
         ("memory=much", "memory: 'much' is not a size; write 2 GiB, 512 MiB or a number of bytes"),
-        ("memory=0", "memory: Input should be greater than 0"),
+        ("memory=0", "memory: Input should be greater than or equal to 1048576"),
         ("backend=quick", "backend: Input should be 'auto', 'hooked' or 'fast'"),
         ("seeds=[]", "seeds: a list needs at least 1 item"),
         ("seeds=[1, 2, 1]", "seeds: 1 is listed twice"),

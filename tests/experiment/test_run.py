@@ -336,12 +336,13 @@ PLUGIN = """
 from __future__ import annotations
 
 import pandas as pd
+from mechmem.spec.references import ExampleSetName
 from mechmem.spec.sweep import Swept
 from mechmem.analyses.analysis import Analysis
 
 class CountedExamples(Analysis):
     columns = {"n": "number"}
-    of: Swept[str] = "noisy"
+    of: Swept[ExampleSetName] = ExampleSetName("noisy")
 
     def table(self, session):
         return pd.DataFrame({"n": [FACTOR * len(session.examples(self.of))]})

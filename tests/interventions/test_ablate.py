@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from mechmem.interventions.ablate import Ablate, derangement, donors
 from mechmem.interventions.applied import applied
 from mechmem.interventions.intervention import Intervention
-from mechmem.session.session import Session
+from mechmem.session import Session
 from mechmem.spec.errors import InputError
 from mechmem.spec.registry import Component
 

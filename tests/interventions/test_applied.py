@@ -9,7 +9,7 @@ from mechmem.interventions.applied import InterventionError, applied
 from mechmem.interventions.patch import Patch, Source
 from mechmem.interventions.swap_weights import SwapWeights
 from mechmem.models.edits import At, Edit
-from mechmem.session.session import Session
+from mechmem.session import Session
 from mechmem.spec.errors import InputError
 
 

@@ -15,7 +15,7 @@ from mechmem.interventions.erase import Erase
 from mechmem.interventions.intervention import Intervention
 from mechmem.interventions.subspace import leace
 from mechmem.models.architecture import Architecture
-from mechmem.session.session import Session
+from mechmem.session import Session
 from mechmem.spec.errors import InputError
 
 METHODS = ["leace", "inlp", "random", "variance_matched"]

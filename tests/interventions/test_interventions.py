@@ -22,7 +22,7 @@ from mechmem.interventions.steer import Steer
 from mechmem.interventions.swap_weights import SwapWeights
 from mechmem.models import sites
 from mechmem.models.sites import SITES
-from mechmem.session.session import Session
+from mechmem.session import Session
 from mechmem.spec.errors import InputError
 
 EDITABLE = sorted(SITES.keys() - sites.READ_ONLY.keys())

@@ -24,7 +24,7 @@ from mechmem.interventions.random_displacement import RandomDisplacement
 from mechmem.models import sites
 from mechmem.models.edits import Edit
 from mechmem.models.sites import SITES
-from mechmem.session.session import Session
+from mechmem.session import Session
 from mechmem.spec.errors import InputError
 
 EDITABLE = sorted(SITES.keys() - sites.READ_ONLY.keys())

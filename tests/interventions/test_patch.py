@@ -10,7 +10,7 @@ from pydantic import ValidationError
 from mechmem.data.examples import Examples
 from mechmem.data.minimal_pair import MinimalPair
 from mechmem.interventions.patch import Patch, Source
-from mechmem.session.session import Session
+from mechmem.session import Session
 from mechmem.spec.errors import InputError
 
 HOOK = "blocks.1.hook_attn_out"

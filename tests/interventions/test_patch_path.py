@@ -13,7 +13,7 @@ from mechmem.interventions.intervention import Intervention
 from mechmem.interventions.patch import Patch, Source
 from mechmem.interventions.patch_path import PatchPath, Receiver
 from mechmem.models import sites
-from mechmem.session.session import Session
+from mechmem.session import Session
 from mechmem.spec.errors import InputError
 from mechmem.spec.sweep import each
 

@@ -19,7 +19,7 @@ from mechmem.interventions.patch import Patch, Source
 from mechmem.interventions.random_displacement import RandomDisplacement
 from mechmem.interventions.steer import Steer
 from mechmem.models.sites import SITES
-from mechmem.session.session import Session
+from mechmem.session import Session
 from mechmem.spec.errors import InputError
 from mechmem.spec.files import digest
 

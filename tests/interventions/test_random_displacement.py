@@ -5,7 +5,7 @@ import torch
 
 from mechmem.interventions.patch import Patch, Source
 from mechmem.interventions.random_displacement import RandomDisplacement
-from mechmem.session.session import Session
+from mechmem.session import Session
 
 BEFORE = Source(checkpoint="before")
 PATCHES = [

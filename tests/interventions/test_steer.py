@@ -10,7 +10,7 @@ from mechmem.experiment.dry_run import DryRun
 from mechmem.interventions.applied import applied
 from mechmem.interventions.intervention import Intervention
 from mechmem.interventions.steer import Steer
-from mechmem.session.session import Session
+from mechmem.session import Session
 from mechmem.spec.errors import InputError
 
 HOOK = "blocks.0.hook_resid_post"

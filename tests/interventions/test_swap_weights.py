@@ -11,7 +11,7 @@ from mechmem.interventions.applied import applied
 from mechmem.interventions.intervention import Intervention
 from mechmem.interventions.patch import Patch, Source
 from mechmem.interventions.swap_weights import SwapWeights
-from mechmem.session.session import Session
+from mechmem.session import Session
 from mechmem.spec.errors import InputError
 
 BEFORE = Source(checkpoint="before")

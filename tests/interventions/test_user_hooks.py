@@ -16,7 +16,7 @@ from mechmem.interventions.erase import Erase
 from mechmem.interventions.patch import Patch
 from mechmem.interventions.steer import Steer
 from mechmem.interventions.swap_weights import SwapWeights
-from mechmem.session.session import Session
+from mechmem.session import Session
 from mechmem.spec.errors import InputError
 
 HOOK = "blocks.0.hook_mlp_out"

@@ -42,8 +42,8 @@ def test_an_unknown_column_is_refused_with_the_nearest():
     ("where", "message"),
     [
         ({"condition": "intervend"}, "no row has condition 'intervend'; did you mean 'intervened'"),
-        ({"k": 3}, "no row has k 3; there is 1, 2, 4"),
-        ({"condition": "baseline", "k": 4}, "no row has k 4; there is 1"),
+        ({"k": 3}, "no row has k 3; choose from 1, 2, 4"),
+        ({"condition": "baseline", "k": 4}, "no row has k 4; choose from 1"),
     ],
 )
 def test_a_value_that_no_row_has_is_refused_with_the_values_of_the_rows_left(where, message):

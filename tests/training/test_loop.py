@@ -12,7 +12,7 @@ import torch.nn.functional as F
 
 from mechmem.data.label_noise import UniformWrong
 from mechmem.data.tasks.four_digit_addition import FourDigitAddition
-from mechmem.session.session import Session
+from mechmem.session import Session
 from mechmem.spec.errors import InputError
 from mechmem.spec.files import FileError, write_tensors
 from mechmem.training import loop as home

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from mechmem.analyses.circuits.contrast import Contrast, ContrastAnalysis, Endpoint, Method
 from mechmem.analyses.circuits.faithfulness import Runs, areas, areas_of_draws, tidy
-from mechmem.session.session import Session
+from mechmem.session import Session
 from mechmem.spec.sweep import Swept
 from mechmem.statistics.rows import over_draws, over_examples, single
 

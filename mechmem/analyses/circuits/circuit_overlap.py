@@ -16,7 +16,7 @@ from mechmem.analyses.circuits.circuit import CircuitAnalysis
 from mechmem.analyses.circuits.contrast import Contrast
 from mechmem.analyses.circuits.faithfulness import Runs, tidy
 from mechmem.measures.measure import Measure
-from mechmem.session.session import Session
+from mechmem.session import Session
 from mechmem.spec.errors import InputError
 from mechmem.spec.references import CheckpointName, ExampleSetName
 from mechmem.spec.sweep import Swept

@@ -15,7 +15,7 @@ from mechmem.analyses.circuits.contrast import Contrast, ContrastAnalysis
 from mechmem.interventions.patch import Source
 from mechmem.measures.logit import Logit
 from mechmem.measures.measure import Measure
-from mechmem.session.session import Session
+from mechmem.session import Session
 from mechmem.spec.errors import InputError
 from mechmem.statistics.rows import over_examples
 

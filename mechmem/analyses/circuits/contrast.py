@@ -24,7 +24,7 @@ from mechmem.measures.kl import KL
 from mechmem.measures.logit import Logit
 from mechmem.measures.measure import Measure
 from mechmem.models.architecture import Model
-from mechmem.session.session import Session
+from mechmem.session import Session
 from mechmem.spec.errors import InputError
 from mechmem.spec.references import CheckpointName, ExampleSetName
 from mechmem.spec.sweep import Swept

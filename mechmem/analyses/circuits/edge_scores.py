@@ -10,7 +10,7 @@ import pandas as pd
 from pydantic import Field
 
 from mechmem.analyses.circuits.contrast import ContrastAnalysis, Endpoint, Method, correlation
-from mechmem.session.session import Session
+from mechmem.session import Session
 
 N_TOP = 100
 """Edges of the largest score among which agreement is reported too."""

@@ -23,7 +23,7 @@ from mechmem.interventions.patch import Source
 from mechmem.measures.measure import Measure
 from mechmem.measures.probability import Probability
 from mechmem.models.architecture import Model
-from mechmem.session.session import Session
+from mechmem.session import Session
 from mechmem.spec.errors import InputError
 from mechmem.spec.references import ExampleSetName
 from mechmem.spec.sweep import Swept

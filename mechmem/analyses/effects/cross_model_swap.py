@@ -14,7 +14,7 @@ from mechmem.analyses.effects.effect import EffectAnalysis, Interventions, Readi
 from mechmem.data.examples import Examples
 from mechmem.interventions.patch import Patch, Source
 from mechmem.interventions.swap_weights import Part, Parts, SwapWeights
-from mechmem.session.session import Session
+from mechmem.session import Session
 from mechmem.spec.references import CheckpointName
 from mechmem.spec.selection import Indices
 from mechmem.spec.sweep import Each, Swept

@@ -21,7 +21,7 @@ from mechmem.interventions.intervention import Intervention
 from mechmem.measures.accuracy import Accuracy
 from mechmem.measures.measure import Measure
 from mechmem.models.architecture import Model
-from mechmem.session.session import Session, SourcePrefix
+from mechmem.session import Session, SourcePrefix
 from mechmem.spec.errors import InputError
 from mechmem.spec.references import CheckpointName, ExampleSetName
 from mechmem.spec.selection import distinct

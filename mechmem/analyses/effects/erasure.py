@@ -26,7 +26,7 @@ from mechmem.data.examples import Examples
 from mechmem.interventions.erase import Erase
 from mechmem.interventions.intervention import Intervention, shared
 from mechmem.models.edits import At
-from mechmem.session.session import Session
+from mechmem.session import Session
 from mechmem.spec.sweep import Each
 from mechmem.statistics.rows import over_examples, single
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from mechmem.analyses.effects.effect import EffectAnalysis, Interventions
 from mechmem.interventions.intervention import Intervention
-from mechmem.session.session import Session
+from mechmem.session import Session
 
 
 class Intervene(EffectAnalysis):

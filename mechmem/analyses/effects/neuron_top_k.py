@@ -13,7 +13,7 @@ from mechmem.analyses.neurons.neuron_shift import NeuronShift
 from mechmem.interventions.controls.random_neurons import RandomNeurons
 from mechmem.interventions.intervention import Intervention
 from mechmem.interventions.patch import Patch, Source
-from mechmem.session.session import Session
+from mechmem.session import Session
 from mechmem.spec.errors import InputError
 from mechmem.spec.references import CheckpointName, ExampleSetName
 from mechmem.spec.selection import Indices

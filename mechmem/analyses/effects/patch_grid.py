@@ -11,7 +11,7 @@ from torch import Tensor
 from mechmem.analyses.effects.effect import EffectAnalysis, Interventions
 from mechmem.data.examples import Examples
 from mechmem.interventions.patch import Patch, Source
-from mechmem.session.session import Session
+from mechmem.session import Session
 from mechmem.spec.selection import Indices, Names, Units
 from mechmem.spec.sweep import Swept
 

@@ -19,7 +19,7 @@ from mechmem.analyses.analysis import Analysis
 from mechmem.data.examples import Examples
 from mechmem.interventions.patch import Patch, Source
 from mechmem.models.architecture import Model
-from mechmem.session.session import Session
+from mechmem.session import Session
 from mechmem.spec.errors import InputError
 from mechmem.spec.references import CheckpointName, ExampleSetName
 from mechmem.spec.sweep import Swept

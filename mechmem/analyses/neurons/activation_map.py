@@ -11,7 +11,7 @@ from pydantic import Field, PositiveInt
 
 from mechmem.analyses.neurons.grid import CELLS, Grid, GridAnalysis
 from mechmem.analyses.neurons.heuristics import Heuristics
-from mechmem.session.session import Session
+from mechmem.session import Session
 from mechmem.spec.errors import InputError, suggest
 from mechmem.spec.references import CheckpointName, ExampleSetName
 from mechmem.spec.sweep import Swept

@@ -16,7 +16,7 @@ from torch import Tensor
 from mechmem.analyses.analysis import Analysis
 from mechmem.analyses.neurons.rules import Fit, fitted, rules_of
 from mechmem.data.examples import Examples
-from mechmem.session.session import Session
+from mechmem.session import Session
 from mechmem.spec.errors import InputError
 from mechmem.spec.references import ExampleSetName
 

@@ -13,7 +13,7 @@ from scipy import stats
 from mechmem.analyses.neurons.grid import GridAnalysis
 from mechmem.analyses.neurons.neuron_shift import NeuronShift
 from mechmem.analyses.neurons.rules import TYPES
-from mechmem.session.session import Session
+from mechmem.session import Session
 from mechmem.spec.errors import InputError
 from mechmem.spec.references import CheckpointName, ExampleSetName
 from mechmem.spec.sweep import Swept

@@ -17,7 +17,7 @@ from mechmem.analyses.neurons.grid import GridAnalysis
 from mechmem.data.examples import Examples
 from mechmem.interventions.patch import Patch, Source
 from mechmem.models.architecture import Model
-from mechmem.session.session import Session
+from mechmem.session import Session
 from mechmem.spec.references import CheckpointName, ExampleSetName
 from mechmem.spec.sweep import Swept
 from mechmem.statistics.intervals import interval

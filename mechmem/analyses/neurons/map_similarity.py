@@ -11,7 +11,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from mechmem.analyses.neurons.grid import Grid, GridAnalysis
-from mechmem.session.session import Session
+from mechmem.session import Session
 from mechmem.spec.references import CheckpointName
 from mechmem.spec.sweep import Swept
 from mechmem.statistics.intervals import interval

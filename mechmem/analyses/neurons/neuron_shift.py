@@ -13,7 +13,7 @@ from scipy import stats
 from mechmem.analyses.analysis import Analysis
 from mechmem.interventions.intervention import shared
 from mechmem.models.edits import At
-from mechmem.session.session import Session
+from mechmem.session import Session
 from mechmem.spec.references import CheckpointName, ExampleSetName
 from mechmem.spec.sweep import Swept
 

@@ -14,7 +14,7 @@ from mechmem.data.examples import Examples
 from mechmem.interventions.inlp import logistic_regression
 from mechmem.interventions.subspace import float64
 from mechmem.models.architecture import Model
-from mechmem.session.session import Session
+from mechmem.session import Session
 from mechmem.spec.errors import InputError, suggest
 
 PENALTIES = (1.0, 10.0, 100.0)

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from mechmem.analyses.readouts.lens import Lens, LensAnalysis
 from mechmem.models.architecture import Model
-from mechmem.session.session import Session
+from mechmem.session import Session
 
 
 class LogitLens(LensAnalysis):

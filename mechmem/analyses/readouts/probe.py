@@ -26,7 +26,7 @@ from mechmem.data.examples import Examples, Label
 from mechmem.interventions.intervention import shared
 from mechmem.models import sites
 from mechmem.models.edits import At, axes_of
-from mechmem.session.session import Session
+from mechmem.session import Session
 from mechmem.spec.errors import InputError
 from mechmem.spec.references import CheckpointName, ExampleSetName
 from mechmem.spec.sweep import Swept

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from mechmem.analyses.readouts.lens import Lens, LensAnalysis, Residual, divergence, residuals
 from mechmem.models.architecture import Model
-from mechmem.session.session import Session
+from mechmem.session import Session
 from mechmem.spec.references import ExampleSetName
 
 

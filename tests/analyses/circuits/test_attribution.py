@@ -18,7 +18,7 @@ from mechmem.measures.logit import Logit
 from mechmem.measures.logit_difference import LogitDifference
 from mechmem.measures.probability import Probability
 from mechmem.models.sites import SITES
-from mechmem.session.session import Session
+from mechmem.session import Session
 from mechmem.spec.errors import InputError
 
 SITE_OF = {"embed": "embed", "head": "z", "mlp": "mlp_out", "neuron": "neurons"}

@@ -18,7 +18,7 @@ from mechmem.analyses.circuits.faithfulness import Runs, areas, areas_of_draws
 from mechmem.data.minimal_pair import MinimalPair
 from mechmem.experiment.claims import Quantity
 from mechmem.interventions.patch import Source
-from mechmem.session.session import Session
+from mechmem.session import Session
 from mechmem.statistics.rows import over_draws, over_examples
 
 FRACTIONS = (0.0, 0.1, 0.25, 0.5, 1.0)

@@ -14,7 +14,7 @@ from mechmem.analyses.circuits.circuit import Circuit
 from mechmem.analyses.circuits.circuit_overlap import CircuitOverlap, hypergeometric_p, shared
 from mechmem.data.minimal_pair import MinimalPair
 from mechmem.measures.logit import Logit
-from mechmem.session.session import Session
+from mechmem.session import Session
 from mechmem.spec.errors import InputError
 
 FRACTIONS = (0.25, 0.5, 1.0)

@@ -16,7 +16,7 @@ from mechmem.analyses.circuits.concentration import Concentration, gini, partici
 from mechmem.interventions.patch import Source
 from mechmem.measures.logit import Logit
 from mechmem.measures.logit_difference import LogitDifference
-from mechmem.session.session import Session
+from mechmem.session import Session
 from mechmem.spec.errors import InputError
 
 SIZES = np.array([[0, 0, 0, 4.0], [1, 1, 1, 1], [1, 2, 3, 4], [4, 1, 3, 2]])

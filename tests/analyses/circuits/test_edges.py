@@ -24,7 +24,7 @@ from mechmem.measures.accuracy import Accuracy
 from mechmem.measures.kl import KL
 from mechmem.measures.logit_difference import LogitDifference
 from mechmem.models.backend import FAST
-from mechmem.session.session import Session
+from mechmem.session import Session
 from mechmem.spec.errors import InputError
 
 FIELDS = [

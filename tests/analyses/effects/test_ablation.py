@@ -17,7 +17,7 @@ from mechmem.interventions.ablate import Ablate
 from mechmem.measures.accuracy import Accuracy
 from mechmem.measures.logit import Logit
 from mechmem.measures.probability import Probability
-from mechmem.session.session import Session
+from mechmem.session import Session
 from mechmem.spec.errors import InputError
 from mechmem.spec.sweep import each
 

@@ -16,7 +16,7 @@ from mechmem.interventions.controls.random_direction import RandomDirection
 from mechmem.interventions.patch import Patch, Source
 from mechmem.interventions.random_displacement import RandomDisplacement
 from mechmem.measures.probability import Probability
-from mechmem.session.session import Session
+from mechmem.session import Session
 from mechmem.spec.errors import InputError
 from mechmem.spec.sweep import each
 

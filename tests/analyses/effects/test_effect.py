@@ -31,7 +31,7 @@ from mechmem.measures.logit import Logit
 from mechmem.measures.logit_difference import LogitDifference
 from mechmem.measures.measure import Measure
 from mechmem.measures.probability import Probability
-from mechmem.session.session import Session
+from mechmem.session import Session
 from mechmem.spec.errors import InputError
 from mechmem.spec.registry import Component
 from mechmem.statistics.intervals import interval

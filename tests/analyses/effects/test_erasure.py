@@ -17,7 +17,7 @@ from mechmem.data.tasks.four_digit_addition import FourDigitAddition
 from mechmem.experiment.dry_run import DryRun
 from mechmem.interventions.controls.random_direction import RandomDirection
 from mechmem.interventions.erase import Erase
-from mechmem.session.session import Session
+from mechmem.session import Session
 from mechmem.spec.errors import InputError
 from mechmem.spec.sweep import each
 

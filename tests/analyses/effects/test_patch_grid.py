@@ -8,7 +8,7 @@ from mechmem.analyses.effects.patch_grid import PatchGrid
 from mechmem.interventions.patch import Patch, Source
 from mechmem.models.backend import FAST
 from mechmem.models.fast import Fast
-from mechmem.session.session import Session
+from mechmem.session import Session
 from mechmem.spec.sweep import each
 
 SWEEP_DOMAIN = {"layer": range(3), "head": range(2)}

@@ -15,7 +15,7 @@ from look_up import copying
 
 from mechmem.analyses.effects.token_replacement import TokenReplacement, _hits
 from mechmem.experiment.dry_run import DryRun
-from mechmem.session.session import Session
+from mechmem.session import Session
 from mechmem.spec.errors import InputError
 from mechmem.spec.sweep import each
 

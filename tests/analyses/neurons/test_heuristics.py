@@ -22,7 +22,7 @@ from mechmem.analyses.neurons.rules import TYPES
 from mechmem.data.minimal_pair import MinimalPair
 from mechmem.data.tasks.two_hop_reasoning import TwoHopReasoning
 from mechmem.experiment.dry_run import DryRun
-from mechmem.session.session import Session
+from mechmem.session import Session
 from mechmem.spec.errors import InputError
 
 PAIRS = ("pairs_0", "pairs_1", "pairs_2", "pairs_3")

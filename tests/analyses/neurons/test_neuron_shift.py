@@ -9,7 +9,7 @@ from sklearn.metrics import roc_auc_score
 from mechmem.analyses.effects.neuron_top_k import NeuronTopK
 from mechmem.analyses.neurons.neuron_shift import SPREAD_FLOOR, NeuronShift
 from mechmem.interventions.patch import Patch, Source
-from mechmem.session.session import Session
+from mechmem.session import Session
 from mechmem.spec.errors import InputError
 
 READOUT = slice(9, 14)

@@ -19,7 +19,7 @@ from mechmem.analyses.readouts.tuned_lens import TunedLens
 from mechmem.data.example_set import ExampleSet
 from mechmem.data.tasks.two_hop_reasoning import TwoHopReasoning
 from mechmem.experiment.dry_run import DryRun
-from mechmem.session.session import Session
+from mechmem.session import Session
 from mechmem.spec.errors import InputError
 
 LENSES = pytest.mark.parametrize(

@@ -18,7 +18,7 @@ from mechmem.data.tasks.four_digit_addition import FourDigitAddition
 from mechmem.data.tasks.two_hop_reasoning import TwoHopReasoning
 from mechmem.experiment.dry_run import DryRun
 from mechmem.models.architecture import Architecture
-from mechmem.session.session import Session
+from mechmem.session import Session
 from mechmem.spec.errors import InputError
 
 EMBED = {"site": "embed", "layer": None}

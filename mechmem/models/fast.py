@@ -178,6 +178,11 @@ def _refused_modules(model: Model) -> str | None:
             ("transformer_lens.", "torch.nn.modules.linear")
         ):
             return f"{at} is a {kind.__name__}, which was put in by the user"
+        if kind.__name__ == "Identity" and not name.endswith(("ln1", "ln2", "ln_final")):
+            return f"{at} is an Identity, which was put in by the user"
+        config = getattr(module, "cfg", model.cfg)
+        if config is not model.cfg and (reason := refused_config(config)):
+            return f"{at} is of another model: {reason}"
         if "forward" in vars(module):
             return f"the forward of {at} was replaced"
         if has_hooks(module):

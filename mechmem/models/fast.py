@@ -12,6 +12,7 @@ import math
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cache
+from inspect import isfunction
 from typing import Any
 
 import torch
@@ -183,8 +184,8 @@ def _refused_modules(model: Model) -> str | None:
         config = getattr(module, "cfg", model.cfg)
         if config is not model.cfg and (reason := refused_config(config)):
             return f"{at} is of another model: {reason}"
-        if "forward" in vars(module):
-            return f"the forward of {at} was replaced"
+        if replaced := replaced_methods(module):
+            return f"{replaced[0]} of {at} was replaced"
         if has_hooks(module):
             return f"there are hooks at {at}"
         if (
@@ -198,6 +199,16 @@ def _refused_modules(model: Model) -> str | None:
     if model.tokenizer is not None and model.tokenizer.padding_side == "left":
         return "its tokenizer pads on the left, so that it masks tokens"
     return None
+
+
+def replaced_methods(module: torch.nn.Module) -> list[str]:
+    """The methods of this very module that someone has replaced, such as its `forward`."""
+    return sorted(vars(module).keys() & _methods(type(module)))
+
+
+@cache
+def _methods(kind: type) -> frozenset[str]:
+    return frozenset(name for name in dir(kind) if isfunction(getattr(kind, name)))
 
 
 def has_hooks(module: torch.nn.Module) -> bool:

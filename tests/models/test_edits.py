@@ -200,8 +200,10 @@ def test_an_edit_in_place_gives_what_a_pure_one_gives(at):
         own += 1
         return own
 
-    assert torch.equal(Edit(at, in_place)(x, ROWS), pure(x, ROWS))
-    assert torch.equal(x, activation(at.hook))
+    known = pure.function(at.take(x, ROWS), ROWS)
+    for edit in (Edit(at, in_place), Edit(at, in_place, constant=known)):
+        assert torch.equal(edit(x, ROWS), pure(x, ROWS))
+        assert torch.equal(x, activation(at.hook))
     assert torch.equal(pure(x, ROWS) != x, chosen_cells(at))
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import fields
+from dataclasses import fields, replace
 from typing import Any
 
 import numpy as np
@@ -50,6 +50,11 @@ def right(model: Any, examples: Examples, *hooks: tuple[str, Hook]) -> Tensor:
     return logits[:, -examples.n_answer :]
 
 
+def putting(value: Tensor) -> Hook:
+    """A hook that puts this in the place of the activation."""
+    return lambda activation, hook: value
+
+
 def every_site(model: Any) -> list[tuple[str, int | None]]:
     table = sites.table(model)
     named = table.loc[table["editable"], "site"]
@@ -59,6 +64,11 @@ def every_site(model: Any) -> list[tuple[str, int | None]]:
         for name in named
         for layer in (layers if sites.SITES[name].has_layer else [None])
     ]
+
+
+def keep_all(session: Session, model: Any, examples: Examples) -> None:
+    """Has every activation kept that is patched in later, so that one forward gives them all."""
+    session.activations(model, examples, [sites.hook_of(model, *at) for at in every_site(model)])
 
 
 def test_the_zoo_is_run_by_the_backend_that_it_should_be(model):
@@ -94,17 +104,24 @@ def test_fast_differentiates_as_hooked_does(model, examples):
 
 def test_patching_from_itself_changes_nothing_at_any_site(model, session, examples):
     own = session.baseline(model, examples)
-    for site, layer in every_site(model):
-        patch = Patch(site=site, layer=layer, source=model)
-        close(session.logits(model, examples, [patch]), own)
-        with applied(model, [patch], examples, session) as hooked:
-            close(hooked(examples.tokens)[:, -examples.n_answer :], own)
+    keep_all(session, model, examples)
+    patches = [Patch(site=site, layer=layer, source=model) for site, layer in every_site(model)]
+    # One by one where numbers are exact enough to see any change, and all at once.
+    one_by_one = [[patch] for patch in patches] if own.dtype == torch.float64 else []
+    for cell in [*one_by_one, patches]:
+        close(session.logits(model, examples, cell), own)
+    with applied(model, patches, examples, session) as hooked:
+        close(hooked(examples.tokens)[:, -examples.n_answer :], own)
 
 
 def test_a_patch_is_that_of_transformerlens_at_every_site(model, session, examples, others):
     donors = others.select(torch.arange(len(examples))).as_set()
     _, cache = model.run_with_cache(donors.tokens)
-    for site, layer in every_site(model):
+    keep_all(session, model, donors)
+    # In the last layer alone where float64 has shown every layer to be right.
+    skipped = [0] if model.cfg.n_layers > 1 and model.cfg.dtype == torch.float32 else []
+    places = [(site, layer) for site, layer in every_site(model) if layer not in skipped]
+    for site, layer in places:
         hook = sites.hook_of(model, site, layer)
         axis = sites.site(site).axes.index("pos")
 
@@ -179,6 +196,8 @@ def test_a_probe_reads_the_activations_of_transformerlens(model, session, others
 
 
 def test_a_lens_is_the_models_own_end_on_every_residual(model, session, examples):
+    few = replace(examples, positions={"=": 9, "a0": 3})  # the others cost time and add nothing
+    session.example_sets["noisy"] = few
     table = LogitLens(prefixes=("given",)).table(session)
     _, cache = model.run_with_cache(examples.tokens)
     n_layers = model.cfg.n_layers
@@ -216,7 +235,7 @@ def test_attribution_is_change_times_gradient(model, session, examples):
 
 
 def test_every_field_of_the_config_is_sorted():
-    """A field that TransformerLens adds must be looked at before `fast` runs a model that has it."""
+    """A field that TransformerLens adds is looked at before `fast` runs a model that has it."""
     known = [*fast.HANDLED, *fast.DEFAULT, *fast.IRRELEVANT]
     assert sorted(known) == sorted({field.name for field in fields(HookedTransformerConfig)})
 
@@ -264,7 +283,7 @@ def test_random_combinations_of_fields(part, examples, others):
             )
             hook = sites.hook_of(model, site, layer)
             patch = Patch(site=site, layer=layer, source=donors)
-            theirs = right(model, examples, (hook, lambda activation, hook: cache[hook.name]))
+            theirs = right(model, examples, (hook, putting(cache[hook])))
             close(session.logits(model, examples, [patch]), theirs)
     assert n_fast >= 3
 

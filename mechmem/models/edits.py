@@ -120,6 +120,8 @@ class Edit:
     constant: Tensor | None = None
     """The new value where it is known beforehand, `n ...` or `1 ...`: fast routes make use of
     it."""
+    only_reads: bool = False
+    """Whether the function never changes what it is given, and so needs no copy of it."""
 
     @property
     def hook(self) -> str:
@@ -132,9 +134,8 @@ class Edit:
 
     def __call__(self, activation: Tensor, rows: Int[Tensor, " batch"]) -> Tensor:
         """The edited activation, a new tensor. Raises InputError for a part of another shape."""
-        # A function that puts a known value in its place does not change what it is given.
-        is_known = self.constant is not None and self.at.is_whole
-        own = activation if is_known else self.at.take(activation, rows)
+        needs_copy = not (self.only_reads and self.at.is_whole)
+        own = self.at.take(activation, rows) if needs_copy else activation
         shape, dtype = own.shape, own.dtype
         part = self.function(own, rows)
         if not isinstance(part, Tensor) or part.shape != shape:
@@ -144,7 +145,7 @@ class Edit:
                 "it must return a tensor of the shape that it is given"
             )
         part = part.to(dtype)
-        if is_known:
+        if not needs_copy:
             part = part.contiguous()  # it may be expanded, which some products refuse
         elif self.at.is_whole and part is not own:
             # It may be expanded, which some products refuse, or a tensor that someone keeps.
@@ -170,7 +171,7 @@ def replacing(at: At, value: Tensor, source: str = "the source") -> Edit:
             )
         return chosen.to(own).expand_as(own)
 
-    return Edit(at, replaced, constant=value)
+    return Edit(at, replaced, constant=value, only_reads=True)
 
 
 def lacks(value: Tensor, at: At) -> bool:

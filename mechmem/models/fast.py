@@ -12,6 +12,7 @@ import math
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cache
+from inspect import isfunction
 from typing import Any
 
 import torch
@@ -178,8 +179,13 @@ def _refused_modules(model: Model) -> str | None:
             ("transformer_lens.", "torch.nn.modules.linear")
         ):
             return f"{at} is a {kind.__name__}, which was put in by the user"
-        if "forward" in vars(module):
-            return f"the forward of {at} was replaced"
+        if kind.__name__ == "Identity" and not name.endswith(("ln1", "ln2", "ln_final")):
+            return f"{at} is an Identity, which was put in by the user"
+        config = getattr(module, "cfg", model.cfg)
+        if config is not model.cfg and (reason := refused_config(config)):
+            return f"{at} is of another model: {reason}"
+        if replaced := replaced_methods(module):
+            return f"{replaced[0]} of {at} was replaced"
         if has_hooks(module):
             return f"there are hooks at {at}"
         if (
@@ -193,6 +199,16 @@ def _refused_modules(model: Model) -> str | None:
     if model.tokenizer is not None and model.tokenizer.padding_side == "left":
         return "its tokenizer pads on the left, so that it masks tokens"
     return None
+
+
+def replaced_methods(module: torch.nn.Module) -> list[str]:
+    """The methods of this very module that someone has replaced, such as its `forward`."""
+    return sorted(vars(module).keys() & _methods(type(module)))
+
+
+@cache
+def _methods(kind: type) -> frozenset[str]:
+    return frozenset(name for name in dir(kind) if isfunction(getattr(kind, name)))
 
 
 def has_hooks(module: torch.nn.Module) -> bool:

@@ -11,7 +11,7 @@ import torch
 from mechmem.data.examples import Examples
 from mechmem.models.architecture import Model
 from mechmem.models.edits import LATE
-from mechmem.models.fast import has_hooks
+from mechmem.models.fast import has_hooks, replaced_methods
 
 T = TypeVar("T")
 
@@ -62,7 +62,7 @@ def state_of_model(model: torch.nn.Module) -> tuple[Any, ...] | None:
     """The model with what it computes from; None if a user's code takes part in it, whose results
     can't be foretold."""
     modules = [*model.modules()]
-    if any(has_hooks(module) or "forward" in vars(module) for module in modules):
+    if any(has_hooks(module) or replaced_methods(module) for module in modules):
         return None
     functions = [getattr(module, "act_fn", None) for module in modules]
     return (model, *map(type, modules), *functions, *_weights_of(model))

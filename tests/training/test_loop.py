@@ -10,7 +10,6 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from mechmem.analyses.effects.effect import greedy_answer
 from mechmem.data.label_noise import UniformWrong
 from mechmem.data.tasks.four_digit_addition import FourDigitAddition
 from mechmem.session import Session
@@ -333,7 +332,7 @@ def test_the_curves_are_measured_on_the_first_of_each_group(recipe):
 
 
 def test_accuracy_is_the_share_of_whole_greedy_answers(model, examples):
-    answer = greedy_answer(Session(), model, examples, [])
+    answer = Session().greedy(model, examples)
     partly = answer.clone()
     partly[[0, 3, 4], [0, 2, 4]] = (partly[[0, 3, 4], [0, 2, 4]] + 1) % 10  # one wrong token each
     assert accuracy(model, examples.continued_with(answer)) == 1

@@ -25,6 +25,7 @@ from mechmem.interventions.swap_weights import SwapWeights
 from mechmem.models.backend import FAST, HOOKED
 from mechmem.models.edits import At, Edit
 from mechmem.session import Session
+from mechmem.session.budget import Budget
 from mechmem.spec.errors import InputError
 from mechmem.spec.references import References
 
@@ -575,6 +576,14 @@ def test_more_than_is_kept_is_still_returned(any_model, examples):
     expected = activations_of(any_model, examples)
     for hook in hooks:
         close(found[hook], expected[hook])
+
+
+def test_a_small_budget_runs_few_rows_and_a_large_one_all(model, examples):
+    assert Budget(1).rows_at_once(model, examples) == 1
+    assert Budget(2**31).rows_at_once(model, examples) > 10_000
+    few, many = (Budget(memory).rows_at_once(model, examples) for memory in (2**22, 2**23))
+    assert many == pytest.approx(2 * few, abs=1)
+    assert Budget(2**22).rows_at_once(model, examples, gradients=True) < few
 
 
 PARTS: dict[str, list[Intervention]] = {

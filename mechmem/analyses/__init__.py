@@ -1,1 +1,1 @@
-"""The analyses: one file each, in families by what they ask."""
+"""The analyses: one file each, grouped by the kind of question."""

@@ -14,13 +14,13 @@ from mechmem.spec.registry import Component
 
 
 class Analysis(Component, registry="analysis"):
-    """A question put to trained models, answered by one tidy table."""
+    """A question about trained models, answered by one tidy table."""
 
     columns: ClassVar[Mapping[str, str]] = {}
-    """What each column of the table means, with its unit. Swept fields become columns too."""
+    """The meaning of each column of the table, with its unit. Swept fields become columns too."""
 
     name: str | None = Field(None, pattern=r"^[A-Za-z0-9_.-]+$")
-    """Name of the table; the kind unless given."""
+    """Name of the table; by default, the kind."""
 
     @property
     def table_name(self) -> str:
@@ -28,15 +28,14 @@ class Analysis(Component, registry="analysis"):
 
     @abstractmethod
     def table(self, session: Session) -> pd.DataFrame:
-        """The table of one concrete analysis, nothing in it being swept any more."""
+        """The table of one member of the sweep, in which no field is swept any more."""
 
     def run(self, session: Session, sweep_domain: Mapping[str, Sequence[Any]]) -> pd.DataFrame:
-        """The tables of all members of the sweep, one below the other, with the swept values as
-        columns.
+        """The tables of all members of the sweep, concatenated, with the swept values as columns.
 
         Args:
             session: the models and example sets.
-            sweep_domain: by the name of a field, the values that `each: all` stands for.
+            sweep_domain: by the name of a field, the values that `each: all` expands to.
         """
         members, tables = self.expand(sweep_domain), []
         for i, (labels, member) in enumerate(members):
@@ -45,11 +44,11 @@ class Analysis(Component, registry="analysis"):
         return joined(tables, [labels for labels, _ in members])
 
     def progress(self, done: int, total: int, labels: Mapping[str, Any]) -> str:
-        """`patch_grid 3/8 layer 0`: which member of the sweep is computed.
+        """`patch_grid 3/8 layer 0`: the progress message for the current member of the sweep.
 
         Args:
-            done: members before it.
-            total: members of the sweep.
+            done: number of members before it.
+            total: number of members of the sweep.
             labels: its swept values by field name.
         """
         swept = ", ".join(f"{key} {_cell(value, True)}" for key, value in labels.items())
@@ -57,7 +56,7 @@ class Analysis(Component, registry="analysis"):
 
 
 def joined(tables: Sequence[pd.DataFrame], labels: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
-    """The tables of the members of a sweep, one below the other, with the swept values as columns.
+    """The tables of the members of a sweep, concatenated, with the swept values as columns.
 
     Args:
         tables: one per member, in the order of the sweep; the columns are added to them.
@@ -80,8 +79,8 @@ def _cell(value: Any, is_text: bool) -> Any:
     """A swept value as a cell of a table; a list such as layers 0 and 1 as `0+1`.
 
     Args:
-        value: what the sweep sets the field to.
-        is_text: whether the column is text throughout, as some of its values are lists.
+        value: the value that the sweep gives the field.
+        is_text: whether every cell of the column is text because some values are lists.
     """
     if isinstance(value, (tuple, list)):
         return "+".join(map(str, value))

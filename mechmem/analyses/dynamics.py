@@ -1,4 +1,4 @@
-"""Dynamics: the four curves of a training, with chance and the phases."""
+"""Dynamics: the four accuracy curves of a training run, with chance and the phases."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from mechmem.session import Session
 
 
 class Dynamics(Analysis):
-    """When the rule is found and when the wrong labels are fitted.
+    """When the rule is learnt and when the wrong labels are fitted.
 
-    Generalisation first shows as `held_out` and `corrected` rising while `memorised` is still at
-    chance. Nothing is
-    presumed: a phase that the curves never reach has no row. Source: arXiv:2507.04782, claims C1
-    and C2.
+    Where a model generalises before it memorises, `held_out` and `corrected` rise while
+    `memorised` is still at chance. This order is not assumed: a phase that the curves never reach
+    has no row.
+    Source: arXiv:2507.04782, claims C1 and C2.
     """
 
     columns: ClassVar[Mapping[str, str]] = {
@@ -26,7 +26,7 @@ class Dynamics(Analysis):
         "held_out, chance; or phase",
         "value": "accuracy of whole answers (fraction); for a phase, its step",
         "unit": "unit of the value",
-        "label": "name of the phase that the row stands at; empty for the curves as such",
+        "label": "name of the phase whose step the row is at; empty for the full curves",
     }
 
     def table(self, session: Session) -> pd.DataFrame:

@@ -1,4 +1,4 @@
-"""Checks of what is handed to `Examples`: one line for the first fault, with its remedy."""
+"""Checks of the arguments of `Examples`: one line for the first error, with its remedy."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ def whole_numbers(name: str, value: Any, n_dims: int) -> Tensor:
     """The tensor of a field as int64, which embeddings and indexing need.
 
     Args:
-        name: the field, for the error.
-        value: what was passed for it.
+        name: name of the field, for the error.
+        value: the value passed for it.
         n_dims: number of dimensions that it must have.
 
     Raises:
-        InputError: if it is no tensor of whole numbers with that many dimensions.
+        InputError: if it is not a tensor of whole numbers with that many dimensions.
     """
     tensor = _tensor(name, value, n_dims)
     if tensor.is_floating_point() or tensor.is_complex() or tensor.dtype == torch.bool:
@@ -47,17 +47,17 @@ def yes_or_no(name: str, value: Any) -> Tensor:
 
 
 def whole_positions(positions: Any) -> dict[str, int | Tensor]:
-    """The positions with plain indices. Raises InputError for what is no index."""
+    """The positions with plain indices. Raises InputError for a value that is not an index."""
     if not isinstance(positions, Mapping):
         raise InputError(
-            f"positions is a {type(positions).__name__}; pass a dictionary: name -> index, "
-            "or a tensor with one index per example"
+            f"positions is a {type(positions).__name__}; pass a dictionary from names to an index, "
+            "or to a tensor with one index per example"
         )
     return {name: _position(name, index) for name, index in positions.items()}
 
 
 def check(examples: Examples) -> None:
-    """Raises InputError for the first fault of these examples."""
+    """Raises InputError for the first error in these examples."""
     _check_rows(examples)
     _check_answer(examples)
     for name in ("prompt", "given", "true"):
@@ -78,7 +78,7 @@ def check_prefix(prefix: str) -> None:
 
 
 def repeated(names: Iterable[str]) -> list[str]:
-    """The names that occur more than once, in their order."""
+    """The names that occur more than once, in order of first occurrence."""
     return [name for name, count in Counter(names).items() if count > 1]
 
 
@@ -178,8 +178,8 @@ def _check_names(examples: Examples) -> None:
         raise InputError(f"places has {twice[0]!r} twice; name each answer token once")
     if READOUT in examples.positions:
         raise InputError(
-            f"positions has the name {READOUT!r}, which stands for the positions that the answer "
-            "tokens are read from; rename it"
+            f"positions has the name {READOUT!r}, which is reserved for the positions from which "
+            "the answer tokens are read; rename it"
         )
     for name in FRAME_COLUMNS:
         if name in examples.variables:
@@ -220,5 +220,5 @@ def _check_counterfactual(examples: Examples, other: Examples) -> None:
     for field in ("places", "vocabulary"):
         if getattr(other, field) != getattr(examples, field):
             raise InputError(
-                f"counterfactual has other {field} than its examples; take both from one task"
+                f"counterfactual and examples differ in {field}; take both from the same task"
             )

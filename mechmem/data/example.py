@@ -8,10 +8,10 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, repr=False)
 class Example:
-    """One row of a set of examples; its `repr` is the line that a person would write."""
+    """One row of a set of examples; its `repr` is a readable line."""
 
     index: int
-    """Row in the set that the example was selected from."""
+    """Row in the set from which the example was selected."""
     prompt: str
     given: str
     true: str
@@ -20,8 +20,8 @@ class Example:
 
     @property
     def text(self) -> str:
-        """`3 4 7 1 + 2 9 0 8 = 0 6 3 7 9`, followed by the true label where the given one is
-        wrong."""
+        """The prompt and the given label, as in `3 4 7 1 + 2 9 0 8 = 0 6 3 7 9`, followed by the
+        true label if the given one is wrong."""
         return line(self.prompt, self.given, self.true)
 
     def __repr__(self) -> str:
@@ -34,6 +34,6 @@ def line(prompt: str, given: str, true: str) -> str:
     Args:
         prompt: the words of the prompt.
         given: the words of the given label.
-        true: the words of the true label; shown only where it differs from the given one.
+        true: the words of the true label; shown only if it differs from the given one.
     """
     return f"{prompt} {given}" + ("" if given == true else f"   (true: {true})")

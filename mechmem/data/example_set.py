@@ -1,4 +1,4 @@
-"""Example sets: which examples of a task an experiment looks at."""
+"""Example sets: the examples of a task that an experiment uses."""
 
 from __future__ import annotations
 
@@ -13,31 +13,33 @@ from mechmem.spec.errors import InputError, suggest
 from mechmem.spec.registry import Component
 
 N_SHOWN = 12
-"""Values of a variable that an error lists."""
+"""Maximum number of a variable's values that an error lists."""
 
 
 class ExampleSet(Component):
-    """Which examples: a split, noisy or clean ones, with which values, how many, and with which
-    minimal pairs."""
+    """A choice of examples: the split, noisy or clean ones, the values of variables, the number,
+    and the minimal pairs."""
 
     split: str = "train"
+    """A split of the task."""
     noisy: bool | None = None
-    """Only noisy, or only clean instances; all by default."""
+    """Whether to take only noisy (true) or only clean (false) instances; by default, both."""
     where: dict[str, int] = {}
-    """Only instances in which these variables of the task have these values."""
+    """Take only instances in which these variables of the task have these values."""
     n: int | None = Field(500, ge=1)
-    """How many, at most, drawn with `seed`; `null` takes all."""
+    """Maximum number of examples, drawn with `seed`; `null` takes all."""
     skip: int = Field(0, ge=0)
-    """How many of the drawn examples to leave out first: two sets of one seed share no example if
+    """Number of drawn examples to leave out first: two sets with the same seed share no example if
     one skips the other's `n`."""
     prefix: Label = "given"
+    """The label whose earlier tokens the model is fed."""
     pair: MinimalPair | None = None
-    """The minimal pair that each example gets; examples without one are left out."""
+    """The kind of minimal pair that each example gets; examples without one are left out."""
     seed: int = 0
     """Seed of the draw."""
 
     def of(self, task: Task) -> Examples:
-        """These examples of a task; `requested` is set where fewer than `n` exist.
+        """These examples of a task; `requested` is set if fewer than `n` exist.
 
         Raises InputError if the split, a variable or a value is unknown, or no example is left.
         """
@@ -53,10 +55,10 @@ class ExampleSet(Component):
         return self._finished(pairs.select(self._drawn(torch.arange(len(pairs)))))
 
     def _drawn(self, rows: Tensor) -> Tensor:
-        """The rows that `skip` and `n` leave of all that fit."""
+        """The rows that remain after `skip` and `n`."""
         if self.skip >= len(rows):
             raise InputError(
-                f"skip {self.skip} leaves no example: {len(rows)} of split {self.split!r} fit; "
+                f"skip {self.skip} leaves no example: {len(rows)} of split {self.split!r} match; "
                 f"lower skip to {len(rows) - 1} or less"
             )
         return rows[self.skip :][: self.n]
@@ -87,9 +89,7 @@ class ExampleSet(Component):
             for name, value in self.where.items()
             if not (examples.variables[name] == value).any()
         ]
-        found = f"split {self.split!r} holds no {kind}example" + (
-            f" with {wanted}" if wanted else ""
-        )
+        found = f"split {self.split!r} has no {kind}example" + (f" with {wanted}" if wanted else "")
         return "; ".join([found, *known])
 
 

@@ -42,50 +42,56 @@ ROW_FIELDS = ("prompt", "given", "true", "is_noisy", "index")
 class Examples:
     """Instances of one task, aligned row by row.
 
-    `given` are the labels of the training set (wrong where `is_noisy`), `true` the right ones.
-    `prefix` is the label that the model is fed before each answer token: an accuracy depends on
-    it, so nothing here mixes the two.
+    `given` are the labels of the training set (wrong where `is_noisy`), `true` the correct ones.
+    `prefix` is the label whose tokens the model is fed before each answer token. Accuracies depend
+    on it, so a set always has exactly one.
 
     Prompts may differ in length: shorter ones end in the filler -1. Such a set has no single tensor
     of tokens; `buckets` splits it into parts that have one, and `indices` finds named positions in
     each example. All answers of a set have the same number of tokens.
 
-    `len`, iteration and indexing work: `examples[3]` is one example as a person reads it;
-    `examples[:10]`, a mask or a tensor of rows gives `Examples`.
+    `len`, iteration and indexing work: `examples[3]` is one readable example; `examples[:10]`, a
+    mask or a tensor of rows gives `Examples`.
 
-    Raises InputError for parts that do not fit each other or the vocabulary. Tensors are not
-    copied: change them in place and the set changes with them.
+    Raises InputError for fields that are inconsistent with each other or the vocabulary. Tensors
+    are not copied: changing them in place changes the set.
     """
 
-    # jaxtyping's import hook would check the arguments first and hide our errors behind its own.
+    # jaxtyping's import hook would check the arguments first and raise its own errors, not ours.
     __no_type_check__ = True
 
     prompt: Int[Tensor, "n n_prompt"]
-    """Tokens of the prompts; -1 fills shorter prompts up at their end."""
+    """Tokens of the prompts; shorter prompts are filled up with -1 at the end."""
     given: Int[Tensor, "n n_answer"]
+    """Tokens of the labels of the training set."""
     true: Int[Tensor, "n n_answer"]
+    """Tokens of the correct labels."""
     is_noisy: Bool[Tensor, " n"]
+    """Whether the given label is a wrong one."""
     variables: Mapping[str, Int[Tensor, " n"]]
+    """Intermediate results and other properties of the examples, by name."""
     positions: Mapping[str, int | Int[Tensor, " n"]]
-    """Name of every input position -> its index, the same in every example, or a tensor with one
+    """The index of every input position by name: the same in every example, or a tensor with one
     index per example (-1 where an example lacks the position)."""
     places: tuple[str, ...]
     """Name of every answer token, in the order of the answer."""
     vocabulary: tuple[str, ...]
+    """The readable form of every token."""
     prefix: Label = "given"
+    """The label whose earlier tokens the model is fed."""
     index: Int[Tensor, " n"] = field(default_factory=lambda: torch.empty(0, dtype=torch.long))
-    """Row of each example in the set it was selected from."""
+    """Row of each example in the set from which it was selected."""
     counterfactual: Examples | None = None
-    """The minimal pair of each row, where the set was made with pairs; its prompts may have other
+    """The minimal pair of each row, if the set was made with pairs; its prompts may have other
     lengths."""
     parent: Examples | None = None
-    """The set that these rows were selected from; none for a set of its own."""
+    """The set from which these rows were selected; None for a set of its own."""
     token_variables: tuple[str, ...] = ()
     """Variables whose values are tokens."""
     name: str = ""
     """Name of the set in an experiment or session."""
     requested: int | None = None
-    """How many examples were asked for, where fewer were found."""
+    """Number of examples that were requested, if fewer exist; otherwise None."""
 
     def __post_init__(self) -> None:
         parts = {name: whole_numbers(name, getattr(self, name), 2) for name in ROW_FIELDS[:3]}
@@ -115,10 +121,10 @@ class Examples:
             object.__setattr__(self, name, value)
 
     def _derived(self, **changes: Any) -> Self:
-        """The same examples with other fields, *not* validated.
+        """The same examples with some fields changed, *without* validation.
 
-        Every derivation below starts from a valid set and cannot make an invalid one. They are
-        called in the innermost loops, where the checks would cost more than the work.
+        Every derivation below starts from a valid set and cannot produce an invalid one. They are
+        called in inner loops, where checks would cost more than the work itself.
         """
         made = object.__new__(type(self))
         made._set(**(self.__getstate__() | changes))
@@ -137,16 +143,16 @@ class Examples:
         )
 
     def __getstate__(self) -> dict[str, Any]:
-        # The fields alone: what `_kept` holds goes by the versions of tensors, which a copy or a
-        # pickle starts anew.
+        # Only the fields: the cache of `_kept` relies on the versions of tensors, which start again
+        # in a copy or a pickle.
         return {f.name: self.__dict__[f.name] for f in fields(self)}
 
     def _kept(self, name: str, make: Callable[[], Value], others: Sequence[Tensor] = ()) -> Value:
-        """What `make` returns, kept until prompt, labels, `others` or the kept tensor change in
-        place."""
+        """The result of `make`, cached until prompt, labels, `others` or the cached tensor are
+        changed in place."""
         sources = (self.prompt, self.given, self.true, *others)
         if torch.is_inference_mode_enabled() or any(t.is_inference() for t in sources):
-            return make()  # tensors of torch.inference_mode count no versions
+            return make()  # tensors of torch.inference_mode have no versions
         versions = tuple((tensor.data_ptr(), tensor._version) for tensor in sources)
         known_versions, known = self.__dict__.get(f"_kept_{name}", (None, None))
         if known_versions == (versions, _version(known)):
@@ -162,14 +168,14 @@ class Examples:
         return (self[row] for row in range(len(self)))
 
     def __getitem__(self, rows: Any) -> Any:
-        """One `Example` for a number, `Examples` for a slice, a mask or several rows."""
+        """An `Example` for a number, `Examples` for a slice, a mask or several rows."""
         try:
             row = operator.index(rows)
         except TypeError:
             return self.select(rows)
         if not -len(self) <= row < len(self):
             raise IndexError(
-                f"there is no example {row}: rows count from 0 to {len(self) - 1}"
+                f"there is no example {row}: rows are numbered 0 to {len(self) - 1}"
                 if len(self)
                 else f"there is no example {row}: the set is empty"
             )
@@ -198,15 +204,15 @@ class Examples:
 
     @property
     def note(self) -> str:
-        """What a reader should know about the size of the set; empty where nothing is missing."""
+        """A note if fewer examples exist than were requested; otherwise empty."""
         if self.requested is None:
             return ""
         return f"{len(self)} of the {self.requested} requested examples exist"
 
     @property
     def n_answer(self) -> int:
-        """Number of answer tokens; the logits that score them are those at the last `n_answer`
-        input positions."""
+        """Number of answer tokens; they are read from the logits at the last `n_answer` input
+        positions."""
         return self.given.shape[1]
 
     @property
@@ -229,12 +235,12 @@ class Examples:
 
     @property
     def whole(self) -> Examples:
-        """The set that `index` counts in, fed the same label's prefix."""
+        """The set to whose rows `index` refers, with the same prefix."""
         return self if self.parent is None else self.parent.with_prefix(self.prefix)
 
     def labels(self, label: AnyLabel) -> Int[Tensor, "n n_answer"]:
-        """The given labels, the true ones, or the true ones of the minimal pairs (InputError where
-        there are none)."""
+        """The given labels, the true ones, or (`pair`) the true ones of the minimal pairs. Raises
+        InputError if there are no pairs."""
         if label == "pair":
             if self.counterfactual is None:
                 raise InputError(
@@ -245,9 +251,9 @@ class Examples:
 
     @property
     def tokens(self) -> Int[Tensor, "n pos"]:
-        """What the model reads: the prompt and all but the last token of the `prefix` label.
+        """The model's input: the prompt and all but the last token of the `prefix` label.
 
-        Raises InputError where the prompts differ in length.
+        Raises InputError if the prompts differ in length.
         """
         return self._kept("tokens", self._tokens)
 
@@ -255,8 +261,9 @@ class Examples:
         if not self.is_rectangular:
             shortest, longest = self._range_of_lengths()
             raise InputError(
-                f"these prompts have {shortest} to {longest} tokens, so they are no single tensor; "
-                "iterate over `examples.buckets()`, and find positions with `examples.indices(...)`"
+                f"these prompts have {shortest} to {longest} tokens, so they do not form one "
+                "tensor; iterate over `examples.buckets()`, and find positions with "
+                "`examples.indices(...)`"
             )
         return torch.cat([self.prompt, self.labels(self.prefix)[:, :-1]], dim=1)
 
@@ -264,10 +271,10 @@ class Examples:
         return int(self.lengths.min()), int(self.lengths.max())
 
     def buckets(self) -> list[tuple[Tensor, Self]]:
-        """The parts with prompts of one length, shortest first: (their rows here, the part).
+        """Parts with prompts of equal length, shortest first, as (rows in this set, part).
 
-        The rows of all parts together are the rows of this set. A set whose prompts all have the
-        same length is its own single part.
+        Together the parts contain every row once. If all prompts have the same length, the set
+        itself is the only part.
         """
         if self.is_rectangular:
             return [(torch.arange(len(self), device=self.prompt.device), self)]
@@ -280,11 +287,10 @@ class Examples:
     def indices(self, names: str | Sequence[str]) -> Int[Tensor, "n k"]:
         """The input positions of these names in each example; -1 where an example lacks one.
 
-        `readout` stands for the last `n_answer` input positions, from which the answer tokens are
-        read.
+        `readout` means the last `n_answer` input positions, from which the answer tokens are read.
 
         Raises:
-            InputError: if no name is given, a name is unknown, or two names mean one position.
+            InputError: if no name is given, a name is unknown, or two names mean the same position.
         """
         chosen = (names,) if isinstance(names, str) else tuple(names)
         if not chosen:
@@ -315,7 +321,7 @@ class Examples:
         return [*self.positions, READOUT]
 
     def with_prefix(self, prefix: Label) -> Self:
-        """The same examples; the model is fed the earlier tokens of this label."""
+        """The same examples, with the model fed the earlier tokens of this label."""
         check_prefix(prefix)
         counterfactual = _changed(self.counterfactual, lambda other: other.with_prefix(prefix))
         return self._derived(prefix=prefix, counterfactual=counterfactual)
@@ -326,20 +332,21 @@ class Examples:
         return self._derived(name=name, counterfactual=counterfactual)
 
     def with_requested(self, n: int | None) -> Self:
-        """The same examples, of which this many were asked for (none: as many as there are)."""
+        """The same examples with the number that was requested; None if all were found."""
         return self._derived(requested=n)
 
     def continued_with(self, answer: Int[Tensor, "n n_answer"]) -> Self:
-        """The same examples; the model is fed the earlier tokens of `answer` (greedy decoding)."""
+        """The same examples, with the model fed the earlier tokens of `answer`, as in greedy
+        decoding."""
         if answer.shape != self.given.shape:
             raise InputError(
                 f"answer has shape {tuple(answer.shape)}, but these examples have answers of shape "
-                f"{tuple(self.given.shape)}"
+                f"{tuple(self.given.shape)}; pass one answer per example"
             )
         return self._derived(given=answer, prefix="given")
 
     def select(self, rows: Tensor | Sequence[int] | Sequence[bool] | slice) -> Self:
-        """The examples of these rows (indices, a mask or a slice)."""
+        """The examples in these rows (indices, a mask or a slice)."""
         chosen = self._rows(rows)
         selected = self._with_tensors(
             lambda tensor: tensor[chosen],
@@ -367,15 +374,15 @@ class Examples:
                 f"the mask has {len(chosen)} value(s), but the set has {len(self)} examples; "
                 "pass one value per example"
             )
-        # Other integers are read as row numbers too, but torch takes uint8 for a mask.
+        # All integer types are row numbers, but torch would treat uint8 as a mask.
         return chosen if chosen.dtype in (torch.bool, torch.long) else chosen.long()
 
     def _without_spare_filler(self) -> Tensor:
-        """The prompts, as wide as the longest of them."""
+        """The prompts, cut to the width of the longest."""
         return self.prompt[:, : int(self.lengths.max())] if len(self) else self.prompt
 
     def as_set(self) -> Self:
-        """The same examples as a set of their own: their rows count from 0."""
+        """The same examples as a set of their own, with rows numbered from 0."""
         counterfactual = _changed(self.counterfactual, lambda other: other.as_set())
         index = torch.arange(len(self), device=self.prompt.device)
         return self._derived(index=index, counterfactual=counterfactual, parent=None)
@@ -389,7 +396,7 @@ class Examples:
         )
 
     def clone(self) -> Self:
-        """The same examples in tensors of their own, which nobody else can change."""
+        """A copy of the examples with tensors of its own, which no other code can change."""
         return self._with_tensors(
             lambda tensor: tensor.clone(),
             counterfactual=_changed(self.counterfactual, lambda other: other.clone()),
@@ -398,7 +405,7 @@ class Examples:
 
     @property
     def key(self) -> str:
-        """A hash of what the model reads, for caches of activations."""
+        """A hash of the model's input, for caches of activations."""
         return self._kept("key", self._key)
 
     def _key(self) -> str:
@@ -411,12 +418,12 @@ class Examples:
 
     @property
     def content_key(self) -> str:
-        """A hash of all that is known of the examples, for caches of results."""
+        """A hash of the whole content of the examples, for caches of results."""
         per_example = [index for index in self.positions.values() if isinstance(index, Tensor)]
         known = [self.index, self.is_noisy, *self.variables.values(), *per_example]
-        # The pair looks at itself: a change in place there is no change of a tensor here.
-        pair = "" if self.counterfactual is None else self.counterfactual.content_key
         own = self._kept("content_key", self._content_key, known)
+        # Not cached with the rest: the tensors of the pair may change in place too.
+        pair = "" if self.counterfactual is None else self.counterfactual.content_key
         return f"{own}-{self.prefix}-{pair}"
 
     def _content_key(self) -> str:
@@ -430,7 +437,7 @@ class Examples:
         return found.hexdigest()[:16]
 
     def text(self, row: int) -> str:
-        """One example as a person would write it: `3 4 7 1 + 2 9 0 8 = 0 6 3 7 9`."""
+        """One example in readable form: `3 4 7 1 + 2 9 0 8 = 0 6 3 7 9`."""
         parts = (self.prompt, self.given, self.true)
         return line(*(self._words(part[row].tolist()) for part in parts))
 
@@ -438,9 +445,9 @@ class Examples:
         return " ".join(self.vocabulary[token] for token in tokens if token >= 0)
 
     def to_frame(self) -> pd.DataFrame:
-        """One line per example: its text, labels, whether it is noisy, and its variables.
+        """One row per example: its text, labels, whether it is noisy, and its variables.
 
-        The index is the row in the set that the examples were selected from.
+        The index is the row in the set from which the examples were selected.
         """
         import pandas as pd
 
@@ -456,12 +463,12 @@ class Examples:
 
 
 def concatenate(first: Examples, second: Examples) -> Examples:
-    """Both sets of one task, one after the other, without counterfactuals.
+    """Two sets of the same task, one after the other, without counterfactuals.
 
-    Variables that only one of the sets has are dropped; a position that only one of them has is -1
+    Variables that only one of the sets has are dropped. A position that only one of them has is -1
     in the other's examples.
 
-    Raises InputError if the sets have other places, another vocabulary or another prefix.
+    Raises InputError if the sets differ in places, vocabulary or prefix.
     """
     for name in ("places", "vocabulary", "prefix"):
         if getattr(first, name) != getattr(second, name):

@@ -1,4 +1,4 @@
-"""Label noise: which training labels are wrong, and how."""
+"""Label noise: the choice of wrong training labels."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from mechmem.spec.registry import Component
 
 
 class LabelNoise(Component, registry="noise"):
-    """Replaces a share of the training labels by wrong ones. `seed` alone decides which labels and
-    what replaces them."""
+    """Replaces a share of the training labels by wrong ones. The choice of instances and of wrong
+    labels depends on `seed` only."""
 
     rate: float = Field(0.05, ge=0, le=1)
     """Share of the training instances whose label is wrong (fraction)."""
@@ -28,8 +28,12 @@ class LabelNoise(Component, registry="noise"):
     ) -> tuple[Int[Tensor, "n k"], Bool[Tensor, " n"]]:
         """The given labels and the mask of the noisy instances.
 
-        `alphabets[i]` are the tokens that are possible at answer place i. Raises InputError where
-        no wrong label exists.
+        Args:
+            true: the true labels.
+            alphabets: for each answer place, the tokens that are possible there.
+
+        Raises:
+            InputError: if no wrong label exists for some instance.
         """
         generator = torch.Generator().manual_seed(self.seed)
         noisy = (
@@ -60,17 +64,17 @@ class LabelNoise(Component, registry="noise"):
 
         Args:
             true: the true labels of all instances.
-            noisy: rows that get a wrong label.
+            noisy: the rows that get a wrong label.
             alphabets: for each answer place, the tokens that are possible there.
-            generator: source of every random choice.
+            generator: source of all random choices.
         """
 
 
 class UniformWrong(LabelNoise):
-    """The label of another training instance, drawn at random, never the true one.
+    """The label of another training instance, drawn at random, but never equal to the true one.
 
-    Wrong labels carry no information, so fitting them is memorisation. Source: arXiv:2507.04782
-    (main setting).
+    Such labels carry no information about the inputs, so fitting them requires memorisation.
+    Source: arXiv:2507.04782 (main setting).
     """
 
     def wrong(self, true, noisy, alphabets, generator):  # noqa: ANN001, ANN201
@@ -82,7 +86,7 @@ class UniformWrong(LabelNoise):
 class Permuted(LabelNoise):
     """The noisy instances exchange their labels among themselves.
 
-    The distribution of labels stays exactly as it was.
+    The distribution of labels is exactly preserved.
     """
 
     def wrong(self, true, noisy, alphabets, generator):  # noqa: ANN001, ANN201
@@ -103,7 +107,7 @@ class Permuted(LabelNoise):
 class Digit(LabelNoise):
     """One answer token, at a random place, is replaced by another one.
 
-    The rest of the label stays true, so memory has to override the rule at a single place.
+    The rest of the label stays true, so memory only has to override the rule at a single place.
     """
 
     def wrong(self, true, noisy, alphabets, generator):  # noqa: ANN001, ANN201
@@ -123,11 +127,11 @@ class Digit(LabelNoise):
 class Systematic(LabelNoise):
     """Every answer token is shifted by `shift` in its alphabet: a fixed wrong rule.
 
-    The control for noise that is really a second rule: it can be fitted without memorising.
+    A control: this noise is a second rule, which can be fitted without memorisation.
     """
 
     shift: int = Field(1, ge=1)
-    """Steps, cyclic, in the alphabet of each place."""
+    """Number of steps, cyclic, in the alphabet of each place."""
 
     def wrong(self, true, noisy, alphabets, generator):  # noqa: ANN001, ANN201
         labels = true[noisy].clone()
@@ -150,5 +154,6 @@ def _redrawn(labels: Tensor, draw) -> Tensor:  # noqa: ANN001
             return wrong
         wrong[same] = draw(int(same.sum()))
     raise InputError(
-        "uniform_wrong noise found no wrong label: every training instance has the same one"
+        "uniform_wrong noise found no wrong label: every training instance has the same label; "
+        "choose a task with several answers"
     )

@@ -1,4 +1,4 @@
-"""Minimal pairs: which variable they change and which they hold."""
+"""Minimal pairs: the variable that they change and those that they keep."""
 
 from __future__ import annotations
 
@@ -11,13 +11,14 @@ from mechmem.spec.registry import Component
 
 
 class MinimalPair(Component):
-    """Which variable the minimal pair of an example changes, and which it holds."""
+    """The variable that an example's minimal pair changes, and the variables that it keeps."""
 
     flip: str = Field(min_length=1)
     """The variable that must differ."""
     hold: tuple[str, ...] = ()
-    """Variables that must stay as they are."""
+    """Variables that must stay the same."""
     seed: int = 0
+    """Seed of the choice among several possible pairs."""
 
     @model_validator(mode="after")
     def _names_each_variable_once(self) -> Self:

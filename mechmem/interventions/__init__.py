@@ -1,1 +1,1 @@
-"""The interventions: one file each, their controls beneath, and applied()."""
+"""The interventions: one file each, their controls in a subpackage, and applied()."""

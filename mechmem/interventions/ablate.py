@@ -1,4 +1,4 @@
-"""Ablate: knock an activation out, by zero, its mean, another example's value or noise."""
+"""Ablate: replace an activation by zero, its mean, another example's value or noise."""
 
 from __future__ import annotations
 
@@ -21,28 +21,28 @@ from mechmem.spec.sweep import Swept
 
 
 class Ablate(UnitIntervention):
-    """Knocks an activation out: puts zero, a mean, another example's value or noise in its place.
+    """Replaces an activation by zero, a mean, another example's value or noise.
 
-    What the model then fails at, it needs this site's information for; zero also takes away what is
-    the same for all examples, and so overstates the loss. `mean` and `gaussian` are of a stated
-    set, per position and unit, so that every head and neuron gets its own. `resample` is the
-    activation of another example, the same one at every site.
-    Touches: any site, `batch pos ...`, where chosen.
-    Raises: InputError for an unknown set, or for `resample` where there is no other example.
+    If the model then fails, it needs the site's information for its answer. `zero` also removes
+    information that is the same for all examples, and so overstates the loss. `mean` and `gaussian`
+    use statistics of a reference set per position and unit, so that every head and neuron gets its
+    own. `resample` uses the activation of another example, the same one at every site.
+    Touches: any site, `batch pos ...`, at the chosen layers, positions and units.
+    Raises: InputError for an unknown set, or for `resample` without another example.
     Source: arXiv:2211.00593 (means), arXiv:2409.09951 (a comparison).
     """
 
     by_example: ClassVar[bool] = True
 
     method: Swept[Literal["zero", "mean", "resample", "gaussian"]] = "mean"
-    """`gaussian` draws from a normal distribution with the set's mean and standard deviation, anew
-    for each example."""
+    """The value that replaces the activation; `gaussian` draws it for each example from a normal
+    distribution with the set's mean and standard deviation."""
     reference_set: Swept[ExampleSetName | None] = None
-    """Set of the mean, the other examples or the spread, fed the same label's prefix as the patched
-    one; the set that the examples are from unless given. Not looked at by `zero`."""
+    """Set of the mean, the other examples or the spread, fed the prefix of the same label as the
+    ablated set; by default, the ablated set itself. `zero` does not use it."""
     seed: Swept[int] = 0
-    """Seed of `resample` and `gaussian`: an example gets the same at every call, also when few of
-    its set are run."""
+    """Seed of `resample` and `gaussian`; an example gets the same value at every call, also when
+    only part of its set is run."""
 
     def edit(self, at: At, session: Session, model: Model, examples: Examples) -> Edit:
         if self.method == "zero":
@@ -66,7 +66,8 @@ class Ablate(UnitIntervention):
         return replacing(at, value, source)
 
     def _noise(self, at: At, model: Model, examples: Examples) -> Float[Tensor, "n ..."]:
-        """The same numbers for an example at every call, whatever else is chosen with it."""
+        """Normal numbers that are the same for an example at every call, whichever other examples
+        are run with it."""
         n_positions = int(examples.whole.n_positions.max())
         names = sites.site(self.site).shape(model.cfg)[1:]
         shape = tuple(n_positions if isinstance(name, str) else name for name in names)
@@ -75,7 +76,17 @@ class Ablate(UnitIntervention):
 
 
 def donors(examples: Examples, others: Examples, seed: int) -> Int[Tensor, " n"]:
-    """For each example of a set, the row of `others` whose activations it gets: never its own."""
+    """For each example of a set, a random row of `others` with another prompt, whose activation
+    replaces its own.
+
+    Args:
+        examples: the whole set that is ablated.
+        others: the set from which the activations come; may be the same.
+        seed: seed of the draw.
+
+    Raises:
+        InputError: if `others` has no other example.
+    """
     if others.key == examples.key:
         return derangement(len(examples), seed)
     drawn = torch.randint(
@@ -88,19 +99,26 @@ def donors(examples: Examples, others: Examples, seed: int) -> Int[Tensor, " n"]
             return rows
         rows = torch.where(is_own, (rows + 1) % len(others), rows)
     raise InputError(
-        "resample needs another example in the reference set: it holds none but the patched one"
+        "resample needs another example in the reference set, but it has only the ablated one; "
+        "choose a larger `reference_set`"
     )
 
 
 def derangement(n: int, seed: int) -> Int[Tensor, " n"]:
-    """A random permutation of 0..n-1, a single cycle, that leaves nothing in its place. Raises
+    """A random cyclic permutation of 0..n-1, so that no number stays in its place. Raises
     InputError for n < 2."""
     if n < 2:
-        raise InputError(f"resample needs at least two examples, the set has {n}")
+        raise InputError(f"resample needs at least two examples, but the set has {n}")
     order = torch.randperm(n, generator=torch.Generator().manual_seed(seed))
     return torch.empty_like(order).scatter_(0, order, order.roll(1))
 
 
 def noise(n: int, shape: tuple[int, ...], seed: int) -> Float[Tensor, "n ..."]:
-    """Standard normal numbers, the same for a row at every call."""
+    """Standard normal numbers, the same at every call with these arguments.
+
+    Args:
+        n: number of rows.
+        shape: shape of each row.
+        seed: seed of the draw.
+    """
     return torch.randn(n, *shape, generator=torch.Generator().manual_seed(seed))

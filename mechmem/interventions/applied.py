@@ -1,5 +1,5 @@
-"""applied(): the plain hook path, with guards. The only caller of `model.hooks` on a user's
-model."""
+"""applied(): interventions on a live model through plain hooks, with checks. The only caller of
+`model.hooks` on a user's model."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from mechmem.spec.errors import InputError
 
 
 class InterventionError(RuntimeError):
-    """An intervention did not do what it should: it never fired, or not once in every forward."""
+    """An intervention had no effect: it did not fire exactly once in every forward pass."""
 
 
 @contextmanager
@@ -32,17 +32,21 @@ def applied(
     examples: Examples,
     session: Session | None = None,
 ) -> Generator[Model, None, None]:
-    """The model with the interventions in force, for forwards on `examples.tokens` and no others.
+    """A context manager in which the model runs with the interventions, on `examples.tokens` only.
 
-    Site, layer, head and position are checked before the body runs (InputError). On leaving, every
-    edit must have fired once in every forward (InterventionError otherwise). Removes its own hooks
-    only, also after an exception.
+    It removes only its own hooks, also after an exception.
 
     Args:
-        model: the model; run the one that is yielded, which is another one after a swap of weights.
+        model: a HookedTransformer. Run the model that is yielded: for a swap of weights, it is
+            another one.
         interventions: applied together, in this order.
-        examples: what the model will read.
+        examples: the examples that the model will read.
         session: gives the checkpoints and example sets that the interventions name.
+
+    Raises:
+        InputError: on entry, for a site, layer, head or position that the model does not have;
+            inside, for a forward pass on other tokens.
+        InterventionError: on exit, if an edit did not fire exactly once in every forward pass.
     """
     session = session or Session()
     edits = session.edits(model, examples, interventions)
@@ -62,16 +66,16 @@ def applied(
 
 @contextmanager
 def _counting(model: Model, tokens: Tensor) -> Generator[list[None], None, None]:
-    """A list that grows by one with every forward, also with those of `run_with_hooks`, which goes
-    past module hooks. A forward on other tokens is refused."""
+    """A list that grows by one with every forward pass, including those of `run_with_hooks`, which
+    bypasses module hooks. A forward pass on other tokens raises InputError."""
     forwards, plain, own = [], model.forward, "forward" in vars(model)
 
     def counted(*arguments: Any, **options: Any) -> Any:
         given = arguments[0] if arguments else options.get("input")
         if not isinstance(given, Tensor) or not _same(given, tokens):
             raise InputError(
-                "inside applied() the model reads `examples.tokens` of the examples that it was "
-                "given, and nothing else: the interventions were made for these"
+                "inside applied() the model may only be run on the `examples.tokens` that were "
+                "passed to it: the interventions were made for these; open another applied()"
             )
         forwards.append(None)
         return plain(*arguments, **options)
@@ -93,11 +97,11 @@ def _same(given: Tensor, tokens: Tensor) -> bool:
 def _check_fired(edits: Sequence[Edit], fired: Counter[Any], n_forwards: int, is_any: bool) -> None:
     if is_any and not n_forwards:
         raise InterventionError(
-            "the model was never run inside applied(), so no intervention took place; run the "
+            "the model was never run inside applied(), so no intervention was made; run the "
             "model that applied() yields"
         )
     for i, edit in enumerate(edits):
         if fired[i] != n_forwards:
             raise InterventionError(
-                f"the edit at {edit.hook} fired {fired[i]} times in {n_forwards} forwards"
+                f"the edit at {edit.hook} fired {fired[i]} times in {n_forwards} forward passes"
             )

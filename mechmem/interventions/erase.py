@@ -1,4 +1,4 @@
-"""Erase: take what can be read linearly of a variable out of an activation."""
+"""Erase: remove the linearly decodable information about a variable from an activation."""
 
 from __future__ import annotations
 
@@ -28,26 +28,26 @@ from mechmem.spec.references import ExampleSetName
 from mechmem.spec.sweep import Swept
 
 LEAST = 0.05
-"""Share of the variance below which nothing is left of an activation, so that an effect would say
-nothing."""
+"""Minimum share of the variance that must remain. With less, the activation is as good as gone, and
+an effect would not be due to the variable."""
 
 
 class Erase(SiteIntervention):
-    """Erases a variable from an activation: afterwards no linear classifier reads it there; or a
-    matched control does.
+    """Erases a variable from an activation, so that no linear classifier can read it there.
 
-    If the answer is lost with the variable and not with the control, the model uses what it holds
-    of the variable. One eraser for each hook and position, fitted on unedited activations of
-    `fit_on`. `leace` is the least change that does it, around the mean; `inlp` removes the
-    directions of one classifier after another, not centred; `random` projects out a random subspace
-    of equal rank, `variance_matched` one that also removes as much variance
-    (a random subspace, turned towards the directions of most or least variance just as far as that
-    takes). Where an activation is constant, or INLP's first classifier reads nothing, rank 0 is
-    removed: `erasers` tells.
-    Touches: sites of `batch pos d_model` and `batch pos d_mlp`, whole, at the chosen positions.
-    Raises: InputError for another site, an unknown variable or set, a variable of one value, and
-    wherever less than 5 % of the variance would be left or the variable has more values than the
-    activation dimensions (then `n_codes`).
+    If the answer is lost with the variable, but not with a matched control, the model uses this
+    information. There is one eraser for each hook and position, fitted on unedited activations of
+    `fit_on`. `leace` is the smallest change that erases the variable, around the mean. `inlp`
+    removes the directions of one classifier after another and is not centred. There are two
+    controls: `random` projects out a random subspace of equal rank, and `variance_matched` one that
+    also removes equal variance (a random subspace, rotated towards the directions of most or least
+    variance as far as needed). If an activation is constant, or INLP's first classifier is no
+    better than chance, nothing is removed; `erasers` then shows rank 0.
+    Touches: sites of `batch pos d_model` and `batch pos d_mlp`, all dimensions, at the chosen
+    positions.
+    Raises: InputError for another site, an unknown variable or set, a variable with one value, and
+    where less than 5 % of the variance would remain or the variable has more values than the
+    activation has dimensions (then give `n_codes`).
     Source: arXiv:2306.03819 (LEACE), arXiv:2004.07667 (INLP); the matched variance: ours.
     """
 
@@ -56,16 +56,17 @@ class Erase(SiteIntervention):
     variable: Swept[str]
     """A variable of the task."""
     method: Swept[Literal["leace", "inlp", "random", "variance_matched"]] = "leace"
+    """How the erased directions are found; the last two are controls."""
     fit_on: Swept[ExampleSetName] = ExampleSetName("clean")
-    """The example set of the fit, fed the same label's prefix as the patched one; a set of clean
-    instances."""
+    """The example set of the fit: clean instances, fed the prefix of the same label as the erased
+    ones."""
     matched_to: Swept[Literal["leace", "inlp"]] = "leace"
     """The method whose rank and variance the controls `random` and `variance_matched` match."""
     rank: Swept[NonNegativeInt | None] = None
-    """Dimensions that the controls remove; those of `matched_to` unless given."""
+    """Number of dimensions that the controls remove; by default, the rank of `matched_to`."""
     n_codes: Swept[PositiveInt | None] = None
-    """For a variable of many values: LEACE erases the class means' `n_codes` principal directions,
-    not all classes."""
+    """For a variable with many values: LEACE erases the `n_codes` principal directions of the class
+    means instead of all classes."""
     seed: Swept[int] = 0
     """Seed of the random subspaces."""
     split_seed: int = 0
@@ -84,12 +85,12 @@ class Erase(SiteIntervention):
     def erasers(
         self, session: Session, model: Model, examples: Examples
     ) -> dict[tuple[str, str], Eraser]:
-        """The fitted eraser of every (hook, position), with its `rank` and `variance_left`.
+        """The fitted eraser for every (hook, position), with its `rank` and `variance_left`.
 
         Args:
             session: gives the set of the fit and its activations.
             model: the unedited model.
-            examples: the examples whose positions are erased.
+            examples: the examples that are erased, with the prefix that the model is fed.
         """
         return {
             (hook, name): self._eraser(hook, name, session, model, examples)
@@ -101,8 +102,8 @@ class Erase(SiteIntervention):
         axes = sites.site(self.site).axes
         if axes not in (("batch", "pos", "d_model"), ("batch", "pos", "d_mlp")):
             raise InputError(
-                "a variable is erased at sites of `batch pos d_model` or `batch pos d_mlp`, not "
-                f"{self.site!r}"
+                "a variable can only be erased at sites of `batch pos d_model` or `batch pos "
+                f"d_mlp`, not at {self.site!r}"
             )
         return super().hooks(model)
 
@@ -133,7 +134,7 @@ class Erase(SiteIntervention):
     ) -> Eraser:
         chosen = session.examples(self.fit_on)
         fit = chosen.with_prefix(examples.prefix)
-        if fit.key == chosen.key:  # clean instances: both prefixes are one fit
+        if fit.key == chosen.key:  # clean instances: one fit serves both prefixes
             fit = chosen
 
         def make() -> Eraser:
@@ -150,7 +151,7 @@ class Erase(SiteIntervention):
 
     @property
     def _how(self) -> tuple[object, ...]:
-        """All that an eraser depends on, beside the activations."""
+        """Everything that an eraser depends on other than the activations."""
         return (
             self.variable,
             self.method,
@@ -163,8 +164,8 @@ class Erase(SiteIntervention):
 
     @property
     def _matched(self) -> Erase | None:
-        """What a control is matched to; none for an erasure, and for a random subspace of stated
-        rank."""
+        """The erasure that a control is matched to; None for an erasure, and for a random subspace
+        of a given rank."""
         if self.method in ("leace", "inlp") or (self.method == "random" and self.rank is not None):
             return None
         return self.model_copy(update={"method": self.matched_to, "rank": None, "seed": 0})
@@ -178,17 +179,18 @@ class Erase(SiteIntervention):
         values, labels = fit.variables[self.variable].unique(return_inverse=True)
         if len(fit) < 3:
             raise InputError(
-                f"{self.fit_on!r} has {len(fit)} examples: nothing can be learnt there"
+                f"{self.fit_on!r} has {len(fit)} examples, too few to fit an eraser; raise its `n`"
             )
         session.demand(
             len(values) > 1,
-            f"in {self.fit_on!r} {self.variable} has one value only: nothing can be learnt from it",
+            f"in {self.fit_on!r} {self.variable} has only one value; choose a set in which it "
+            "varies",
         )
         session.demand(
             self.n_codes is None or self.n_codes < len(values),
-            f"n_codes {self.n_codes} is more than the {len(values) - 1} directions in which the "
-            f"{len(values)} values of {self.variable} in {self.fit_on!r} can differ; lower it, or "
-            "leave it out",
+            f"n_codes {self.n_codes} exceeds the {len(values) - 1} dimension(s) spanned by the "
+            f"{len(values)} values of {self.variable} in {self.fit_on!r}; lower it, or leave it "
+            "out",
         )
         return labels
 
@@ -210,7 +212,7 @@ class Erase(SiteIntervention):
         found = variance_matched(x, rank, like.variance_left, self.seed)
         session.demand(
             abs(found.variance_left - like.variance_left) <= 1e-3,
-            f"no {rank} dimensions at {where} hold as much variance as {self.matched_to.upper()} "
+            f"no {rank} dimensions at {where} have as much variance as {self.matched_to.upper()} "
             "removes; raise `rank`",
         )
         return self._checked(found, x, None, where, session)
@@ -219,14 +221,13 @@ class Erase(SiteIntervention):
         self, eraser: Eraser, x: Tensor, labels: Tensor | None, where: str, session: Session
     ) -> Eraser:
         n_classes, d = 0 if labels is None else int(labels.max()) + 1, x.shape[1]
-        reason = "hardly anything would be left"
+        reason = "almost nothing would remain"
         if n_classes > d:
-            reason = f"{n_classes} classes span more directions than the activation has"
+            reason = f"{n_classes} classes span up to {n_classes - 1} dimensions"
         session.demand(
             eraser.variance_left >= LEAST and n_classes - 1 < d,
-            f"erasing {self.variable} by {self.method} at {where} removes rank {eraser.rank} of "
-            f"{d} "
-            f"and leaves {eraser.variance_left:.1%} of the variance: {reason}; choose other "
-            "positions, or let `leace` erase a low-rank code of the variable (`n_codes`)",
+            f"erasing {self.variable} by {self.method} at {where} removes {eraser.rank} of {d} "
+            f"dimensions and leaves {eraser.variance_left:.1%} of the variance: {reason}; choose "
+            "other positions, or let `leace` erase a low-rank code of the variable (`n_codes`)",
         )
         return eraser

@@ -1,4 +1,4 @@
-"""FreezePattern: attention looks where it looked in an unedited run."""
+"""FreezePattern: attention weights are fixed to those of an unedited run."""
 
 from __future__ import annotations
 
@@ -18,12 +18,11 @@ from mechmem.spec.sweep import Swept
 
 
 class FreezePattern(Intervention):
-    """Holds attention patterns as they are in an unedited run, while all else follows the other
-    interventions.
+    """Fixes attention patterns to those of an unedited run, while the rest of the model is edited.
 
-    An effect that survives it passes through what the heads move (values), one that goes passes
-    through where they look
-    (queries and keys). Alone and without a source it changes nothing.
+    An effect that remains passes through the values that heads move; an effect that disappears
+    passes through queries and keys, which determine where heads attend. Alone and without a source,
+    it changes nothing.
     Touches: `pattern`, `batch head pos key_pos`, of the chosen layers, heads and query positions.
     Raises: InputError for a layer, head or position that the model or task does not have.
     Source: Elhage et al. 2021, A mathematical framework for transformer circuits (no arXiv id).
@@ -32,13 +31,13 @@ class FreezePattern(Intervention):
     by_example: ClassVar[bool] = True
 
     layer: Swept[Indices | None] = None
-    """One layer or several; every layer unless given."""
+    """One layer or several; by default, every layer."""
     head: Swept[Indices | None] = None
-    """Every head unless given."""
+    """One head or several; by default, every head."""
     position: Swept[Names | None] = None
-    """Named query positions; every position unless given."""
+    """Named query positions; by default, every position."""
     source: Source | None = None
-    """The run whose patterns are kept; the same model's on the same examples unless given."""
+    """The run whose patterns are used; by default, that of the same model on the same examples."""
 
     @field_validator("source", mode="before")
     @classmethod

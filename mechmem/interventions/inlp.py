@@ -1,5 +1,4 @@
-"""INLP: iterative nullspace projection, and the logistic regression that it is made of; in
-float64."""
+"""INLP: iterative nullspace projection, and the logistic regression that it uses; in float64."""
 
 from __future__ import annotations
 
@@ -11,16 +10,22 @@ from torch import Tensor
 from mechmem.interventions.subspace import TOLERANCE, Eraser, Rows, eraser, float64, rounding
 
 SLACK = 0.02
-"""INLP stops at the majority's share plus this (fraction of the held-out rows)."""
+"""INLP stops when the accuracy exceeds the share of the majority class by no more than this
+(fraction of the held-out rows)."""
 
 
 def inlp(x: Rows, labels: Int[Tensor, " n"], seed: int = 0) -> Eraser:
-    """Iterative nullspace projection: removes the directions of a linear classifier, again and
-    again, until one that is fitted on what is left does no better on held-out rows than always to
-    name the commonest class.
+    """Iterative nullspace projection: repeatedly fits a linear classifier and removes its
+    directions, until a classifier fitted on the remaining activation is no better on held-out rows
+    than always predicting the most frequent class.
 
-    The projection always acts on the original x, and is not centred. `seed` draws the held-out
-    third.
+    The projection acts on the original x and is not centred.
+
+    Args:
+        x: activations, `n d`.
+        labels: class of each row, counted from 0.
+        seed: seed of the held-out third.
+
     Source: arXiv:2004.07667.
     """
     least, x = rounding(x), float64(x)
@@ -40,10 +45,14 @@ def inlp(x: Rows, labels: Int[Tensor, " n"], seed: int = 0) -> Eraser:
 def logistic_regression(
     x: Rows, labels: Int[Tensor, " n"], n_classes: int, penalty: float = 1.0
 ) -> tuple[Float64[Tensor, "n_classes d"], Float64[Tensor, " n_classes"]]:
-    """Weights and biases of the multinomial logistic regression, by LBFGS in float64.
+    """Weights and biases of a multinomial logistic regression, by LBFGS in float64.
 
-    `penalty` is that of the squared weights against the summed loss (nats), x being scaled to a
-    mean variance of 1.
+    Args:
+        x: activations, `n d`.
+        labels: class of each row, counted from 0.
+        n_classes: number of classes.
+        penalty: weight of half the squared weights relative to the summed loss (nats), with x
+            scaled to a mean variance of 1.
     """
     x = float64(x)
     scale = x.var(dim=0).mean().sqrt().clamp_min(1e-12)

@@ -1,4 +1,4 @@
-"""Intervention: what changes activations, and the choice of the activations that it changes."""
+"""Intervention: a change of activations, and the choice of the activations that it changes."""
 
 from __future__ import annotations
 
@@ -20,40 +20,40 @@ from mechmem.spec.selection import Indices, Names, Units
 from mechmem.spec.sweep import Swept
 
 Stage = Callable[[Sequence[Edit]], list[Edit]]
-"""(the edits before) -> further edits."""
+"""(earlier edits) -> further edits."""
 LACKING = "lacks a position that an edited example has, at {}"
-"""What an error states of a value that is missing where it is to be put."""
+"""Text of the error about a replacement value that is missing at an edited position."""
 
 
 class Intervention(Component, registry="intervention"):
-    """A change of a model's activations, stated before any model is at hand."""
+    """A change of a model's activations, specified independently of any model."""
 
     by_example: ClassVar[bool] = False
-    """Whether each example's edit depends on that example alone, so that the edits for some of
-    the examples are the same rows of the edits for all. Then they are made and run in parts."""
+    """Whether each example's edit depends on that example alone, so that the edits of a part of the
+    examples are rows of the edits of all. They can then be made and run in parts."""
 
     @abstractmethod
     def edits(self, session: Session, model: Model, examples: Examples) -> list[Edit]:
         """The edits that make this change on these examples.
 
-        Whatever is learnt from data (means, erasers) is fitted here, never kept on the spec.
+        Anything estimated from data (means, erasers) is fitted here and never stored on the spec.
 
         Args:
             session: gives models, example sets, activations and cached results.
             model: the unedited model.
-            examples: what it is to read, with the prefix that it is fed.
+            examples: the examples that it will read, with the prefix that it is fed.
         """
 
     def edits_after(
         self, earlier: Sequence[Edit], session: Session, model: Model, examples: Examples
     ) -> list[Edit]:
-        """The edits if those of other interventions come before; most do not look at them.
+        """The edits when other interventions come before this one; most interventions ignore them.
 
         Args:
-            earlier: edits of the interventions that are listed before this one.
+            earlier: edits of the interventions listed before this one.
             session: as in `edits`.
             model: the unedited model.
-            examples: what it is to read.
+            examples: as in `edits`.
         """
         return self.edits(session, model, examples)
 
@@ -62,40 +62,40 @@ class Intervention(Component, registry="intervention"):
         return self.by_example
 
     def stages(self, session: Session, model: Model, examples: Examples) -> list[Stage]:
-        """The same change in stages, for interventions whose later edits depend on the earlier
-        ones: each stage makes its edits when all edits before it are known.
+        """The same change in stages, for interventions whose later edits depend on earlier ones.
+        Each stage makes its edits once all edits before it are known.
 
         Args:
             session: as in `edits`.
             model: the unedited model.
-            examples: what it is to read.
+            examples: as in `edits`.
         """
         return [lambda earlier: self.edits_after(earlier, session, model, examples)]
 
     def derive(self, session: Session, model: Model) -> Model:
-        """The model that is run: this one, unless the intervention is a change of weights."""
+        """The model that is run: `model` itself, unless the intervention changes weights."""
         return model
 
 
 class SiteIntervention(Intervention):
-    """An intervention at the chosen layers and positions of one site; the rest is left alone."""
+    """An intervention at the chosen layers and positions of one site."""
 
     site: Swept[str]
     """A name of the sites table, or a TransformerLens hook name (then without `layer`)."""
     layer: Swept[Indices | None] = None
-    """One layer or several; none for a site without layers."""
+    """One layer or several; None for a site without layers."""
     position: Swept[Names | None] = None
-    """Named positions (or `readout`, all that answer tokens are read from); by default, all."""
+    """Named positions, or `readout` for all from which answer tokens are read; by default, all."""
 
     @abstractmethod
     def edit(self, at: At, session: Session, model: Model, examples: Examples) -> Edit:
-        """The edit at one place.
+        """The edit at one hook.
 
         Args:
             at: the hook, positions and units that this intervention chooses.
             session: gives models, example sets, activations and cached results.
             model: the unedited model.
-            examples: what it is to read, with the prefix that it is fed.
+            examples: the examples that it will read, with the prefix that it is fed.
         """
 
     def edits(self, session: Session, model: Model, examples: Examples) -> list[Edit]:
@@ -103,7 +103,8 @@ class SiteIntervention(Intervention):
         return [self.edit(at, session, model, examples) for at in places]
 
     def hooks(self, model: Model) -> list[str]:
-        """The hook names this touches. Raises InputError for what the model does not have."""
+        """The names of the edited hooks. Raises InputError for a hook that the model does not
+        have."""
         name = sites.site(self.site).name
         if name in sites.READ_ONLY:
             raise InputError(f"site {name!r} can only be read: {sites.READ_ONLY[name]}")
@@ -111,12 +112,12 @@ class SiteIntervention(Intervention):
         return [sites.hook_of(model, self.site, layer) for layer in layers]
 
     def at(self, hook: str, model: Model, examples: Examples) -> At:
-        """What is chosen at a hook, for any set of examples.
+        """The chosen positions and units at a hook, for any set of examples.
 
         Args:
             hook: one of `hooks`.
             model: the model, for its numbers of heads and neurons.
-            examples: the examples whose positions are meant.
+            examples: the examples in which the named positions are looked up.
         """
         if self.position is None:
             return At(hook, None, self.units(model))
@@ -130,10 +131,11 @@ class SiteIntervention(Intervention):
 
 
 class UnitIntervention(SiteIntervention):
-    """An intervention that may be at chosen heads or neurons only."""
+    """An intervention that may be restricted to chosen heads or neurons."""
 
     head: Swept[Indices | None] = None
-    """Heads, at sites that have them; by default, all. Keys and values have their own number."""
+    """Heads, at sites that have them; by default, all. Key and value heads are numbered separately
+    where grouped queries share them."""
     neurons: Swept[Units | None] = None
     """Neurons, at `neurons` and `mlp_pre`; by default, all."""
 
@@ -159,6 +161,7 @@ def _checked(field: str, value: int | tuple[int, ...], size: int) -> tuple[int, 
 
 
 def shared(positions: Int[Tensor, "n k"]) -> Int[Tensor, "rows k"]:
-    """The positions as one row where they are the same in every example: a faster way to take."""
+    """The positions as a single row where they are the same in every example, which is faster to
+    index with."""
     same = bool((positions == positions[:1]).all() and (positions >= 0).all())
     return positions[:1] if same else positions

@@ -1,4 +1,4 @@
-"""Patch: activation patching from another example, checkpoint, training or mean."""
+"""Patch: activation patching from another example, checkpoint, training run or mean."""
 
 from __future__ import annotations
 
@@ -21,25 +21,28 @@ from mechmem.spec.registry import Component
 
 
 class Source(Component):
-    """Where a patched activation comes from.
+    """The forward pass from which a patched activation comes.
 
-    `checkpoint` names another model of the experiment (which may be of another training),
-    `examples` another set, row by row, `pair` the minimal pair of each row, `mean_over` the mean
-    over a set at each position. A checkpoint goes with any of the others. From Python, a live model
-    or `Examples` may be given as they are.
+    Give another model, other inputs, or both: `checkpoint` can be combined with any one of the
+    other fields. From Python, a model or `Examples` may be passed directly.
     """
 
     checkpoint: CheckpointName | None = None
+    """Another model of the experiment, possibly of another training run."""
     examples: ExampleSetName | None = None
+    """Another example set, aligned row by row."""
     pair: bool = False
+    """The minimal pair of each example."""
     mean_over: ExampleSetName | None = None
+    """The mean over an example set, at each position."""
     live: Any = Field(None, exclude=True, repr=False)
+    """From Python only: a model or `Examples`."""
 
     @model_validator(mode="after")
     def _one_source(self) -> Self:
         if self.live is not None and not isinstance(self.live, (torch.nn.Module, Examples)):
             kind = type(self.live).__name__
-            raise InputError(f"a live source is a model or Examples, not {kind}")
+            raise InputError(f"a live source must be a model or Examples, not {kind}")
         if isinstance(self.live, torch.nn.Module) and self.checkpoint is not None:
             raise InputError("a source takes either a live model or `checkpoint`")
         live = isinstance(self.live, Examples)
@@ -69,9 +72,9 @@ class Source(Component):
         """The source's activation for each of the examples, `n ...`, or `1 ...` for a mean.
 
         Args:
-            place: where it is read, resolved for the examples that the source reads.
+            place: maps the source's examples to the hook, positions and units that are read.
             session: gives models, sets and activations.
-            model: the patched model, which is the source too where no other one is named.
+            model: the patched model, which is also the source if no other is named.
             examples: the patched examples.
         """
         source = self.model_of(session, model)
@@ -89,7 +92,7 @@ class Source(Component):
         return value if self.mean_over is None else at.mean(value)
 
     def run(self, session: Session, model: Model, examples: Examples) -> tuple[Model, Examples]:
-        """The forward pass that is patched in: which model on which examples.
+        """The forward pass that is patched in, as its model and its examples.
 
         Args:
             session: gives models and sets.
@@ -99,7 +102,7 @@ class Source(Component):
         return self.model_of(session, model), self._rows(session, examples)
 
     def model_of(self, session: Session, model: Model) -> Model:
-        """The model whose activations or weights are taken: another one, or the edited one."""
+        """The model from which activations or weights come: another one, or the edited one."""
         if self.checkpoint is not None:
             return session.model(self.checkpoint)
         return model if self.live is None or isinstance(self.live, Examples) else self.live
@@ -121,16 +124,18 @@ class Source(Component):
 
 
 class Patch(UnitIntervention):
-    """Activation patching: put in the place of an activation its value from another forward pass.
+    """Activation patching: replaces an activation by its value from another forward pass.
 
-    If the answer follows the source, the site carries what the answer depends on (sufficient, not
-    always necessary).
-    Touches: any site, `batch pos ...`, where chosen. Source: arXiv:2309.16042.
+    If the answer then follows the source, the site carries information that determines the answer
+    (sufficient, but not always necessary).
+    Touches: any site, `batch pos ...`, at the chosen layers, positions and units.
+    Source: arXiv:2309.16042.
     """
 
     by_example: ClassVar[bool] = True
 
     source: Source
+    """The forward pass from which the value comes."""
 
     @field_validator("source", mode="before")
     @classmethod

@@ -24,19 +24,20 @@ from mechmem.spec.selection import Indices, Names
 from mechmem.spec.sweep import Swept
 
 SENDERS = {"embed": -1, "pos_embed": -1, "z": 0, "attn_out": 0, "neurons": 1, "mlp_out": 1}
-"""Sites that write to the residual stream, and when in their layer: with attention (0) or with the
-MLP (1)."""
+"""Sites that write to the residual stream, and their time within the layer: with attention (0) or
+with the MLP (1)."""
 RECEIVERS = {"q": 0, "k": 0, "v": 0, "mlp_pre": 1, "logits": 0}
-"""Sites that read it, and when."""
+"""Sites that read the residual stream, and their time within the layer."""
 
 
 class Receiver(Component):
-    """A reader of the residual stream: queries, keys or values of heads, an MLP, or the logits.
-    `logits` for short."""
+    """A reader of the residual stream: queries, keys or values of heads, an MLP, or the logits. A
+    bare word such as `logits` is short for its site."""
 
     site: Literal["q", "k", "v", "mlp_pre", "logits"]
+    """The site of the reader."""
     layer: Indices | None = None
-    """One layer or several; by default, every layer behind the sender."""
+    """One layer or several; by default, every layer after the sender."""
     head: Indices | None = None
     """Heads, for q, k and v; by default, every head."""
     position: Names | None = None
@@ -48,23 +49,23 @@ class Receiver(Component):
         return {"site": value} if isinstance(value, str) else value
 
     def __str__(self) -> str:
-        """`q`, `k layer 1`: how tables call it."""
+        """Its name in tables, such as `q` or `k layer 1`."""
         chosen = [f"{name} {getattr(self, name)}" for name in ("layer", "head", "position")]
         return " ".join([self.site, *(text for text in chosen if not text.endswith(" None"))])
 
 
 class PatchPath(Intervention):
-    """Path patching: a component has its patched value for the chosen receivers, its own for all
-    other readers.
+    """Path patching: only the chosen receivers see a component's patched value.
 
-    A receiver reads the residual stream as it is in the edited run, with the sender's output
-    exchanged. So with one receiver, or several of which none feeds another, the receivers' values
-    are those of a run with the sender patched and all other components frozen (the direct effect of
-    arXiv:2211.00593). Where a receiver feeds another, the later one sees what the earlier one has
-    changed. Through every receiver behind the sender it is the sender's own patch. If the answer
-    follows, the sender informs the answer by way of these receivers. It takes a forward for each
-    layer of the sender and one more for each layer's receivers.
-    Touches: the receivers' sites; the sender's own activation stays as it is. Must be the last in a
+    A receiver reads the residual stream of the edited run with the sender's output replaced by its
+    patched value; all other readers see the unpatched value. If no receiver feeds another, the
+    receivers' values are those of a run with the sender patched and all other components frozen
+    (the direct effect of arXiv:2211.00593). If a receiver feeds another, the later one sees the
+    changes of the earlier one. With every receiver after the sender, the result is a plain patch of
+    the sender. If the answer follows the patch, the sender affects the answer through these
+    receivers. It takes one forward pass for each layer of the sender and one for each layer of
+    receivers.
+    Touches: the receivers' sites; the sender's own activation is unchanged. Must be the last in a
     list of interventions.
     Raises: InputError for a sender that does not write to the residual stream, or a receiver before
     it.
@@ -72,9 +73,10 @@ class PatchPath(Intervention):
     """
 
     sender: SiteIntervention
-    """What the receivers are to see: a `patch` (or any other intervention) at embed, pos_embed,
+    """The change that the receivers see: a `patch` (or any other intervention) at embed, pos_embed,
     attn_out, z, mlp_out or neurons."""
     receivers: Swept[tuple[Receiver, ...]]
+    """The readers that see the change."""
 
     @field_validator("receivers")
     @classmethod
@@ -99,7 +101,7 @@ class PatchPath(Intervention):
 
     def stages(self, session: Session, model: Model, examples: Examples) -> list[Stage]:
         places = self._places(model, examples, first=min(self._times(model)))
-        # What is known of the sender so far: its patches and their changes, by when it writes.
+        # Shared by the stages: the sender's patches and their changes, by the time of writing.
         sent: dict[int, Edit] = {}
         changes: dict[int, Tensor] = {}
         run = (session, model, examples)
@@ -117,15 +119,15 @@ class PatchPath(Intervention):
         changes: dict[int, Tensor],
         earlier: Sequence[Edit],
     ) -> list[Edit]:
-        """The receivers that read the residual at one time, as they are with the sender's output
-        exchanged."""
+        """The edits of the receivers that read the residual at one time: their values with the
+        sender's output replaced."""
         if not sent:
             sent |= self._sent(earlier, session, model, examples)
-        # A sender behind a receiver has another value of its own in the edited run.
+        # A sender after a receiver has another unpatched value in the edited run.
         new = {at: edit for at, edit in sent.items() if at < time and at not in changes}
         if new:
             changes |= self._changes(new, earlier, session, model, examples)
-        # What the rest of this pass makes of the exchanged residual is thrown away.
+        # The rest of this pass, after the changed residual, is discarded.
         seen = Edit(At(entry), _plus(sum(changes.values())))
         hooks = [at.hook for at in chosen]
         values = session.edited_activations(model, examples, [*earlier, seen], hooks)
@@ -133,14 +135,15 @@ class PatchPath(Intervention):
         return [replacing(at, at.take(values[at.hook], every)) for at in chosen]
 
     def _times(self, model: Model) -> list[int]:
-        """When the sender writes. Raises InputError for a site that does not write to the residual
-        stream."""
+        """The times at which the sender writes. Raises InputError for a site that does not write to
+        the residual stream."""
         name = sites.site(self.sender.site).name
         if name not in SENDERS:
-            raise InputError(f"a path starts at one of {', '.join(SENDERS)}, not at {name!r}")
+            raise InputError(f"a path must start at one of {', '.join(SENDERS)}, not at {name!r}")
         if name in ("z", "neurons") and sites.normalises_outputs(model.cfg):
             raise InputError(
-                f"this model normalises what {name!r} writes; start the path at attn_out or mlp_out"
+                f"this model normalises the output of {name!r} before adding it to the residual "
+                "stream; start the path at attn_out or mlp_out"
             )
         if name == "pos_embed" and model.cfg.positional_embedding_type == "shortformer":
             raise InputError("this model does not add its positions to the residual stream")
@@ -149,7 +152,7 @@ class PatchPath(Intervention):
     def _sent(
         self, earlier: Sequence[Edit], session: Session, model: Model, examples: Examples
     ) -> dict[int, Edit]:
-        """The sender's patches, by when they write to the residual stream."""
+        """The sender's patches, by the time at which they write to the residual stream."""
         offset = SENDERS[sites.site(self.sender.site).name]
         sent = self.sender.edits_after(earlier, session, model, examples)
         return {2 * edit.layer + offset: edit for edit in sent}
@@ -162,7 +165,8 @@ class PatchPath(Intervention):
         model: Model,
         examples: Examples,
     ) -> dict[int, Tensor]:
-        """What these patches of the sender change in the residual stream of the edited run."""
+        """The changes that these patches of the sender make to the residual stream of the edited
+        run, by time."""
         hooks = [edit.hook for edit in sent.values()]
         own = session.edited_activations(model, examples, before, hooks)
         every, changes = torch.arange(len(examples)), {}
@@ -175,8 +179,8 @@ class PatchPath(Intervention):
     def _places(
         self, model: Model, examples: Examples, first: int
     ) -> list[tuple[int, str, list[At]]]:
-        """(when, the hook of the residual that is read, what is replaced), in the order of the
-        forward."""
+        """(time, hook of the residual that is read, receivers to replace), in the order of the
+        forward pass."""
         found: dict[int, list[At]] = {}
         for receiver in self.receivers:
             for at in self._chosen(receiver, model, examples, first):
@@ -196,7 +200,10 @@ class PatchPath(Intervention):
             every = range(model.cfg.n_layers)
             layers = tuple(layer for layer in every if 2 * layer + offset > first)
             if not layers:
-                raise InputError(f"no receiver {receiver.site!r} comes behind the sender")
+                raise InputError(
+                    f"no receiver {receiver.site!r} comes after the sender; choose an earlier "
+                    "sender"
+                )
         # A gated MLP reads the residual stream through both of its factors.
         is_gated = receiver.site == "mlp_pre" and model.cfg.gated_mlp
         names = ("mlp_pre", "mlp_pre_linear") if is_gated else (receiver.site,)
@@ -213,7 +220,8 @@ class PatchPath(Intervention):
         for at in found:
             if _time(at.hook, offset) <= first:
                 raise InputError(
-                    f"the receiver {receiver.site!r} at {at.hook} comes before the sender"
+                    f"the receiver {receiver.site!r} at {at.hook} comes before the sender; choose "
+                    "later layers"
                 )
         return found
 
@@ -223,18 +231,19 @@ def _plus(change: Any) -> Callable[[Tensor, Tensor], Tensor]:
 
 
 def _offset(receiver: Receiver, model: Model) -> int:
-    """When in its layer a receiver reads: an MLP in parallel reads what attention reads."""
+    """The time within its layer at which a receiver reads. A parallel MLP reads the same residual
+    as attention."""
     return 0 if model.cfg.parallel_attn_mlp else RECEIVERS[receiver.site]
 
 
 def _time(hook: str, offset: int) -> int:
-    """When a hook is met: 2 layer with attention, 2 layer + 1 with the MLP."""
+    """The time of a hook: 2 layer with attention, 2 layer + 1 with the MLP."""
     layer = layer_of(hook)
     return LATE if layer == LATE else 2 * layer + offset
 
 
 def _written(site: str, model: Model, layer: int) -> Callable[[Tensor], Tensor]:
-    """What a change at a sender's site adds to the residual stream."""
+    """A function from a change at a sender's site to the change of the residual stream."""
     if site == "z":
         weight = rearrange(
             model.blocks[layer].attn.W_O, "head d_head d_model -> (head d_head) d_model"

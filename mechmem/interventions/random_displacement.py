@@ -1,4 +1,4 @@
-"""RandomDisplacement: the same displacement in a random direction, the control of an
+"""RandomDisplacement: a displacement of the same size in a random direction, as the control of an
 intervention."""
 
 from __future__ import annotations
@@ -17,20 +17,23 @@ from mechmem.models.edits import Edit, axes_of
 from mechmem.session import Session
 
 NEXT = 7919
-"""Between the seeds of two directions of one draw."""
+"""Offset between the seeds of the directions of one draw."""
 
 
 class RandomDisplacement(Intervention):
-    """Moves each activation as far as the intervention `of` does, but in a random direction.
+    """Moves each activation as far as another intervention does, but in a random direction.
 
-    What is left of an effect here is due to the size of the change alone. The direction is one for
-    each position, shared by all examples; in each example it stays within the units that `of`
-    changes there. Of a change of weights, it moves what the changed components write.
-    Touches: the sites of `of`. Source: ours.
+    An effect that remains is due to the size of the change alone. There is one direction per
+    position, shared by all examples. In each example it is restricted to the units that `of`
+    changes there. For a change of weights, the outputs of the changed components are moved.
+    Touches: the sites of `of`.
+    Source: ours.
     """
 
     of: Intervention
+    """The intervention whose displacement is matched."""
     seed: int = 0
+    """Seed of the first direction."""
 
     def is_by_example(self) -> bool:
         return self.of.is_by_example()
@@ -51,7 +54,7 @@ class RandomDisplacement(Intervention):
         whole = self._direction(edit.hook, i, model, examples)
 
         def displaced(own: Tensor, rows: Tensor) -> Tensor:
-            # A known value is put in place without a change of what is there.
+            # An edit with a known value does not change its argument, so no copy is needed.
             given = own if edit.constant is not None else own.clone()
             change = edit.function(given, rows) - own
             if edit.hook.endswith("hook_attn_scores"):
@@ -66,7 +69,7 @@ class RandomDisplacement(Intervention):
     def _direction(
         self, hook: str, i: int, model: Model, examples: Examples
     ) -> Float[Tensor, "1 ..."]:
-        """Normal numbers of the shape of the whole activation of one example."""
+        """Normal numbers with the shape of the whole activation of one example."""
         n_positions = int(examples.n_positions.max())
         names = sites.site(hook).shape(model.cfg)[1:]
         shape = [n_positions if isinstance(name, str) else name for name in names]
@@ -76,7 +79,7 @@ class RandomDisplacement(Intervention):
 
 
 def _rescaled(direction: Tensor, change: Tensor, hook: str) -> Tensor:
-    """The direction with the length of the change, at each position of each example."""
+    """The direction, scaled at each position of each example to the norm of the change."""
     axes = [axis for axis in range(1, change.ndim) if axis != axes_of(hook)[0]]
     size, length = (x.pow(2).sum(axes, keepdim=True).sqrt() for x in (change, direction))
     return size * direction / length.clamp_min(1e-12)

@@ -1,4 +1,4 @@
-"""Steer: push an activation along the direction that tells two values of a variable apart."""
+"""Steer: move an activation along the difference between two values of a variable."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ class Steer(UnitIntervention):
     """Adds `factor` times the difference between the mean activations of two values of a variable.
 
     If the answer changes as if the variable had the value `towards`, the model reads the variable
-    along this direction. The direction is that of each position, at the site itself; factor 1
-    carries the mean of `away` to that of `towards`, factor 0 changes nothing.
-    Touches: any site, `batch pos ...`, where chosen.
+    along this direction. Each site and position has a direction of its own. Factor 1 moves the mean
+    of `away` to that of `towards`; factor 0 changes nothing.
+    Touches: any site, `batch pos ...`, at the chosen layers, positions and units.
     Raises: InputError for an unknown set or variable, or a value that no example of the set has.
     Source: arXiv:2312.06681 (contrastive activation addition).
     """
@@ -34,13 +34,13 @@ class Steer(UnitIntervention):
     variable: Swept[str]
     """A variable of the task."""
     towards: Swept[int]
-    """Value of the variable to push to."""
+    """Value of the variable to steer towards."""
     away: Swept[int]
-    """Value to push from."""
+    """Value of the variable to steer away from."""
     on: Swept[ExampleSetName] = ExampleSetName("clean")
-    """The example set of the means, fed the same label's prefix as the patched one."""
+    """The example set of the means, fed the prefix of the same label as the steered examples."""
     factor: Swept[float] = 1.0
-    """In units of the distance between the two means."""
+    """Size of the step, in units of the difference between the two means."""
 
     def edit(self, at: At, session: Session, model: Model, examples: Examples) -> Edit:
         chosen = session.examples(self.on).with_prefix(examples.prefix)
@@ -50,7 +50,7 @@ class Steer(UnitIntervention):
         for end in ends:
             session.demand(not lacks(end[None], at), f"the mean {LACKING.format(at.hook)}")
         step = self.factor * (ends[0] - ends[1])
-        # Scores that are masked are -inf in both means: they stay masked, and have no difference.
+        # Masked scores are -inf in both means: their difference is NaN, and they must stay masked.
         return Edit(at, lambda own, _: torch.where(own.isneginf(), own, own + step))
 
     def _mean(
@@ -63,7 +63,7 @@ class Steer(UnitIntervention):
         there = sorted(set(chosen.variables[self.variable].tolist()))
         session.demand(
             bool(rows.any()),
-            f"no example of {self.on!r} has {self.variable} {value}; there is {there}",
+            f"no example of {self.on!r} has {self.variable} {value}; choose from {there}",
         )
         if not rows.any():
             return torch.zeros_like(values[0])

@@ -1,9 +1,9 @@
-"""Erasers: the linear algebra of removing what a linear classifier could read of a variable; in
+"""Erasers: the linear algebra of removing the information that a linear classifier could read; in
 float64.
 
 Each fitter (`leace`, `random_subspace`, `variance_matched`, and `inlp` in a file of its own) takes
-activations, one row an example, and gives a frozen `Eraser`. `mechmem.interventions.erase` puts
-them to use in a model.
+activations, one row per example, and returns a frozen `Eraser`. `mechmem.interventions.erase`
+applies them in a model.
 """
 
 from __future__ import annotations
@@ -16,22 +16,24 @@ from jaxtyping import Float, Float64, Int
 from torch import Tensor
 
 TOLERANCE = 1e-6
-"""Least covariance (one-hot classes, whitened activations) that is erased: far above rounding, far
-below the smallest of thousands of classes. The 0.01 of other code leaves rare classes in."""
+"""Minimum covariance (between one-hot classes and whitened activations) that is erased: far above
+rounding errors, far below that of the rarest of thousands of classes. The value of 0.01 used
+elsewhere would leave rare classes decodable."""
 
 Rows = Float[Tensor, "n d"]
 
 
 @dataclass(frozen=True, eq=False)
 class Eraser:
-    """The affine map x' = x - write read (x - centre): a projection, of the stated rank."""
+    """The affine map x' = x - write read (x - centre): a projection that removes `rank`
+    dimensions."""
 
     write: Float64[Tensor, "d rank"]
     read: Float64[Tensor, "rank d"]
     centre: Float64[Tensor, " d"]
     variance_left: float
-    """Share of the variance of the fitted activations that the projection leaves (fraction; 1 if
-    they have none)."""
+    """Share of the variance of the fitted activations that remains after the projection (fraction;
+    1 if they have no variance)."""
 
     @property
     def rank(self) -> int:
@@ -44,11 +46,15 @@ class Eraser:
 
 
 def leace(x: Rows, z: Float[Tensor, "n k"]) -> Eraser:
-    """The smallest affine change after which x and z are uncorrelated, so that no linear classifier
-    reads z from x.
+    """LEACE: the smallest affine change after which x and z are uncorrelated, so that no linear
+    classifier can read z from x.
 
-    z: one-hot classes (integer ids leave class covariance behind) or a code of them. Source:
-    arXiv:2306.03819.
+    Args:
+        x: activations.
+        z: one-hot classes or a code of them; with integer class numbers, classes would still be
+            decodable.
+
+    Source: arXiv:2306.03819.
     """
     least, x, z = rounding(x), float64(x), float64(z)
     values, vectors = torch.linalg.eigh(_covariance(x, x))
@@ -61,20 +67,31 @@ def leace(x: Rows, z: Float[Tensor, "n k"]) -> Eraser:
 
 
 def random_subspace(x: Rows, rank: int, seed: int = 0) -> Eraser:
-    """Projects a uniformly random subspace out, around the mean: what losing `rank` dimensions does
-    by itself."""
+    """Projects out a uniformly random subspace, around the mean: the effect of losing `rank`
+    dimensions as such.
+
+    Args:
+        x: activations, `n d`.
+        rank: number of dimensions to remove.
+        seed: seed of the subspace.
+    """
     x = float64(x)
     basis = _random_basis(x, rank, seed)
     return eraser(x, basis, basis.T, x.mean(dim=0))
 
 
 def variance_matched(x: Rows, rank: int, variance_left: float, seed: int = 0) -> Eraser:
-    """Projects a random subspace out that holds as much variance as a deliberate erasure of this
-    rank removes.
+    """Projects out a random subspace with the same rank and variance as another erasure.
 
-    The random subspace of `random_subspace` is turned towards the directions of most (or of least)
-    variance just as far as it takes; rank and variance then both match. Where even the directions
-    of most variance hold too little, those are removed, which `variance_left` of the result shows.
+    The subspace of `random_subspace` is rotated towards the directions of most (or least) variance
+    as far as needed, so that both rank and variance match. If even the directions of most variance
+    have too little, those are removed; `variance_left` of the result then shows the difference.
+
+    Args:
+        x: activations, `n d`.
+        rank: number of dimensions to remove.
+        variance_left: share of the variance that should remain (fraction).
+        seed: seed of the random subspace.
     """
     x = float64(x)
     if not rank:
@@ -85,9 +102,8 @@ def variance_matched(x: Rows, rank: int, variance_left: float, seed: int = 0) ->
     is_short = _held(start, sigma) < wanted
     end = vectors[:, len(sigma) - rank :] if is_short else vectors[:, :rank]
     u, _, vh = torch.linalg.svd(start.T @ end)
-    end = (
-        end @ vh.T @ u.T
-    )  # the basis of the same subspace that is nearest to `start`: no turn on the way collapses
+    # The basis of the same subspace nearest to `start`: no rotation between them is singular.
+    end = end @ vh.T @ u.T
     low, high = 0.0, 1.0
     while high - low > 1e-15:
         middle = (low + high) / 2
@@ -98,9 +114,14 @@ def variance_matched(x: Rows, rank: int, variance_left: float, seed: int = 0) ->
 
 
 def class_code(x: Rows, labels: Int[Tensor, " n"], n_codes: int) -> Float64[Tensor, "n n_codes"]:
-    """A low-rank code of a variable of many classes: each row's class mean in the `n_codes`
-    directions in which the class means differ most (principal directions, classes weighted by their
-    size), in units of the first one's spread.
+    """A low-rank code of a variable with many classes: each row's class mean, projected onto the
+    principal directions of the class means (weighted by class size), in units of the standard
+    deviation along the first.
+
+    Args:
+        x: activations, `n d`.
+        labels: class of each row, counted from 0.
+        n_codes: number of directions.
     """
     x = float64(x)
     one_hot = F.one_hot(labels).double()
@@ -112,20 +133,26 @@ def class_code(x: Rows, labels: Int[Tensor, " n"], n_codes: int) -> Float64[Tens
 
 
 def eraser(x: Rows, write: Tensor, read: Tensor, centre: Tensor) -> Eraser:
-    """The eraser of these parts, with the share of the variance of x that it leaves."""
+    """The eraser x' = x - write read (x - centre), with the share of variance that remains.
+
+    Args:
+        x: the activations on which it was fitted, `n d`.
+        write: directions that are subtracted, `d rank`.
+        read: coefficients that are read, `rank d`.
+        centre: the point that stays fixed, `d`.
+    """
     before, after = x.var(dim=0).sum(), Eraser(write, read, centre, 1.0)(x).var(dim=0).sum()
     return Eraser(write, read, centre, (after / before).item() if before > 0 else 1.0)
 
 
 def float64(x: Tensor) -> Tensor:
-    """x in float64, which every fit is made in."""
-    return (
-        x.cpu().double() if x.device.type == "mps" else x.double()
-    )  # Apple's GPUs have no float64
+    """x in float64, the precision of every fit."""
+    # Apple's GPUs have no float64.
+    return x.cpu().double() if x.device.type == "mps" else x.double()
 
 
 def rounding(x: Tensor) -> float:
-    """Variance along a direction that may be nothing but rounding of x."""
+    """Largest variance along a direction that rounding errors of x alone could cause."""
     return (8 * torch.finfo(x.dtype).eps * x.abs().max().item()) ** 2
 
 

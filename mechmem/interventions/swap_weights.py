@@ -1,4 +1,4 @@
-"""SwapWeights: a component computes with another checkpoint's weights."""
+"""SwapWeights: replace a component's weights by those of another checkpoint."""
 
 from __future__ import annotations
 
@@ -23,41 +23,42 @@ from mechmem.spec.sweep import Each, Swept
 Part = Literal["embed", "attn", "mlp", "unembed"]
 Parts = Annotated[tuple[Part, ...], AfterValidator(distinct)]
 PREFIXES = {"embed": ("embed.", "pos_embed."), "unembed": ("unembed.", "ln_final.")}
-"""How the names of the parameters outside of the layers begin, by component."""
+"""Prefixes of the names of the parameters outside the layers, by component."""
 IN_LAYERS = {"attn": ("attn.", "ln1.", "ln1_post."), "mlp": ("mlp.", "ln2.", "ln2_post.")}
-"""How they begin inside of a layer."""
+"""Prefixes of the names of a layer's parameters, by component."""
 OUTPUTS = {"attn": "hook_attn_out", "mlp": "hook_mlp_out"}
+"""Hook of the output of each component of a layer."""
 NO_NUMBERS = (
     *("model_name", "device", "seed", "init_mode", "init_weights", "initializer_range", "n_params"),
     *("from_checkpoint", "checkpoint_index", "checkpoint_label_type", "checkpoint_value"),
     *("tokenizer_name", "tokenizer_prepends_bos", "default_prepend_bos", "trust_remote_code"),
     *("use_attn_result", "use_split_qkv_input", "use_attn_in", "use_hook_mlp_in"),
 )
-"""Fields of a config in which two models of one architecture may differ."""
+"""Fields of a config in which two models of the same architecture may differ."""
 
 
 class SwapWeights(Intervention):
-    """Computes a component's output with another checkpoint's weights, on the edited run's own
-    inputs to it.
+    """Runs a component with another checkpoint's weights, on its own inputs in the edited run.
 
-    If the weights of before memorisation bring the true answers back, what was memorised lies in
-    these weights; a patch of the same output would also bring back whatever its *inputs* have lost.
-    A component is what stands between two readings of the residual stream: `attn` and `mlp` with
-    the norm before them, `embed` tokens and positions, `unembed` with the last norm. All of them
-    together make the model the other one. The result is a model that shares all other parameters.
+    If the weights from before memorisation restore the true answers, the memory was in these
+    weights. A patch of the same output would also restore information lost in the component's
+    *inputs*. `attn` and `mlp` include the norms before them, `embed` is token and position
+    embeddings, and `unembed` includes the final norm. Swapping all components gives the other
+    model. The derived model shares all other parameters with the original.
     Touches: no activation directly.
-    Raises: InputError for models of two architectures, a source that is no checkpoint, a layer that
-    is not there.
+    Raises: InputError for models of different architectures, a source that is not a checkpoint, or
+    a layer that does not exist.
     Source: ours.
     """
 
     by_example: ClassVar[bool] = True
 
     component: Swept[Part | Parts]
+    """The component, or several: `embed`, `attn`, `mlp`, `unembed`."""
     layer: Swept[Indices | None] = None
     """Layers of `attn` and `mlp`; by default, every layer."""
     source: Source
-    """The other checkpoint, by name; or, from Python, the other model as it is."""
+    """The other checkpoint, by name; from Python, the other model may be passed directly."""
 
     @field_validator("source", mode="before")
     @classmethod
@@ -70,7 +71,7 @@ class SwapWeights(Intervention):
         live = isinstance(source.live, Examples)
         if source.pair or source.examples or source.mean_over or live:
             raise InputError(
-                "weights come from a checkpoint: give `source: {checkpoint: ...}` and nothing else"
+                "weights must come from a checkpoint: write only `source: {checkpoint: ...}`"
             )
         if isinstance(self.component, Each) or self.layer is None:
             return self
@@ -96,7 +97,14 @@ class SwapWeights(Intervention):
         return session.cached(("swapped", model, other, prefixes), make)
 
     def stages(self, session: Session, model: Model, examples: Examples) -> list[Stage]:
-        """What each swapped component writes, given the edits of the components before it."""
+        """One stage per swapped component, which replaces its output, given the edits of the
+        components before it.
+
+        Args:
+            session: as in `edits`.
+            model: the unedited model.
+            examples: as in `edits`.
+        """
 
         def stage(alone: SwapWeights, hook: str, earlier: Sequence[Edit]) -> list[Edit]:
             changed = alone.derive(session, model)
@@ -106,8 +114,8 @@ class SwapWeights(Intervention):
         return [partial(stage, alone, hook) for alone, hook in self.outputs(model)]
 
     def outputs(self, model: Model) -> Iterator[tuple[SwapWeights, str]]:
-        """Every swapped component by itself, with the hook of what it writes, in the order of the
-        forward."""
+        """Each swapped component by itself, with the hook of its output, in the order of the
+        forward pass."""
         copies = {part: self.model_copy(update={"component": part}) for part in self._parts}
         if "embed" in copies:
             copies["embed"] = copies["embed"].model_copy(update={"layer": None})
@@ -125,7 +133,7 @@ class SwapWeights(Intervention):
     def _layers(self, model: Model) -> tuple[int, ...]:
         n = model.cfg.n_layers
         if "mlp" in self._parts and model.cfg.attn_only:
-            raise InputError("this model has no MLP whose weights could be swapped")
+            raise InputError("this model has no MLP whose weights could be swapped; choose `attn`")
         if self.layer is None:
             return tuple(range(n))
         chosen = self.layer if isinstance(self.layer, tuple) else (self.layer,)
@@ -134,7 +142,7 @@ class SwapWeights(Intervention):
         return tuple(sorted(chosen))
 
     def _prefixes(self, model: Model) -> tuple[str, ...]:
-        """How the names of the swapped parameters begin."""
+        """The prefixes of the names of the swapped parameters."""
         found = [name for part in self._parts for name in PREFIXES.get(part, ())]
         for layer in self._layers(model):
             for part in self._parts:
@@ -143,14 +151,14 @@ class SwapWeights(Intervention):
 
 
 def _swapped(model: Model, other: Model, prefixes: tuple[str, ...]) -> Model:
-    """A copy of the model that shares its parameters, but for those that are the other model's."""
+    """A copy of the model that shares its parameters, except for those of the other model."""
     theirs = dict(other.named_parameters())
     shared = {
         id(parameter): theirs[name] if name.startswith(prefixes) else parameter
         for name, parameter in model.named_parameters()
     }
-    # deepcopy takes what `memo` holds for an object instead of copying it.
-    return copy.deepcopy(model, memo=shared)
+    # For an object in this dictionary, deepcopy uses the value instead of a copy.
+    return copy.deepcopy(model, shared)
 
 
 def _check_alike(model: Model, other: Model) -> None:
@@ -160,4 +168,4 @@ def _check_alike(model: Model, other: Model) -> None:
         return config, shapes
 
     if outline(model) != outline(other):
-        raise InputError("weights can be swapped between models of one architecture only")
+        raise InputError("weights can only be swapped between models of the same architecture")

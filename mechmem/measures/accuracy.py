@@ -1,4 +1,4 @@
-"""Accuracy: Share of answer tokens, or of whole answers, that are the label."""
+"""Accuracy: Share of answer tokens, or of whole answers, that equal the label."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from mechmem.measures.measure import LabelMeasure, Logits, Values
 
 
 class Accuracy(LabelMeasure):
-    """Share of answer tokens, or of whole answers, that are the label.
+    """Share of answer tokens, or of whole answers, that equal the label.
 
-    With `label: true` on noisy instances it is the rule that answers, with `label: given` the
+    On noisy instances, `label: true` measures answers by the rule and `label: given` answers from
     memory.
     """
 
@@ -25,5 +25,5 @@ class Accuracy(LabelMeasure):
         return (logits.argmax(-1) == examples.labels(self.label)).to(logits.dtype)
 
     def whole(self, values: Values) -> Float[Tensor, " n"]:
-        """A whole answer is right when every token is."""
+        """1 where every token of the answer is right, otherwise 0."""
         return values.amin(dim=1)

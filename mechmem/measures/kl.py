@@ -1,5 +1,4 @@
-"""KL: KL divergence of the next-token distribution from that of the same model without
-intervention."""
+"""KL: KL divergence between the next-token distributions without and with the intervention."""
 
 from __future__ import annotations
 
@@ -10,10 +9,9 @@ from mechmem.measures.measure import Logits, Measure, Values
 
 
 class KL(Measure):
-    """KL divergence of the next-token distribution from that of the same model without
-    intervention.
+    """KL(baseline || intervened) of the next-token distributions of the same model.
 
-    How much the intervention changes the answer at all, in whichever direction.
+    It measures how much an intervention changes the answer, in any direction.
     """
 
     unit: ClassVar[str] = "nats"

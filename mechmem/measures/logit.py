@@ -1,4 +1,4 @@
-"""Logit: Logit of the label's token, less that of another label where one is named."""
+"""Logit: Logit of the label's token, minus that of another label if one is named."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from mechmem.measures.measure import LabelMeasure, Logits, Values, of_labels
 
 
 class Logit(LabelMeasure):
-    """Logit of the label's token, less that of another label's token where one is named.
+    """Logit of the label's token, minus that of another label's token if one is named.
 
-    With `label: given, against: pair` it says how far the model answers this example and not its
-    minimal pair, and is 0 where both labels have the same token: what attribution and circuits are
-    measured by.
+    With `label: given, against: pair` it measures how far the model prefers the answer to this
+    example over that to its minimal pair: the default metric of attribution and circuits. It is 0
+    where both labels have the same token.
     """
 
     unit: ClassVar[str] = "nats"
 
     against: AnyLabel | None = None
-    """Whose label is subtracted."""
+    """The label whose logit is subtracted; by default, none."""
 
     @property
     def name(self) -> str:

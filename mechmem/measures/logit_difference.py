@@ -1,5 +1,4 @@
-"""LogitDifference: Logit of the true token less that of the given one; 0 where both labels have the
-same token."""
+"""LogitDifference: Logit of the true token minus that of the given one."""
 
 from __future__ import annotations
 
@@ -10,9 +9,9 @@ from mechmem.measures.measure import Logits, Measure, Values, of_labels
 
 
 class LogitDifference(Measure):
-    """Logit of the true token less that of the given one; 0 where both labels have the same token.
+    """Logit of the true token minus that of the given one; 0 where both labels have the same token.
 
-    Positive when the rule wins over the memory. On clean instances it is 0 by definition.
+    Positive if the rule wins over the memory. On clean instances it is 0 by definition.
     """
 
     unit: ClassVar[str] = "nats"

@@ -21,11 +21,13 @@ class Measure(Component, registry="measure"):
 
     unit: ClassVar[str] = ""
     judges_answers: ClassVar[bool] = False
-    """Whether the value depends on the most likely tokens only, so that greedy answers have one."""
+    """Whether the value depends only on the most likely tokens, so that it is defined for greedy
+    answers."""
 
     @classmethod
     def shorthand(cls, word: str) -> dict[str, Any]:
-        """`accuracy_true` is `{kind: accuracy, label: true}`; another word is a kind."""
+        """`accuracy_true` is short for `{kind: accuracy, label: true}`; any other word is a
+        kind."""
         kind, _, label = word.rpartition("_")
         member = cls.kinds().get(kind)
         if (
@@ -38,7 +40,7 @@ class Measure(Component, registry="measure"):
 
     @property
     def name(self) -> str:
-        """How tables call it."""
+        """The name in tables."""
         return self.kind
 
     @abstractmethod
@@ -46,23 +48,22 @@ class Measure(Component, registry="measure"):
         """The value at each answer token.
 
         Args:
-            logits: of the answer tokens, `n n_answer d_vocab`.
-            examples: whose answers they are, with the prefix that the model was fed.
-            baseline: the logits of the same model without intervention.
+            logits: logits of the answer tokens, `n n_answer d_vocab`.
+            examples: the answered examples, with the prefix that the model was fed.
+            baseline: logits of the same model without intervention, `n n_answer d_vocab`.
         """
 
     def of_answer(
         self, answer: Int[Tensor, "n n_answer"], examples: Examples, d_vocab: int
     ) -> Values | None:
-        """The value of a decoded answer; None where an answer alone does not have one.
+        """The value of a decoded answer; None if the measure needs logits.
 
-        A measure whose value depends on the most likely tokens only says so with `judges_answers`,
-        and then has one without further code.
+        For a measure with `judges_answers`, this needs no further code.
 
         Args:
-            answer: the greedy answer.
-            examples: whose answer it is.
-            d_vocab: number of tokens that the model answers with.
+            answer: tokens of the greedy answers, `n n_answer`.
+            examples: the answered examples.
+            d_vocab: size of the model's output vocabulary.
         """
         if not self.judges_answers:
             return None
@@ -70,8 +71,8 @@ class Measure(Component, registry="measure"):
         return self(certain, examples, certain)
 
     def constant_on(self, examples: Examples) -> str | None:
-        """What to measure instead where this is the same for every model on these examples by
-        definition; None where it is not."""
+        """The reason, with an alternative, if the measure is by definition the same for every model
+        on these examples; otherwise None."""
         return None
 
     def whole(self, values: Values) -> Float[Tensor, " n"]:
@@ -80,11 +81,10 @@ class Measure(Component, registry="measure"):
 
 
 class LabelMeasure(Measure):
-    """A measure of one of the two labels; in a spec also written `accuracy_true`,
-    `accuracy_given`."""
+    """A measure of one label; a spec may write it as `accuracy_true` or `accuracy_given`."""
 
     label: AnyLabel = "true"
-    """Whose label: the given one, the true one, or the true one of the minimal pair."""
+    """The given label, the true label, or (`pair`) the true label of the minimal pair."""
 
     @property
     def name(self) -> str:
@@ -97,5 +97,5 @@ class LabelMeasure(Measure):
 def of_labels(
     values: Float[Tensor, "n n_answer d_vocab"], labels: Int[Tensor, "n n_answer"]
 ) -> Values:
-    """The entry of each label."""
+    """The value at the token of each label."""
     return values.gather(-1, labels[..., None])[..., 0]

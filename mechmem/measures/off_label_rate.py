@@ -1,4 +1,4 @@
-"""OffLabelRate: how often the answer is none of the labels."""
+"""OffLabelRate: how often the answer matches none of the labels."""
 
 from __future__ import annotations
 
@@ -11,10 +11,9 @@ from mechmem.measures.measure import Logits, Measure, Values
 
 
 class OffLabelRate(Measure):
-    """Share of answer tokens that are none of the labels: not given, not true, nor (with pairs) the
-    pair's.
+    """Share of answer tokens that match no label: not given, not true, nor (with pairs) the pair's.
 
-    High where an intervention breaks the model rather than redirecting it.
+    It is high if an intervention breaks the model instead of redirecting it.
     """
 
     unit: ClassVar[str] = "fraction"

@@ -1,4 +1,5 @@
-"""Probability: Probability of the label's token; of a whole answer, the product over its tokens."""
+"""Probability: Probability of the label's token; for a whole answer, the product over its
+tokens."""
 
 from __future__ import annotations
 
@@ -12,7 +13,7 @@ from mechmem.measures.measure import LabelMeasure, Logits, Values, of_labels
 
 
 class Probability(LabelMeasure):
-    """Probability of the label's token; of a whole answer, the product over its tokens."""
+    """Probability of the label's token; for a whole answer, the product over its tokens."""
 
     unit: ClassVar[str] = "probability"
 
@@ -20,5 +21,5 @@ class Probability(LabelMeasure):
         return of_labels(logits.softmax(-1), examples.labels(self.label))
 
     def whole(self, values: Values) -> Float[Tensor, " n"]:
-        """The probability of the whole answer under the prefix that is fed."""
+        """The probability of the whole answer under the prefix that the model is fed."""
         return values.prod(dim=1)

@@ -1,5 +1,4 @@
-"""Rank: Number of tokens that are more likely than the label's; of a whole answer, the mean over
-its tokens."""
+"""Rank: Number of tokens that are more likely than the label's."""
 
 from __future__ import annotations
 
@@ -10,8 +9,7 @@ from mechmem.measures.measure import LabelMeasure, Logits, Values, of_labels
 
 
 class Rank(LabelMeasure):
-    """Number of tokens that are more likely than the label's; of a whole answer, the mean over its
-    tokens."""
+    """Number of tokens that are more likely than the label's; averaged over a whole answer."""
 
     unit: ClassVar[str] = "rank, 0 is best"
 

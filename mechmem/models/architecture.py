@@ -1,4 +1,4 @@
-"""Architecture: the only constructor of models, all of them `HookedTransformer`s."""
+"""Architecture: the only constructor of models, which are all `HookedTransformer`s."""
 
 from __future__ import annotations
 
@@ -23,31 +23,43 @@ class Architecture(Component):
     """The shape of a decoder-only transformer with learnt absolute positions."""
 
     n_layers: Swept[PositiveInt] = 2
+    """Number of layers."""
     d_model: Swept[PositiveInt] = 128
+    """Width of the residual stream."""
     n_heads: Swept[PositiveInt] = 4
+    """Number of attention heads per layer."""
     d_head: Swept[PositiveInt | None] = None
-    """Size of a head; d_model / n_heads unless given."""
+    """Size of a head; by default, d_model / n_heads."""
     d_mlp: Swept[PositiveInt | None] = None
-    """Neurons a layer; 4 d_model unless given."""
+    """Number of neurons per layer; by default, 4 d_model."""
     attn_only: Swept[bool] = False
+    """Whether to leave out the MLPs."""
     activation: Literal["relu", "gelu", "silu"] = "relu"
+    """Activation function of the MLPs."""
     norm: Literal["layer_norm", "rms_norm"] | None = "layer_norm"
+    """Normalisation before attention, before the MLP and at the end; null for none."""
     init_std: float | None = Field(None, gt=0)
-    """Standard deviation of the initial weights; 0.8 / sqrt(d_model) unless given."""
+    """Standard deviation of the initial weights; by default, 0.8 / sqrt(d_model)."""
 
     @model_validator(mode="after")
     def _heads_fit(self) -> Self:
         swept = isinstance(self.d_model, Each) or isinstance(self.n_heads, Each)
         if not swept and self.d_head is None and self.d_model % self.n_heads:
             raise ValueError(
-                f"d_model {self.d_model} is not a multiple of n_heads {self.n_heads}; or give "
-                "d_head"
+                f"d_model {self.d_model} is not a multiple of n_heads {self.n_heads}; change one "
+                "of them, or give d_head"
             )
         return self
 
     def build(self, d_vocab: int, n_context: int, seed: int = 0) -> Model:
-        """A freshly initialised `HookedTransformer` on the CPU; global random state is left as it
-        was."""
+        """A freshly initialised `HookedTransformer` on the CPU. The global random state is not
+        changed.
+
+        Args:
+            d_vocab: number of tokens.
+            n_context: largest number of input positions.
+            seed: seed of the initial weights.
+        """
         from transformer_lens import HookedTransformer
         from transformer_lens.config import HookedTransformerConfig
 
@@ -86,8 +98,8 @@ class Architecture(Component):
 
 @contextmanager
 def silenced_deprecation() -> Generator[None, None, None]:
-    """HookedTransformer warns that it goes in 4.0; the project pins <4 and keeps to sites that
-    exist on both."""
+    """Silences the warning that HookedTransformer will be removed in version 4.0: this package
+    requires an earlier version, and uses only sites that exist in both."""
     with warnings.catch_warnings():
         warnings.filterwarnings(
             "ignore", message="HookedTransformer is deprecated", category=DeprecationWarning
@@ -96,5 +108,5 @@ def silenced_deprecation() -> Generator[None, None, None]:
 
 
 def moved(model: Model, device: torch.device) -> Model:
-    """The model on a device, without the line that TransformerLens prints."""
+    """The model on a device, without the message that TransformerLens prints."""
     return model if device.type == "cpu" else model.to(device, print_details=False)

@@ -20,15 +20,15 @@ KEY_HEADS = ("batch", "pos", "key_head", "d_head")
 SCORES = ("batch", "head", "pos", "key_pos")
 NEURONS = ("batch", "pos", "d_mlp")
 UNITS = ("head", "key_head", "d_mlp")
-"""Axes whose members can be picked one by one: heads, key and value heads, neurons."""
+"""Axes whose members can be chosen individually: heads, key and value heads, neurons."""
 
 
 @dataclass(frozen=True)
 class Site:
     """One kind of activation.
 
-    `axes` are TransformerLens's words for the tensor's axes. `head`s are counted as
-    `key_head`s where grouped queries share keys and values.
+    `axes` names the axes of the tensor as TransformerLens does. The axis `key_head` has fewer
+    members than `head` where grouped queries share keys and values.
     """
 
     name: str
@@ -42,7 +42,7 @@ class Site:
 
     @property
     def units(self) -> str | None:
-        """The axis of heads or neurons; None where there is none."""
+        """The axis of heads or neurons; None if the site has no such axis."""
         return next((axis for axis in self.axes if axis in UNITS), None)
 
     def hook(self, layer: int | None) -> str:
@@ -101,7 +101,7 @@ SITES = {
             "attn_out",
             "blocks.{layer}.hook_attn_out",
             RESIDUAL,
-            "what attention adds to the residual stream",
+            "output of attention, added to the residual stream",
         ),
         Site(
             "resid_mid",
@@ -127,7 +127,7 @@ SITES = {
             "mlp_out",
             "blocks.{layer}.hook_mlp_out",
             RESIDUAL,
-            "what the MLP adds to the residual stream",
+            "output of the MLP, added to the residual stream",
         ),
         Site(
             "resid_post",
@@ -142,7 +142,7 @@ SITES = {
     )
 }
 READ_ONLY = {
-    "norm_attn": "its hook fires three times a layer; edit `q`, `k` and `v`, or `resid_pre`"
+    "norm_attn": "its hook fires three times per layer; edit `q`, `k` and `v`, or `resid_pre`"
 }
 
 
@@ -162,31 +162,37 @@ def site(name: str) -> Site:
 
 
 def hook_of(model: Model, name: str, layer: int | None = None) -> str:
-    """The hook of a site at a layer of a model. Raises InputError if the model does not have it.
+    """The hook name of a site at a layer of a model.
 
     Args:
         model: a HookedTransformer.
         name: a name of `SITES`, or a hook name such as `blocks.1.attn.hook_z`.
         layer: the layer; None for a site without layers, and for a hook name.
+
+    Raises:
+        InputError: if the model does not have the site.
     """
     hook = checked_hook(model.cfg, name, layer)
     if hook not in model.hook_dict:
-        raise InputError(f"this model has no site {name!r}: it has no hook {hook}")
+        raise InputError(f"this model has no site {name!r}: the hook {hook} does not exist")
     return hook
 
 
 def checked_hook(config: HookedTransformerConfig, name: str, layer: int | None) -> str:
-    """The hook name of a site at a layer, if such a model has it; else InputError with the reason.
+    """The hook name of a site at a layer of any model with this config.
 
     Args:
-        config: of the model.
+        config: the config of the model.
         name: a name of `SITES`, or a hook name such as `blocks.1.attn.hook_z`.
         layer: the layer; None for a site without layers, and for a hook name.
+
+    Raises:
+        InputError: if such a model does not have the site, with the reason.
     """
     found, last = site(name), config.n_layers - 1
     if name not in SITES and found.has_layer:
         if layer is not None:
-            raise InputError(f"{name!r} names its layer already; leave `layer` out")
+            raise InputError(f"{name!r} already names its layer; leave `layer` out")
         layer = int(name.split(".")[1])
     if found.has_layer and layer is None:
         raise InputError(f"site {name!r} needs a layer, 0 to {last}")
@@ -200,7 +206,7 @@ def checked_hook(config: HookedTransformerConfig, name: str, layer: int | None) 
 
 
 def _absence(config: HookedTransformerConfig, name: str) -> str | None:
-    """Why a model of this config does not have the site; None if it does."""
+    """The reason why a model with this config does not have the site; None if it does."""
     in_mlp = ("norm_mlp", "mlp_pre", "mlp_pre_linear", "neurons", "mlp_out", "resid_mid")
     if name in in_mlp and config.attn_only:
         return "it has no MLP"
@@ -219,7 +225,8 @@ def _absence(config: HookedTransformerConfig, name: str) -> str | None:
 
 
 def normalises_outputs(config: HookedTransformerConfig) -> bool:
-    """Whether what heads and neurons write is normalised before it joins the residual stream."""
+    """Whether the outputs of attention and MLP are normalised before they are added to the residual
+    stream."""
     from transformer_lens.utilities.architectures import POST_NORM_ARCHITECTURES
 
     post_norm = config.original_architecture in POST_NORM_ARCHITECTURES

@@ -1,4 +1,4 @@
-"""Errors in what the user wrote: one line that says what is wrong, where, and what to write."""
+"""Errors in the user's input: one line on what is wrong, where, and what to write instead."""
 
 from __future__ import annotations
 
@@ -12,11 +12,17 @@ from mechmem.spec.retired import replaced_value, replacement
 
 
 class InputError(ValueError):
-    """Something in the user's input is wrong; the message says what, where and what to write."""
+    """An error in the user's input; the message explains what is wrong, where, and what to write
+    instead."""
 
 
 class BlockError(InputError):
-    """A block of the spec (an analysis, a quantity, a figure) asks for something impossible."""
+    """A block of the spec (an analysis, a quantity, a figure) that cannot be computed.
+
+    Args:
+        loc: keys and indices from the top of the spec down to the block.
+        text: the reason.
+    """
 
     def __init__(self, loc: tuple[str | int, ...], text: str) -> None:
         super().__init__(text if loc[0] == "analyses" else f"{'.'.join(map(str, loc))}: {text}")
@@ -24,18 +30,18 @@ class BlockError(InputError):
 
 
 def format_error(error: Any) -> str:
-    """The message of one of pydantic's errors, without the prefix that pydantic adds to ours."""
+    """The message of a pydantic error, without the prefix that pydantic adds to ours."""
     if error["type"] == "missing":
         return f"{error['loc'][-1]!r} is missing"
     if error["type"] == "too_short":
-        # Pydantic counts in the words of its types: "Tuple should have at least 1 item after ..."
+        # Pydantic names its own types: "Tuple should have at least 1 item after ..."
         return error["msg"].partition(" after")[0].replace("Tuple should have", "a list needs")
     return error["msg"].removeprefix("Value error, ")
 
 
 def suggest(name: object, names: Iterable[str]) -> str:
-    """The end of an error about an unknown name: its new name if it is a retired one, else the most
-    similar known name, else all of them."""
+    """The end of an error about an unknown name: its new name if it is a retired one, otherwise the
+    most similar known name, otherwise all known names."""
     known = [str(n) for n in names]
     if new := replacement(name, known):
         return f"{str(name)!r} is now {new!r}"
@@ -46,8 +52,8 @@ def suggest(name: object, names: Iterable[str]) -> str:
 
 
 def suggest_value(value: object, values: Iterable[str]) -> str:
-    """`suggest` for a value of a table's column; a retired one is named even where no row has the
-    new one."""
+    """`suggest` for a value of a table's column; the new name of a retired value is given even if
+    no row has it."""
     if new := replaced_value(value):
         return f"{str(value)!r} is now {new!r}"
     return suggest(value, values)
@@ -59,8 +65,8 @@ def error_details(
     """One error of a `ValidationError`.
 
     Args:
-        kind: pydantic's type of the error; any snake_case word.
-        message: shown as it is.
+        kind: type of the error, as in pydantic; any snake_case word.
+        message: the message, which is shown unchanged.
         loc: keys and indices from the component down to the wrong value.
         value: the wrong value.
     """
@@ -68,5 +74,6 @@ def error_details(
 
 
 def custom_error(kind: Any, message: Any) -> PydanticCustomError:
-    """An error whose message is shown as it is; with a context, pydantic would fill in braces."""
+    """An error whose message is shown unchanged: without a context, pydantic does not format
+    braces."""
     return PydanticCustomError(kind, message)

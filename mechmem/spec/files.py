@@ -1,6 +1,7 @@
-"""Files that are whole or absent: written under a temporary name, synced to the disk and renamed.
+"""Files that are either complete or absent: written under a temporary name, synced to disk and
+renamed.
 
-Nothing that is read here runs code.
+Reading a file never executes code from it.
 """
 
 from __future__ import annotations
@@ -19,12 +20,13 @@ if TYPE_CHECKING:
 
 
 class FileError(Exception):
-    """A file is missing, damaged or cannot be written; the message names it, the reason and a
+    """A file is missing, damaged or cannot be written; the message gives its path, the reason and a
     remedy."""
 
 
 def write(path: Path, content: bytes | str) -> None:
-    """Write a whole file or nothing. Raises FileError if the disk or a permission prevents it."""
+    """Write a complete file or none. Raises FileError if the file system refuses, such as for lack
+    of space or permission."""
     data = content.encode() if isinstance(content, str) else content
     temporary = None
     try:
@@ -43,23 +45,23 @@ def write(path: Path, content: bytes | str) -> None:
         ) from error
     finally:
         if temporary:
-            Path(temporary).unlink(missing_ok=True)  # gone already where all went well
+            Path(temporary).unlink(missing_ok=True)  # after a success, it is already renamed
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write a value as JSON, whole or not at all."""
+    """Write a value as a JSON file, as `write` does."""
     write(path, json.dumps(value, indent=2, sort_keys=False) + "\n")
 
 
 def read_json(path: Path) -> Any:
-    """Raises FileError if the file is missing or is not JSON."""
+    """The value in a JSON file. Raises FileError if the file is missing or is not JSON."""
     try:
         return json.loads(path.read_text())
     except FileNotFoundError as error:
         raise FileError(f"{path} is missing") from error
     except (OSError, ValueError) as error:
         raise FileError(
-            f"{path} cannot be read ({error}); delete it and run again to make a new one"
+            f"{path} cannot be read ({error}); delete it and rerun the command to recreate it"
         ) from error
 
 
@@ -67,20 +69,21 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], note: Any = None) -
     """Save tensors as safetensors; the same tensors and note give the same bytes.
 
     Args:
-        path: of the file.
-        tensors: by name; parameters and views are saved by value.
-        note: any value that JSON can hold, read back with `read_note`.
+        path: path of the file.
+        tensors: tensors by name; parameters and views are saved by value.
+        note: any JSON-serialisable value; `read_note` returns it.
     """
     from safetensors.torch import save
 
-    # One key only: the format keeps no order of several, and the bytes would differ.
+    # A single key: the format does not keep the order of several, so the bytes would vary.
     metadata = None if note is None else {"note": json.dumps(note)}
     values = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     write(path, save(values, metadata))
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
-    """Load safetensors. Raises FileError if the file is missing, cut off or not safetensors."""
+    """The tensors of a safetensors file, by name. Raises FileError if it is missing, truncated or
+    invalid."""
     from safetensors.torch import load
 
     with _explained(path):
@@ -110,5 +113,5 @@ def _explained(path: Path) -> Generator[None, None, None]:
 
 
 def digest(block: Any) -> str:
-    """Twelve hexadecimal digits of the SHA-256 of a JSON-able value."""
+    """The first twelve hexadecimal digits of the SHA-256 of a JSON-serialisable value."""
     return hashlib.sha256(json.dumps(block, sort_keys=True).encode()).hexdigest()[:12]

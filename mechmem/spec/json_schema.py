@@ -10,8 +10,8 @@ from mechmem.spec.registry import Component, load_all
 
 
 def json_schema(root: type[Component]) -> dict[str, Any]:
-    """The JSON schema of `root` for editors, with a `oneOf` of the real kinds wherever a registry
-    is expected."""
+    """The JSON schema of `root`, with a `oneOf` of the registered kinds wherever a component of a
+    registry is expected."""
     definitions: dict[str, Any] = {}
 
     def collect(cls: type[Component]) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Where a result comes from: versions, commit, hardware, time."""
+"""The provenance of a result: versions, commit, hardware, time."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ PACKAGES = ("mechmem", "torch", "transformer-lens", "numpy", "pandas", "plotly",
 
 
 def provenance() -> dict[str, Any]:
-    """Versions, commit and hardware: what a reader needs to repeat a result."""
+    """Time, commit, versions and hardware, which a reader needs to reproduce a result."""
     import torch
 
     return {
@@ -33,8 +33,8 @@ def provenance() -> dict[str, Any]:
 
 
 def commit() -> str | None:
-    """The commit of the checkout that this package is in, with `+changes` where files were changed
-    since; None outside a checkout."""
+    """The git commit of this package, followed by `+changes` if files were changed since; None if
+    it is not in a git checkout."""
     here = Path(__file__).parents[1]
     try:
         found = [

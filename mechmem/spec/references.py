@@ -1,7 +1,7 @@
-"""References: which checkpoints and example sets of the experiment a component names.
+"""References: the checkpoints and example sets of the experiment that a component names.
 
-A field that names one is declared as a `CheckpointName` or an `ExampleSetName`. Both are strings in
-YAML and in Python; the type says what they name, so that no other word is taken for a reference.
+A field with such a name is declared as a `CheckpointName` or an `ExampleSetName`. Both are strings
+in YAML and in Python; the type distinguishes references from other strings.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from mechmem.spec.sweep import Each
 
 
 class _Name(str):
-    """A string that pydantic makes an instance of this class."""
+    """A string that pydantic converts to this class."""
 
     __slots__ = ()
 
@@ -40,14 +40,14 @@ class ExampleSetName(_Name):
 
 @dataclass(frozen=True)
 class References:
-    """The checkpoints and example sets that something names."""
+    """The checkpoints and example sets that a component or value names."""
 
     checkpoints: frozenset[str] = frozenset()
     examples: frozenset[str] = frozenset()
     every_checkpoint: bool = False
-    """A checkpoint is swept with `{each: all}`: every one of the experiment is referred to."""
+    """Whether a checkpoint is swept with `{each: all}`, which refers to all of the experiment."""
     every_example_set: bool = False
-    """An example set is swept with `{each: all}`."""
+    """Whether an example set is swept with `{each: all}`."""
 
     def __or__(self, other: References) -> Self:
         return type(self)(
@@ -58,7 +58,12 @@ class References:
         )
 
     def within(self, checkpoints: Collection[str], examples: Collection[str]) -> Self:
-        """The same with `{each: all}` written out as the names that an experiment declares."""
+        """The same references with `{each: all}` replaced by the names in an experiment.
+
+        Args:
+            checkpoints: names of all its checkpoints.
+            examples: names of all its example sets.
+        """
         return type(self)(
             self.checkpoints | frozenset(checkpoints if self.every_checkpoint else ()),
             self.examples | frozenset(examples if self.every_example_set else ()),
@@ -66,7 +71,7 @@ class References:
 
 
 def references_of(value: Any) -> References:
-    """The references in a value of a field: a name, a component, or a container of them."""
+    """The references in a field's value: a name, a component, or a container of these."""
     if isinstance(value, CheckpointName):
         return References(checkpoints=frozenset([str(value)]))
     if isinstance(value, ExampleSetName):
@@ -87,7 +92,7 @@ def references_of_fields(model: BaseModel) -> References:
         value = getattr(model, name)
         found |= references_of(value)
         if isinstance(value, Each) and value.each == "all":
-            # `all` is a word of no type: what it stands for depends on the field's declared type.
+            # The string `all` has no type: its meaning depends on the field's declared type.
             found |= References(
                 every_checkpoint=_allows(field.annotation, CheckpointName),
                 every_example_set=_allows(field.annotation, ExampleSetName),
@@ -103,7 +108,7 @@ def _union(values: Any) -> References:
 
 
 def _allows(annotation: Any, name: type[_Name]) -> bool:
-    """Whether this type, or a part of it such as `X` in `Swept[X | None]`, is the type of name."""
+    """Whether this type is `name` or contains it, as in `Swept[X | None]`."""
     generic = getattr(annotation, "__pydantic_generic_metadata__", {})
     parts = (*get_args(annotation), *generic.get("args", ()))
     return annotation is name or any(_allows(part, name) for part in parts)

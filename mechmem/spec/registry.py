@@ -1,4 +1,4 @@
-"""Component: the frozen base class of everything that a spec can name.
+"""Component: the frozen base class of every part of a spec.
 
 A registry (task, label noise, intervention, measure, analysis, figure ...) is an abstract subclass
 made with `class Task(Component, registry="task")`. Every concrete subclass of a registry registers
@@ -34,8 +34,8 @@ from mechmem.spec.sweep import Each, repeated
 
 
 class Component(BaseModel):
-    """A frozen, hashable piece of a spec: equal to another one when their fields are equal, and
-    unchanged by writing it to a file and reading it back."""
+    """A frozen, hashable part of a spec. Two components are equal if their fields are, and writing
+    a component to a file and reading it back gives an equal one."""
 
     model_config = ConfigDict(
         frozen=True,
@@ -89,8 +89,8 @@ class Component(BaseModel):
 
     @classmethod
     def shorthand(cls, word: str) -> dict[str, Any]:
-        """The block that a bare word stands for where this component is expected: by default, the
-        kind with its defaults."""
+        """The block for which a bare word is short where this component is expected: by default,
+        the kind of that name with its defaults."""
         return {"kind": word}
 
     @model_validator(mode="wrap")
@@ -124,7 +124,8 @@ class Component(BaseModel):
 
     @classmethod
     def _hint(cls, kind: object) -> str:
-        """What to do about an unknown kind: finish its class if there is one, else a suggestion."""
+        """The end of an error about an unknown kind: the methods that its class lacks, if there is
+        such a class, otherwise a suggestion."""
         unfinished = next((sub for sub in _below(cls) if sub.kind == kind), None)
         if unfinished is None:
             return suggest(kind, cls.kinds())
@@ -159,7 +160,7 @@ class Component(BaseModel):
 
     @model_validator(mode="after")
     def _lists_have_no_repeats(self) -> Self:
-        """A list chooses things, and a thing that is chosen twice would count twice."""
+        """Rejects repeated items of a list: an item that is chosen twice would count twice."""
         errors = []
         for name, field in type(self).model_fields.items():
             value = getattr(self, name)
@@ -174,8 +175,8 @@ class Component(BaseModel):
 
     @model_serializer(mode="plain")
     def _to_block(self) -> dict[str, Any]:
-        # Field by field, and not pydantic's default: that drops a subclass's own fields behind a
-        # base-typed field.
+        # Field by field: by default, pydantic would drop a subclass's own fields where the field is
+        # declared with the base class.
         kind = {"kind": self.kind} if self.registry is not None else {}
         return kind | {name: getattr(self, name) for name in type(self).model_fields}
 
@@ -184,9 +185,8 @@ class Component(BaseModel):
         cls, core_schema: CoreSchema, handler: GetJsonSchemaHandler
     ) -> dict[str, Any]:
         if cls.registry is not None and inspect.isabstract(cls):
-            return {
-                "x-registry": cls.registry
-            }  # json_schema() fills it in: a registry may hold members that hold the registry
+            # json_schema() fills it in: a registry may have members that refer to the registry.
+            return {"x-registry": cls.registry}
         schema = handler(core_schema)
         if cls.registry is not None:
             body = handler.resolve_ref_schema(schema)
@@ -195,7 +195,7 @@ class Component(BaseModel):
         return schema
 
     def block(self) -> dict[str, Any]:
-        """This object in YAML or JSON: a mapping of plain lists, numbers and strings."""
+        """This object as in YAML or JSON: a mapping of plain lists, numbers and strings."""
         return self.model_dump(mode="json")
 
     def references(self) -> References:
@@ -204,7 +204,7 @@ class Component(BaseModel):
 
     @property
     def content_hash(self) -> str:
-        """Twelve hexadecimal digits that are the same whenever the content is."""
+        """Twelve hexadecimal digits that depend only on the content."""
         return digest(self.block())
 
     def __hash__(self) -> int:
@@ -213,11 +213,10 @@ class Component(BaseModel):
     def expand(
         self, sweep_domain: Mapping[str, Sequence[Any]]
     ) -> list[tuple[dict[str, Any], Self]]:
-        """Every member of the sweep that the `each:` fields of this component (and of its parts)
-        describe.
+        """All members of the sweep over the `each:` fields of this component and of its parts.
 
         Args:
-            sweep_domain: by the name of a field, the values that `each: all` stands for.
+            sweep_domain: by the name of a field, the values that `each: all` expands to.
 
         Returns:
             For each member, its swept values by field name and the component with these values.
@@ -254,14 +253,14 @@ class Component(BaseModel):
 
 
 def _below(cls: type[Component]) -> Iterator[type[Component]]:
-    """All subclasses, also those that are not registered because a method is missing."""
+    """All subclasses, including those that are not registered because a method is missing."""
     for subclass in cls.__subclasses__():
         yield subclass
         yield from _below(subclass)
 
 
 def _is_list(annotation: Any) -> bool:
-    """Whether a type is, or has among its alternatives, a tuple of any length."""
+    """Whether a type is a tuple of any length, or a union with one."""
     parts = get_args(annotation)
     if get_origin(annotation) is tuple:
         return Ellipsis in parts
@@ -279,7 +278,7 @@ def load_all() -> None:
 
 @cache
 def load_members(package: str) -> None:
-    """Import every module of a package, so that the kinds in its files are registered."""
+    """Import every module of a package, which registers the kinds defined there."""
     if package.startswith("mechmem"):
         home = import_module(package)
         for found in pkgutil.walk_packages(home.__path__, f"{package}."):

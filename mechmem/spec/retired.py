@@ -1,4 +1,5 @@
-"""Names of version 0.1 that version 0.2 replaced, so that an old spec is told the new name."""
+"""Names of version 0.1 that version 0.2 replaced, so that errors about an old spec give the new
+name."""
 
 from __future__ import annotations
 
@@ -21,18 +22,18 @@ RETIRED: dict[str, tuple[str, ...]] = {
     "unpatched": ("baseline",),
     "relabelled": ("head_permuted",),
 }
-"""From an old name to the new one, or to several where it depends on what is named."""
+"""The new name of each old one, or several if it depends on the context."""
 
 VALUES = ("decode", "patched", "unpatched", "relabelled", "neither")
-"""Old values of a table's columns. They stand for nothing else now, so the new name is given even
-where no row has it."""
+"""Old values of a table's columns. They have no other meaning now, so the new name is given even if
+no row has it."""
 
 
 def replacement(name: object, known: Collection[str]) -> str | None:
-    """The new name for an old one, if it is among the names that are known here."""
+    """The new name of an old one, if it is among the known names; otherwise None."""
     return next((new for new in RETIRED.get(str(name), ()) if new in known), None)
 
 
 def replaced_value(value: object) -> str | None:
-    """The new name for an old value of a table's column."""
+    """The new name of an old value of a table's column; otherwise None."""
     return RETIRED[str(value)][0] if value in VALUES else None

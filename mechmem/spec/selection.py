@@ -1,4 +1,4 @@
-"""Selections: one thing or several distinct ones, never none."""
+"""Selections: types of fields that hold one value or several distinct ones, and are never empty."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ T = TypeVar("T")
 
 
 def distinct(values: tuple[T, ...]) -> tuple[T, ...]:
-    """The values as they are. Raises ValueError if there is none, or one is listed twice."""
+    """The values, unchanged. Raises ValueError if there are none, or one is listed twice."""
     if not values:
         raise ValueError("nothing is chosen; name at least one, or leave the field out")
     if twice := repeated(values):
@@ -20,12 +20,12 @@ def distinct(values: tuple[T, ...]) -> tuple[T, ...]:
 
 
 def repeated(values: Sequence[T]) -> list[T]:
-    """The values that occur earlier in the sequence too."""
+    """The values that also occur earlier in the sequence."""
     return [value for i, value in enumerate(values) if value in values[:i]]
 
 
 Index = Annotated[int, Strict()]
-"""A number written as one: no text, no yes or no."""
+"""An integer; strings and booleans are refused."""
 Indices = Index | Annotated[tuple[Index, ...], AfterValidator(distinct)]
 """One index or several."""
 Units = Annotated[tuple[Index, ...], AfterValidator(distinct)]

@@ -1,4 +1,4 @@
-"""Sizes in bytes, written as people write them: `2 GiB`, `512 MiB` or a number of bytes."""
+"""Sizes in bytes, written as `2 GiB`, `512 MiB` or a number of bytes."""
 
 from __future__ import annotations
 
@@ -22,7 +22,8 @@ UNITS = {
 
 
 def n_bytes(size: Any) -> Any:
-    """The number of bytes of a size such as `2 GiB`; anything but text is left as it is."""
+    """The number of bytes of a size such as `2 GiB`; anything but a string is returned
+    unchanged."""
     if not isinstance(size, str):
         return size
     found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]?i?B)?\s*", size, re.IGNORECASE)

@@ -21,8 +21,8 @@ T = TypeVar("T")
 
 
 class Each(BaseModel, Generic[T]):
-    """A swept value: `{each: [1, 2]}`, or `{each: all}` for every value that the model and the task
-    allow."""
+    """A swept value: `{each: [1, 2]}`, or `{each: all}` for every value that the model, the task or
+    the experiment allows."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
     each: Annotated[
@@ -46,7 +46,15 @@ class Each(BaseModel, Generic[T]):
         return each
 
     def values(self, name: str, sweep_domain: Mapping[str, Sequence[Any]]) -> Sequence[Any]:
-        """The values of the swept field `name`; InputError if `all` has no meaning for it."""
+        """The values of the sweep.
+
+        Args:
+            name: name of the swept field.
+            sweep_domain: by the name of a field, the values that `each: all` expands to.
+
+        Raises:
+            InputError: for `each: all`, if the domain does not have the field.
+        """
         if self.each != "all":
             return self.each
         if name not in sweep_domain:
@@ -57,15 +65,15 @@ class Each(BaseModel, Generic[T]):
 
 
 def repeated(values: Sequence[Any]) -> list[Any]:
-    """The values that a list has more than once."""
-    with suppress(TypeError):  # lists, as a user may write them in Python, have no hash
+    """The values that also occur earlier in the sequence."""
+    with suppress(TypeError):  # in Python, a user may pass lists, which have no hash
         if len(set(values)) == len(values):
             return []
     return [value for i, value in enumerate(values) if value in values[:i]]
 
 
 def each(*values: Any) -> Any:
-    """Sweep a field: `PatchGrid(layer=each(0, 1))`; without values, over every possible one."""
+    """Sweep a field: `PatchGrid(layer=each(0, 1))`; without values, over all possible ones."""
     return Each(each=values or "all")
 
 
@@ -78,8 +86,8 @@ def _swept_tag(value: Any) -> str:
 
 
 if TYPE_CHECKING:
-    # A swept field is read only after `expand` has replaced every `Each`, so it is typed as what it
-    # then holds.
+    # A swept field is read only after `expand` has replaced every `Each`, so its type is that of
+    # the value it then has.
     Swept = Annotated[T, "swept"]
 else:
 

@@ -19,12 +19,20 @@ Place = tuple[int | str, ...]
 
 
 class SpecError(InputError):
-    """A spec is wrong: one line per error, with its place in the file, its path and what to write
+    """An invalid spec: one line per error, with its place in the file, its path and what to write
     instead."""
 
 
 class SpecFile:
-    """A YAML file with the line and column of every key."""
+    """A YAML file with the line and column of every key.
+
+    Args:
+        path: path of the file.
+        overrides: changes to the file, such as `key.sub=value`.
+
+    Raises:
+        SpecError: if the file or an override cannot be read.
+    """
 
     def __init__(self, path: Path, overrides: Sequence[str] = ()) -> None:
         self.path = path
@@ -40,12 +48,12 @@ class SpecFile:
         except YAMLError as error:
             raise SpecError(f"{path}{_marked(error)}") from error
         if not isinstance(self.data, CommentedMap):
-            raise SpecError(f"{path}:1:1: a spec is a mapping of keys to values, this is not")
+            raise SpecError(f"{path}:1:1: a spec must be a mapping of keys to values; this is not")
         for override in overrides:
             self._override(override)
 
     def build(self, cls: type[C]) -> C:
-        """The object that the file describes. Raises SpecError with all errors at once."""
+        """The component that the file describes. Raises SpecError with all errors at once."""
         try:
             return cls.model_validate(_plain(self.data), context={"folder": self.path.parent})
         except ValidationError as error:
@@ -61,7 +69,13 @@ class SpecFile:
             raise SpecError("\n".join(lines)) from error
 
     def message(self, loc: Place, text: str) -> str:
-        """`file:line:column: path: text`, or `override 'key=value': path: text`."""
+        """An error with its place: `file:line:column: path: text`, or `override 'key=value': path:
+        text`.
+
+        Args:
+            loc: keys and indices from the top of the spec down to the wrong value.
+            text: the error.
+        """
         line, column, known = self._find(loc)
         path = ".".join(map(str, known))
         by = [text for key, text in self.overrides.items() if self._made(key, known)]
@@ -69,7 +83,7 @@ class SpecFile:
         return f"{at}: {path + ': ' if path else ''}{text}"
 
     def _made(self, override: Place, place: Place) -> bool:
-        """Whether the override of this place set the value at `place`, or made a part of it that
+        """Whether the override of one place set the value at `place`, or created a part of it that
         the file does not have."""
         if place[: len(override)] == override:
             return True
@@ -87,7 +101,7 @@ class SpecFile:
         node, at, known = self.data, (0, 0), []
         for part in loc:
             if not _holds(node, part):
-                continue  # a label of pydantic's, such as the branch of a union
+                continue  # a label that pydantic adds, such as the branch of a union
             at = _at(node, part) or at
             node = node[part]
             known.append(part)
@@ -114,7 +128,7 @@ class SpecFile:
 
 
 def write_spec(component: Component) -> str:
-    """The spec of a component as YAML, every default written out."""
+    """The spec of a component as YAML, with every default written out."""
     from io import StringIO
 
     stream, yaml = StringIO(), YAML(typ="safe", pure=True)
@@ -134,7 +148,8 @@ OTHER_BRANCH = ("int_type", "string_type", "tuple_type", "none_required")
 
 
 def _follows(error: Any, errors: Sequence[Any]) -> bool:
-    """Whether the error follows from others: pydantic calls a list with wrong items too short."""
+    """Whether the error only follows from others: pydantic also reports a list with wrong items as
+    too short."""
     loc = error["loc"]
     return error["type"] == "too_short" and any(
         e["loc"][: len(loc)] == loc and e is not error for e in errors
@@ -142,7 +157,7 @@ def _follows(error: Any, errors: Sequence[Any]) -> bool:
 
 
 def _at(node: Any, part: int | str) -> tuple[int, int] | None:
-    """Line and column of a part, none for one that an override added."""
+    """Line and column of a part of the file; None if an override added it."""
     if isinstance(node, CommentedSeq):
         return node.lc.item(part)
     return (
@@ -153,7 +168,7 @@ def _at(node: Any, part: int | str) -> tuple[int, int] | None:
 
 
 def _marked(error: YAMLError) -> str:
-    """`:line:column: problem`, as far as the parser knows."""
+    """`:line:column: problem`, as far as the parser provides it."""
     mark = getattr(error, "problem_mark", None)
     at = f":{mark.line + 1}:{mark.column + 1}" if mark else ""
     problem = getattr(error, "problem", None) or f"not valid YAML: {str(error).splitlines()[0]}"

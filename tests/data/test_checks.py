@@ -100,7 +100,10 @@ def pair_of_examples() -> Examples:
             "prompt is empty in row 1; pass at least one token per row",
         ),
         # Positions
-        ({"positions": ["a", "b"]}, "positions is a list; pass a dictionary: name -> index"),
+        (
+            {"positions": ["a", "b"]},
+            "positions is a list; pass a dictionary from names to an index",
+        ),
         ({"positions": {"a": 0.5}}, "positions['a'] is a float; pass an index"),
         (
             {"positions": {"a": 2}},
@@ -115,7 +118,7 @@ def pair_of_examples() -> Examples:
         ({"positions": {"b": torch.tensor([-2, 0])}}, "positions['b'] has the index -2 in row 0"),
         ({"positions": {"b": torch.tensor([0])}}, "positions['b'] has shape 1, but prompt has 2"),
         ({"positions": {"b": torch.tensor([0.0, 0.0])}}, "positions['b'] has dtype torch.float32"),
-        ({"positions": {"readout": 0}}, "positions has the name 'readout', which stands for"),
+        ({"positions": {"readout": 0}}, "positions has the name 'readout', which is reserved for"),
         # Other names
         (
             {"variables": {"given": torch.tensor([1, 2])}},
@@ -138,8 +141,11 @@ def changed(examples: Examples, **changes: Any) -> Examples:
     ("change", "message"),
     [
         (lambda e: e.select([0]), "counterfactual has 1 example(s), but prompt has 2 row(s)"),
-        (lambda e: changed(e, places=("x", "y")), "counterfactual has other places"),
-        (lambda e: changed(e, vocabulary=tuple("abcd")), "counterfactual has other vocabulary"),
+        (lambda e: changed(e, places=("x", "y")), "counterfactual and examples differ in places"),
+        (
+            lambda e: changed(e, vocabulary=tuple("abcd")),
+            "counterfactual and examples differ in vocabulary",
+        ),
     ],
 )
 def test_counterfactuals_that_do_not_fit_are_refused(pair_of_examples, change, message):

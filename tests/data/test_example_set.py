@@ -39,12 +39,12 @@ def test_pairs_that_are_fewer_than_asked_for_carry_the_number():
         (
             TASK,
             ExampleSet(where={"carry_1": 2}),
-            "split 'train' holds no example with carry_1 2; carry_1 is one of 0, 1",
+            "split 'train' has no example with carry_1 2; carry_1 is one of 0, 1",
         ),
         (
             TASK,
             ExampleSet(noisy=True, where={"out_4": 1, "carry_4": 0}),
-            "split 'train' holds no noisy example with out_4 1, carry_4 0",
+            "split 'train' has no noisy example with out_4 1, carry_4 0",
         ),
         (
             WORLD,
@@ -55,12 +55,12 @@ def test_pairs_that_are_fewer_than_asked_for_carry_the_number():
         (
             TASK,
             ExampleSet(noisy=True, skip=12),
-            "skip 12 leaves no example: 12 of split 'train' fit; lower skip to 11 or less",
+            "skip 12 leaves no example: 12 of split 'train' match; lower skip to 11 or less",
         ),
         (
             TASK,
             ExampleSet(split="held_out", pair=MinimalPair(flip="out_0"), skip=30),
-            "skip 30 leaves no example: 30 of split 'held_out' fit",
+            "skip 30 leaves no example: 30 of split 'held_out' match",
         ),
     ],
 )

@@ -304,7 +304,7 @@ def test_a_number_gives_one_example(three):
 
 @pytest.mark.parametrize("row", [3, -4])
 def test_a_row_that_is_not_there_is_an_index_error(three, row):
-    with pytest.raises(IndexError, match=f"there is no example {row}: rows count from 0 to 2"):
+    with pytest.raises(IndexError, match=f"there is no example {row}: rows are numbered 0 to 2"):
         three[row]
 
 

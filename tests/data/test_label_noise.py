@@ -164,7 +164,12 @@ def test_uniform_wrong_labels_may_share_some_tokens_with_the_true_one():
 @pytest.mark.parametrize(
     ("noise", "true", "alphabets", "message"),
     [
-        (UniformWrong(rate=0.5), [[3]] * 4, (DIGITS,), "every training instance has the same one"),
+        (
+            UniformWrong(rate=0.5),
+            [[3]] * 4,
+            (DIGITS,),
+            "every training instance has the same label",
+        ),
         (
             Permuted(rate=0.25),
             [[1], [2], [3], [4]],

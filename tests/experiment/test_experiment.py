@@ -435,7 +435,7 @@ def test_pairs_of_noisy_instances_keep_their_wrong_labels():
         (ExampleSet(split="heldout"), "has no split 'heldout'; did you mean 'held_out'?"),
         (
             ExampleSet(noisy=False, where={"carry_1": 2}),
-            "split 'train' holds no clean example with carry_1 2",
+            "split 'train' has no clean example with carry_1 2",
         ),
         (ExampleSet(where={"cary_1": 1}), "there is no variable 'cary_1'; did you mean 'carry_1'?"),
         (ExampleSet(split="held_out", noisy=True), "split 'held_out' holds no noisy example"),

@@ -72,7 +72,7 @@ def test_one_example_cannot_be_exchanged_for_another(examples):
         derangement(1, 0)
     one = examples.select(torch.tensor([0])).as_set()
     twice = examples.select(torch.tensor([0, 0])).as_set()
-    with pytest.raises(InputError, match="none but the patched one"):
+    with pytest.raises(InputError, match="only the ablated one"):
         donors(one, twice, 0)
 
 

@@ -87,7 +87,8 @@ def test_a_forward_that_stops_before_the_edit_is_an_error(model, part, examples)
             model(examples.tokens, stop_at_layer=1)
 
     with pytest.raises(
-        InterventionError, match=r"the edit at blocks\.1\.hook_attn_out fired 1 times in 2 forwards"
+        InterventionError,
+        match=r"the edit at blocks\.1\.hook_attn_out fired 1 times in 2 forward passes",
     ):
         run_twice()
 
@@ -164,7 +165,10 @@ def others_of(examples) -> dict[str, torch.Tensor]:
 def test_other_tokens_are_refused_also_of_the_same_size(kind, model, part, examples):
     tokens = others_of(examples)[kind]
     with (
-        pytest.raises(InputError, match=r"inside applied\(\) the model reads `examples\.tokens`"),
+        pytest.raises(
+            InputError,
+            match=r"inside applied\(\) the model may only be run on the `examples\.tokens`",
+        ),
         applied(model, [part], examples),
     ):
         model(tokens)
@@ -180,7 +184,7 @@ def test_other_tokens_are_refused_by_name_and_with_hooks_and_caches(model, part,
     ]
     for run in ways:
         with (
-            pytest.raises(InputError, match="the model reads `examples"),
+            pytest.raises(InputError, match="the model may only be run on the `examples"),
             applied(model, [part], examples),
         ):
             run()
@@ -192,7 +196,7 @@ def test_other_tokens_are_refused_by_name_and_with_hooks_and_caches(model, part,
 
 def test_the_examples_under_another_prefix_are_other_tokens(model, part, examples):
     with (
-        pytest.raises(InputError, match="the model reads `examples"),
+        pytest.raises(InputError, match="the model may only be run on the `examples"),
         applied(model, [part], examples.with_prefix("true")),
     ):
         model(examples.tokens)
@@ -279,7 +283,7 @@ def test_running_the_original_instead_of_the_yielded_model_is_an_error(
 
 def test_other_tokens_are_refused_by_a_derived_model_too(swap, session, model, examples):
     with (
-        pytest.raises(InputError, match="the model reads `examples"),
+        pytest.raises(InputError, match="the model may only be run on the `examples"),
         applied(model, [swap], examples, session) as derived,
     ):
         derived(examples.tokens.flip(0))

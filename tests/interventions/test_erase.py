@@ -142,8 +142,9 @@ def test_where_an_activation_is_constant_nothing_is_erased(session, model, examp
 @pytest.mark.parametrize("method", ["leace", "inlp"])
 def test_more_values_than_dimensions_are_refused(method, session, model, examples):
     message = (
-        r"erasing digit_sum_3 by .* at blocks.1.hook_resid_post, position = removes rank \d+ of 16 "
-        r"and leaves \d.*% of the variance: 17 classes span more directions .*n_codes"
+        r"erasing digit_sum_3 by .* at blocks.1.hook_resid_post, position = removes \d+ of 16 "
+        r"dimensions and leaves \d.*% of the variance: "
+        r"17 classes span up to 16 dimensions;.*n_codes"
     )
     with pytest.raises(InputError, match=message):
         erase(variable="digit_sum_3", method=method).edits(session, model, examples)
@@ -164,7 +165,7 @@ def test_more_codes_than_values_differ_in_are_refused(session, model, examples):
     assert erase(n_codes=1).erasers(session, model, examples)[HOOK, "="].rank == 1
     with pytest.raises(
         InputError,
-        match=r"n_codes 2 is more than the 1 directions in which the 2 values of carry_4 in",
+        match=r"n_codes 2 exceeds the 1 dimension\(s\) spanned by the 2 values of carry_4 in",
     ):
         erase(n_codes=2).edits(session, model, examples)
 
@@ -179,8 +180,9 @@ def test_two_hundred_values_in_128_dimensions_are_refused_with_rank_and_variance
     )
     session = Session({"after": wide}, {"clean": many})
     message = (
-        r"erasing many by leace at blocks.0.hook_resid_post, position = removes rank 1\d\d of 128 "
-        r"and leaves 0.0% of the variance: 200 classes span more directions .*n_codes"
+        r"erasing many by leace at blocks.0.hook_resid_post, position = removes 1\d\d of 128 "
+        r"dimensions and leaves 0.0% of the variance: "
+        r"200 classes span up to 199 dimensions;.*n_codes"
     )
     with pytest.raises(InputError, match=message):
         erase(variable="many", layer=0, method=method).edits(session, wide, many)
@@ -188,11 +190,13 @@ def test_two_hundred_values_in_128_dimensions_are_refused_with_rank_and_variance
 
 
 def test_hardly_any_variance_left_is_refused(session, model, examples):
-    with pytest.raises(InputError, match=r"removes rank 9 of 16 and leaves 0.0% of the variance"):
+    with pytest.raises(
+        InputError, match=r"removes 9 of 16 dimensions and leaves 0\.0% of the variance"
+    ):
         erase(site="embed", layer=None, variable="out_0", position="a0").edits(
             session, model, examples
         )
-    with pytest.raises(InputError, match="removes rank 16 of 16"):
+    with pytest.raises(InputError, match="removes 16 of 16 dimensions"):
         erase(method="random", rank=16).edits(session, model, examples)
 
 
@@ -201,8 +205,8 @@ def test_hardly_any_variance_left_is_refused(session, model, examples):
     [
         ({"variable": "cary_4"}, "did you mean 'carry_4'?"),
         ({"fit_on": "cleam"}, "did you mean 'clean'?"),
-        ({"site": "z"}, "sites of `batch pos d_model` or `batch pos d_mlp`, not 'z'"),
-        ({"site": "logits", "layer": None}, "not 'logits'"),
+        ({"site": "z"}, "sites of `batch pos d_model` or `batch pos d_mlp`, not at 'z'"),
+        ({"site": "logits", "layer": None}, "not at 'logits'"),
         ({"position": "s9"}, "there is no position 's9'"),
         ({"layer": 2}, "layer 2 is out of range"),
     ],
@@ -214,7 +218,7 @@ def test_what_is_not_there_is_refused(fields, message, session, model, examples)
 
 def test_a_variable_of_one_value_is_refused(session, model, examples, clean):
     session.example_sets["clean"] = clean.select(clean.variables["carry_4"] == 1).as_set()
-    with pytest.raises(InputError, match="carry_4 has one value only: nothing can be learnt"):
+    with pytest.raises(InputError, match="carry_4 has only one value; choose a set"):
         erase().edits(session, model, examples)
 
 

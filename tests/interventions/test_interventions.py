@@ -196,7 +196,7 @@ def test_a_hook_name_is_refused_as_a_site_is(session, model, examples):
     ):
         with pytest.raises(InputError, match=re.escape(message)):
             Patch(site=site, source=BEFORE).edits(session, model, examples)
-    with pytest.raises(InputError, match="names its layer already; leave `layer` out"):
+    with pytest.raises(InputError, match="already names its layer; leave `layer` out"):
         Patch(site="blocks.1.attn.hook_z", layer=1, source=BEFORE).edits(session, model, examples)
 
 
@@ -298,7 +298,7 @@ def test_edits_leave_the_activations_they_are_given_alone(session, model, exampl
         ({"site": "neuron"}, "there is no site 'neuron'; did you mean 'neurons'?"),
         (
             {"site": "norm_attn"},
-            "site 'norm_attn' can only be read: its hook fires three times a layer",
+            "site 'norm_attn' can only be read: its hook fires three times per layer",
         ),
         ({"site": "neurons", "layer": None}, "site 'neurons' needs a layer, 0 to 1"),
         ({"site": "embed"}, "site 'embed' has no layers"),

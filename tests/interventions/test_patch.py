@@ -159,7 +159,7 @@ def test_a_live_source_excludes_a_named_one_of_its_kind(model, others):
 
 
 def test_a_live_source_must_be_a_model_or_examples():
-    with pytest.raises(ValidationError, match="a live source is a model or Examples"):
+    with pytest.raises(ValidationError, match="a live source must be a model or Examples"):
         Source(live="before")
 
 

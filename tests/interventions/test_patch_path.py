@@ -285,7 +285,7 @@ def test_the_fast_path_is_the_hook_path(receivers, deep_session, deep, examples)
         (
             {"site": "resid_pre", "layer": 1},
             "logits",
-            "a path starts at one of embed, pos_embed, z,",
+            "a path must start at one of embed, pos_embed, z,",
         ),
         (
             {"site": "z", "layer": 1},
@@ -297,7 +297,7 @@ def test_the_fast_path_is_the_hook_path(receivers, deep_session, deep, examples)
             Receiver(site="mlp_pre", layer=1),
             "comes before the sender",
         ),
-        ({"site": "z", "layer": 2}, "q", "no receiver 'q' comes behind the sender"),
+        ({"site": "z", "layer": 2}, "q", "no receiver 'q' comes after the sender"),
         ({"site": "z", "layer": 0}, Receiver(site="mlp_pre", head=1), "no head to choose from"),
         (
             {"site": "z", "layer": 0},

@@ -72,7 +72,7 @@ def test_the_fast_path_is_the_hook_path(session, model, examples):
     ("fields", "message"),
     [
         ({"variable": "cary_1"}, "did you mean 'carry_1'?"),
-        ({"towards": 7}, "no example of 'clean' has carry_1 7; there is [0, 1]"),
+        ({"towards": 7}, "no example of 'clean' has carry_1 7; choose from [0, 1]"),
         ({"on": "celan"}, "did you mean 'clean'?"),
     ],
 )

@@ -183,9 +183,9 @@ def test_a_kept_residual_of_the_whole_model_does_not_hide_a_swap(component, sess
     [
         (
             {"source": {"checkpoint": "before", "mean_over": "clean"}},
-            "weights come from a checkpoint",
+            "weights must come from a checkpoint",
         ),
-        ({"source": {"pair": True}}, "weights come from a checkpoint"),
+        ({"source": {"pair": True}}, "weights must come from a checkpoint"),
         ({"component": ("embed", "unembed"), "layer": 1}, "embed and unembed have no layers"),
         ({"component": "attention"}, "'attn'"),
     ],
@@ -198,7 +198,7 @@ def test_what_cannot_be_is_refused_as_it_is_written(fields, message):
 def test_what_a_model_does_not_have_is_refused(random_models, session, model, examples):
     with pytest.raises(InputError, match="layer 2 is out of range"):
         SwapWeights(component="attn", layer=2, source=BEFORE).derive(session, model)
-    with pytest.raises(InputError, match="one architecture only"):
+    with pytest.raises(InputError, match="models of the same architecture"):
         swapped(
             session, model, examples, SwapWeights(component="attn", source=random_models(d_mlp=32))
         )
@@ -210,7 +210,7 @@ def test_what_a_model_does_not_have_is_refused(random_models, session, model, ex
 def test_models_that_differ_in_their_config_alone_are_refused(examples):
     """The parameters of both have the same shapes, and yet they mean something else."""
     model, other = transformer(1), transformer(2, parallel_attn_mlp=True)
-    with pytest.raises(InputError, match="one architecture only"):
+    with pytest.raises(InputError, match="models of the same architecture"):
         swapped(Session(), model, examples, SwapWeights(component="attn", source=other))
 
 

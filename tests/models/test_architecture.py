@@ -98,7 +98,8 @@ def test_an_attention_only_model_has_no_mlp():
 
 def test_heads_that_do_not_fit_are_refused():
     with pytest.raises(
-        ValidationError, match="d_model 10 is not a multiple of n_heads 4; or give d_head"
+        ValidationError,
+        match="d_model 10 is not a multiple of n_heads 4; change one of them, or give d_head",
     ):
         Architecture(d_model=10, n_heads=4)
     assert Architecture(d_model=10, n_heads=4, d_head=3).d_head == 3

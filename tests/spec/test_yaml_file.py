@@ -186,9 +186,9 @@ def test_a_list_that_is_too_short_is_called_so(spec):
         ("a: 1\n  b: 2\n", ":2:4: mapping values are not allowed here"),
         ("a: 1\n---\nb: 2\n", ":2:1: but found another document"),
         ("a: \x01\n", ": not valid YAML: unacceptable character"),
-        ("", ":1:1: a spec is a mapping"),
-        ("- a\n- b\n", ":1:1: a spec is a mapping"),
-        ("text\n", ":1:1: a spec is a mapping"),
+        ("", ":1:1: a spec must be a mapping"),
+        ("- a\n- b\n", ":1:1: a spec must be a mapping"),
+        ("text\n", ":1:1: a spec must be a mapping"),
     ],
 )
 def test_what_is_no_mapping_is_refused_with_its_place(spec, tmp_path, text, says):

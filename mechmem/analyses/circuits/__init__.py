@@ -1,1 +1,1 @@
-"""Which parts tell a clean run from a corrupted one."""
+"""Which components make a clean run differ from a corrupted one."""

@@ -1,5 +1,5 @@
-"""Attribution: how much each head, MLP and neuron is needed, by one gradient, with exact patching
-beside it."""
+"""Attribution: how much the metric depends on each head, MLP and neuron, estimated from one
+gradient and optionally checked by exact patching."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ from mechmem.statistics.intervals import interval
 
 
 class Components(NamedTuple):
-    """The embedding, the heads, the MLP or the neurons of a layer: one activation, its units along
-    axis 2.
+    """One scored activation: the embedding, or a layer's heads, MLP or neurons.
 
-    As `token` the embedding is scored position by position.
+    Its units are along axis 2. The component `token` is the embedding, scored position by
+    position.
     """
 
     component: str
@@ -36,41 +36,40 @@ SITES = {"embed": "embed", "head": "z", "mlp": "mlp_out", "neuron": "neurons"}
 
 
 class Attribution(ContrastAnalysis):
-    """Attribution patching: what the metric loses, to first order, if a node is replaced by its
-    corrupted value.
+    """Attribution patching: a first-order estimate of how much the metric needs each component.
 
     A score is the sum over positions of (corrupted - clean activation) . gradient of the negated
-    metric at the clean run, so that positive parts are useful. First order fails where the model
-    saturates: `exact` patches the parts of the largest scores one at a time, and the correlation
-    says how far to trust the rest.
-    Touches: embed, z of each head, mlp_out and every neuron. Source: arXiv:2310.10348; exact:
-    arXiv:2309.16042.
+    metric at the clean run: to first order, the loss of the metric when the component takes its
+    corrupted value. Useful components have positive scores. The estimate fails where the model
+    saturates. `exact` therefore patches the components with the largest |score| one at a time, and
+    the correlation shows how far to trust the other scores.
+    Touches: embed, z of each head, mlp_out and every neuron.
+    Source: arXiv:2310.10348; exact: arXiv:2309.16042.
     """
 
     columns: ClassVar[Mapping[str, str]] = {
         "examples": "name of the example set",
-        "measure": "the metric that the scores are of",
-        "unit": "unit of the metric, of the scores and of the exact effects",
+        "measure": "name of the attributed metric",
+        "unit": "unit of the metric, the scores and the exact effects",
         "component": "embed, head, mlp or neuron",
         "layer": "layer of the component; -1 for embed",
         "index": "number of the head or neuron; 0 for embed and mlp",
         "value": "attribution score, mean over the examples (positive: useful)",
         "low": "lower end of the bootstrap 95 % interval over examples",
-        "high": "upper end of it",
-        "exact": "loss of the metric when this part alone is patched, mean over the examples; "
-        "undefined if not asked for",
+        "high": "upper end of that interval",
+        "exact": "loss of the metric when this component alone is patched, mean over the examples; "
+        "undefined if not requested",
         "n": "number of examples",
-        "pearson": "correlation of score and exact among those of the layer's neurons, or of its "
-        "heads and MLP, that were "
-        "patched (-1..1); undefined for fewer than three",
-        "spearman": "their rank correlation (-1..1); undefined likewise",
+        "pearson": "correlation of score and exact over the patched neurons of the layer, or over "
+        "its patched heads and MLP (-1..1); undefined for fewer than three",
+        "spearman": "rank correlation over the same components (-1..1); undefined likewise",
     }
 
     neurons: bool = True
-    """Score every MLP neuron too."""
+    """Whether to score every MLP neuron too."""
     exact: NonNegativeInt | Literal["all"] = 0
-    """How many neurons of each layer (and of its heads and MLP), of the largest |score|, are
-    patched exactly too."""
+    """How many neurons of each layer, and how many of its heads and MLP, are also patched exactly:
+    those with the largest |score|."""
 
     def table(self, session: Session) -> pd.DataFrame:
         contrast = self.contrast(session)
@@ -92,8 +91,8 @@ class Attribution(ContrastAnalysis):
     def _with_exact(
         self, contrast: Contrast, scored: Sequence[Components], rows: pd.DataFrame
     ) -> pd.DataFrame:
-        """The neurons of a layer, or its other components, with what patching the largest of them
-        does."""
+        """The rows of a layer's neurons, or of its other components, with the exact effects of
+        those with the largest scores."""
         rows = rows.reset_index(drop=True)
         n = len(rows) if self.exact == "all" else self.exact
         chosen = rows["value"].abs().nlargest(n).index
@@ -109,7 +108,7 @@ class Attribution(ContrastAnalysis):
 
 
 def components(contrast: Contrast, neurons: bool = True) -> list[Components]:
-    """What is scored, in the order of the model."""
+    """The components that are scored, in the order of the model."""
     graph, found = contrast.graph, [Components("embed", -1, "hook_embed")]
     for layer in range(graph.n_layers):
         found.append(Components("head", layer, f"blocks.{layer}.attn.hook_z"))
@@ -151,7 +150,7 @@ def _scores(contrast: Contrast, scored: Sequence[Components]) -> list[Tensor]:
 
 
 def _summed(component: str, product: Float[Tensor, "n pos ..."]) -> Float[Tensor, "n unit"]:
-    """Over the positions, unless they are the units, and over what belongs to one unit."""
+    """The sum over positions (unless they are the units) and over the dimensions of each unit."""
     if component == "token":
         return product.sum(-1)
     if component == "neuron":
@@ -171,7 +170,7 @@ def _rows(one: Components, scores: Float[Tensor, "n unit"]) -> pd.DataFrame:
 
 
 def _exact(contrast: Contrast, one: Components, chosen: Sequence[int]) -> list[float]:
-    """What the metric loses when each of the chosen units alone is patched."""
+    """How much the metric loses when each of the chosen units is patched alone."""
     patch = Patch(
         site=SITES[one.component],
         layer=None if one.component == "embed" else one.layer,

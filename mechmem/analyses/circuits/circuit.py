@@ -1,5 +1,5 @@
-"""Circuit: how little of the computational graph gives the answer, against random edges of the same
-number."""
+"""Circuit: how small a part of the computational graph suffices for the answer, compared with as
+many random edges."""
 
 from __future__ import annotations
 
@@ -20,23 +20,24 @@ from mechmem.statistics.rows import over_draws, over_examples, single
 
 
 class CircuitAnalysis(ContrastAnalysis):
-    """An analysis of circuits: the edges of the largest |score|, less those on no path from
-    embedding to logits."""
+    """An analysis of circuits: the edges with the largest |score|, without those that are on no
+    path from the embedding to the logits."""
 
     method: Swept[Method] = "eap_ig"
     """How edges are scored: by gradient (eap, eap_ig) or by patching each in turn (exact)."""
     steps: int = Field(5, ge=1)
-    """Inputs over which EAP-IG averages gradients."""
+    """Number of inputs over which EAP-IG averages gradients."""
     endpoint: Endpoint = "clean"
-    """End of the line from corrupted to clean that is among these inputs; `midpoint` takes
+    """End of the line from corrupted to clean that is one of these inputs; `midpoint` uses
     neither."""
     fractions: tuple[float, ...] = Field(
         (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0), min_length=1
     )
     """Sizes of the circuits, as shares of all edges, in ascending order."""
     n_random: int = Field(20, ge=1)
-    """Draws of random circuits of each size."""
+    """Number of random circuits of each size."""
     seed: int = 0
+    """Seed of the first random circuit."""
 
     @model_validator(mode="after")
     def _ascending(self) -> Self:
@@ -52,7 +53,7 @@ class CircuitAnalysis(ContrastAnalysis):
         return [round(k * contrast.graph.n_edges) for k in self.fractions]
 
     def circuits(self, contrast: Contrast) -> Bool[Tensor, "circuit source target"]:
-        """The circuit of each size, pruned to what is connected."""
+        """The circuit of each size, pruned to its connected edges."""
         scores, graph = (
             contrast.scores(self.method, self.steps, self.endpoint).cpu(),
             contrast.graph,
@@ -62,7 +63,13 @@ class CircuitAnalysis(ContrastAnalysis):
     def random_circuits(
         self, contrast: Contrast, sizes: Sequence[int], seed: int = 0
     ) -> Bool[Tensor, "draw circuit source target"]:
-        """Random edges, as many as these; in one draw the larger circuits hold the smaller ones."""
+        """Random circuits of the given sizes; in one draw, larger circuits contain smaller ones.
+
+        Args:
+            contrast: gives the graph from which edges are drawn.
+            sizes: number of edges of each circuit.
+            seed: offset to the seeds of the draws, for circuits that must be independent.
+        """
         seeds = [self.seed + seed + i for i in range(self.n_random)]
         drawn = [
             [contrast.graph.drawn(n, torch.Generator().manual_seed(s)) for n in sizes]
@@ -72,33 +79,33 @@ class CircuitAnalysis(ContrastAnalysis):
 
 
 class Circuit(CircuitAnalysis):
-    """Keeps the k highest-ranked edges, corrupts all others, and asks how much of the metric is
-    left.
+    """Keeps the k highest-ranked edges, corrupts all others and measures the metric that remains.
 
-    Faithfulness is (circuit - corrupted) / (full - corrupted), of means over the examples: 1 if the
-    circuit does what the model does, above 1 if what was left out worked against it. CPR is the
-    area under the curve (higher is better), CMD the area between it and 1 (lower is better). Random
-    circuits have as many edges as were ranked in; pruning changes no output, so they are not
-    pruned. Source: arXiv:2504.13151, arXiv:2403.17806.
+    Faithfulness is (circuit - corrupted) / (full - corrupted), computed from means over the
+    examples. It is 1 if the circuit does as well as the full model, and above 1 if the removed
+    edges worked against the answer. CPR is the area under the curve (higher is better), CMD the
+    area between the curve and 1 (lower is better). Random circuits have as many edges as the ranked
+    circuit before pruning. They are not pruned, since pruning changes no output.
+    Source: arXiv:2504.13151, arXiv:2403.17806.
     """
 
     columns: ClassVar[Mapping[str, str]] = {
         "examples": "name of the example set",
         "method": "how edges are ranked: eap, eap_ig or exact",
-        "condition": "circuit, random, or the full and the corrupted run",
-        "k": "share of the edges that is kept (fraction); empty for areas",
-        "n_edges": "number of edges that is kept, before pruning; empty for areas",
+        "condition": "circuit, random, full (the whole model) or corrupted (the corrupted run)",
+        "k": "share of the edges that are kept (fraction); empty for areas",
+        "n_edges": "number of edges that are kept, before pruning; empty for areas",
         "measure": "faithfulness (0 corrupted, 1 full), connected (edges left after pruning), cpr, "
         "cmd, or the metric",
         "unit": "unit of the value",
-        "value": "of a circuit, of means over the examples; of random circuits, the mean over "
-        "their draws",
+        "value": "for a circuit, computed from means over the examples; for random circuits, the "
+        "mean over their draws",
         "low": "lower end of the 95 % interval: bootstrap over examples, or over the draws of "
         "random circuits",
-        "high": "upper end of it",
+        "high": "upper end of that interval",
         "n": "number of examples, or of draws",
-        "per_example": "what each example adds to the value (of a ratio, to first order); one "
-        "number for areas and counts",
+        "per_example": "contribution of each example to the value (for a ratio, to first order); "
+        "one number for areas and counts",
     }
 
     def table(self, session: Session) -> pd.DataFrame:

@@ -26,52 +26,51 @@ Edges = Bool[Tensor, "source target"]
 Circuits = Bool[Tensor, "circuit source target"]
 
 OTHER_SEED = 10**6
-"""Between the random circuits that stand for A and those that stand for B."""
+"""Offset between the seeds of the random circuits of A and of B."""
 
 
 class CircuitOverlap(CircuitAnalysis):
-    """Compares circuit A (`model`, `examples`, `metric`) with B (`other_model` and so on), at each
-    size.
+    """Compares circuit A (`model`, `examples`, `metric`) with circuit B (`other_model` and so on).
 
-    Sets: intersection over union of edges and of nodes (heads and MLPs), the share of A's edges in
-    B and the other way round, and the hypergeometric chance of as many shared edges or more, to
-    which all edges are alike. Function: the faithfulness of A's circuit on B's model and examples,
-    by B's baselines, beside B's own circuit. Circuits can share few edges and yet do the same, or
-    share many and not. Both stand beside random circuits of the same sizes and beside A's with the
-    heads of each layer exchanged at random (`head_permuted`, where a layer has several): what A
-    does beyond these, its own heads do, and not its layers alone. Source: arXiv:2403.17806; claim
-    C5 of arXiv:2507.04782; the exchanged heads: ours.
+    Two comparisons are made at each size. Sets: intersection over union of edges and of nodes
+    (heads and MLPs), the share of A's edges in B and of B's in A, and the hypergeometric
+    probability of sharing at least as many edges if all edges were equally likely. Function: the
+    faithfulness of A's circuit on B's model and examples, normalised by B's full and corrupted
+    runs, next to that of B's own circuit. Circuits can share few edges and yet do the same, or
+    share many edges and not do the same. There are two controls: random circuits of the same
+    sizes, and A's circuit with the heads of each layer permuted at random (`head_permuted`, where
+    a layer has several). Overlap beyond the second is due to A's particular heads, not just to
+    their layers.
+    Source: arXiv:2403.17806; claim C5 of arXiv:2507.04782; the permuted heads: ours.
     """
 
     columns: ClassVar[Mapping[str, str]] = {
         "examples": "example sets of A and of B",
         "method": "how edges are ranked: eap, eap_ig or exact",
         "condition": "circuits; for faithfulness on B: cross (A's circuit), own (B's circuit); "
-        "controls: random, head_permuted "
-        "(A's with other heads of the same layers)",
-        "k": "share of the edges that either circuit is ranked to (fraction)",
-        "n_edges": "number of edges that either is ranked to, before pruning to connected ones",
+        "controls: random, head_permuted (A's circuit with permuted heads)",
+        "k": "share of the edges that each circuit keeps (fraction)",
+        "n_edges": "number of edges that each circuit keeps, before pruning to connected ones",
         "measure": "edge_iou, node_iou, recall (share of A's edges in B), recall_other (share of "
-        "B's in A), "
-        "hypergeometric_p, faithfulness (0 corrupted, 1 full run of B)",
+        "B's in A), hypergeometric_p, faithfulness (0 corrupted, 1 full run of B)",
         "unit": "unit of the value",
-        "value": "as found, or the mean over examples or draws; a share is undefined for an empty "
-        "circuit",
+        "value": "the value itself, or its mean over examples or draws; a share is undefined for "
+        "an empty circuit",
         "low": "lower end of the 95 % interval: bootstrap over examples, or over draws of random "
         "circuits",
-        "high": "upper end of it",
-        "n": "number of examples or of draws; 1 for what is counted",
-        "per_example": "what each example of B adds to the value (of a ratio, to first order); one "
-        "number for counts",
+        "high": "upper end of that interval",
+        "n": "number of examples or of draws; 1 for counts",
+        "per_example": "contribution of each example of B to the value (for a ratio, to first "
+        "order); one number for counts",
     }
 
     other_model: Swept[CheckpointName | None] = None
-    """Model of B; the same unless given."""
+    """Model of B; by default, that of A."""
     other_examples: Swept[ExampleSetName | None] = None
-    """Example set of B; the same unless given."""
+    """Example set of B; by default, that of A."""
     other_metric: Measure | None = None
-    """Metric of B; the same unless given. So the true answer before memorisation can stand beside
-    the given one after."""
+    """Metric of B; by default, that of A. With it, the circuit of the true answer before
+    memorisation can be compared with that of the given answer after it."""
 
     def table(self, session: Session) -> pd.DataFrame:
         a, b = (
@@ -80,7 +79,8 @@ class CircuitOverlap(CircuitAnalysis):
         )
         if a.graph != b.graph:
             raise InputError(
-                f"{self.model} and {self.other_model} are of two architectures: they share no edges"
+                f"{self.model} and {self.other_model} have different architectures and share no "
+                "edges; choose two models of the same architecture"
             )
         ours, theirs = self.circuits(a), self.circuits(b)
         random, head_permuted = self.random_circuits(b, self.sizes(b)), self.head_permuted(a, ours)
@@ -91,7 +91,7 @@ class CircuitOverlap(CircuitAnalysis):
                 *self._sets(a, ours[i], theirs[i], head_permuted[:, i]),
                 *self._faithfulness(found[:, i]),
             ]
-            has_others = a.graph.n_heads > 1  # else there are no other heads to exchange one with
+            has_others = a.graph.n_heads > 1  # a single head has no other to be permuted with
             rows += [
                 row | {"k": k, "n_edges": n}
                 for row in here
@@ -103,8 +103,8 @@ class CircuitOverlap(CircuitAnalysis):
     def head_permuted(
         self, contrast: Contrast, circuits: Circuits
     ) -> Bool[Tensor, "draw circuit source target"]:
-        """These circuits with other heads, as many draws as there are random circuits; in a draw,
-        all the same heads."""
+        """These circuits with their heads permuted, one draw for each random circuit; all circuits
+        of a draw get the same permutation."""
         seeds = [self.seed + i for i in range(self.n_random)]
         drawn = [
             [contrast.graph.head_permuted(c, torch.Generator().manual_seed(s)) for c in circuits]
@@ -113,8 +113,8 @@ class CircuitOverlap(CircuitAnalysis):
         return torch.stack([torch.stack(draw) for draw in drawn])
 
     def _sets(self, contrast: Contrast, a: Edges, b: Edges, head_permuted: Circuits) -> list[Row]:
-        """How far the two share edges and nodes, and how far random ones of their sizes, or A with
-        other heads, do."""
+        """How many edges and nodes A and B share, next to the two controls: random circuits of
+        their sizes, and A with permuted heads."""
         sizes = int(a.sum()), int(b.sum())
         drawn = [
             self.random_circuits(contrast, [n], i * OTHER_SEED)[:, 0] for i, n in enumerate(sizes)
@@ -147,8 +147,14 @@ class CircuitOverlap(CircuitAnalysis):
 
 
 def shared(contrast: Contrast, a: Edges, b: Edges) -> dict[str, float]:
-    """Intersection over union of edges and of nodes, and the share of either's edges in the
-    other."""
+    """Intersection over union of edges and of nodes, and the share of each circuit's edges that are
+    in the other.
+
+    Args:
+        contrast: gives the graph.
+        a: edges of circuit A, `source target`.
+        b: edges of circuit B, `source target`.
+    """
     nodes = contrast.graph.nodes(a), contrast.graph.nodes(b)
     return {
         "edge_iou": _share(a & b, a | b),
@@ -159,7 +165,14 @@ def shared(contrast: Contrast, a: Edges, b: Edges) -> dict[str, float]:
 
 
 def hypergeometric_p(n_edges: int, n_a: int, n_b: int, n_shared: int) -> float:
-    """Chance that random sets of these sizes share as many edges or more, P(X >= n_shared)."""
+    """Probability that random sets of these sizes share at least as many edges, P(X >= n_shared).
+
+    Args:
+        n_edges: number of edges of the graph.
+        n_a: number of edges of circuit A.
+        n_b: number of edges of circuit B.
+        n_shared: number of edges that are in both.
+    """
     return float(stats.hypergeom.sf(n_shared - 1, n_edges, n_a, n_b))
 
 

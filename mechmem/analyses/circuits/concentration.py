@@ -1,4 +1,5 @@
-"""Concentration: whether few tokens, heads or neurons carry an answer, or many a little each."""
+"""Concentration: whether an answer depends on a few tokens, heads or neurons, or a little on
+many."""
 
 from __future__ import annotations
 
@@ -23,70 +24,71 @@ Scores = Float[np.ndarray, "n unit"]
 
 
 class Concentration(ContrastAnalysis):
-    """How unequally the attribution of each single example is spread over its tokens, heads and
-    neurons.
+    """How unequally each example's attribution is spread over its tokens, heads and neurons.
 
-    A look-up of a few tokens, or a memory in a few neurons, is concentrated; what is computed from
-    everything is spread. Sizes of scores say nothing here, only their shares. The reference are the
-    clean instances under the same metric and the same corrupted run; independent normal scores
-    would have a Gini of 0.41 and take part in 0.64 of the units. Tokens are the prompt's that are
-    not the same in every example; neurons and heads those of all layers.
-    Touches: embed, z of each head, every neuron. Source: arXiv:2310.10348 (scores); ours, for claim
-    C6.
+    A look-up keyed on a few tokens, or a memory held by a few neurons, gives concentrated scores;
+    a computation on the whole input gives spread ones. Only the relative sizes of an example's
+    scores matter. Compare with clean instances under the same metric and the same corrupted run.
+    For independent normal scores, the Gini coefficient would be 0.41 and the participation 0.64 of
+    the units. The tokens are the prompt tokens that vary between examples; the heads and neurons
+    are those of all layers.
+    Touches: embed, z of each head, every neuron.
+    Source: arXiv:2310.10348 (scores); ours, for claim C6.
     """
 
     columns: ClassVar[Mapping[str, str]] = {
         "examples": "name of the example set",
-        "metric": "the metric that the scores are of",
-        "component": "token, head or neuron: over what the attribution of an example is spread",
-        "n_units": "number of these",
+        "metric": "name of the attributed metric",
+        "component": "token, head or neuron: the units over which an example's attribution is "
+        "spread",
+        "n_units": "number of these units",
         "measure": "gini, participation or top_share, of the |scores| of each example",
         "unit": "gini: 0 even, 1 - 1/n_units all in one; participation: units; top_share: fraction",
         "value": "mean over the examples; undefined for an example without any score",
         "low": "lower end of the bootstrap 95 % interval over examples",
-        "high": "upper end of it",
+        "high": "upper end of that interval",
         "n": "number of examples",
         "per_example": "the values of the examples, in the order of the set",
     }
 
     metric: Measure = Logit(label="given")
-    """One that clean instances have too; the logit difference of the two labels would be 0 on
-    them."""
+    """The attributed metric. It must be defined on clean instances too: the logit difference of the
+    two labels would be 0 there."""
     corrupted: Source = Source(mean_over="clean")
-    """One that differs at every token: a minimal pair would put everything on the token that it
-    changes."""
+    """The corrupted run. It should differ at every token: a minimal pair would concentrate all
+    attribution on the token that it changes."""
 
     def table(self, session: Session) -> pd.DataFrame:
         contrast = self.contrast(session)
         rows = []
         for component, scores in _scores(contrast).items():
             for measure, (unit, measured) in MEASURES.items():
-                said = {
+                labels = {
                     "component": component,
                     "n_units": scores.shape[1],
                     "measure": measure,
                     "unit": unit,
                 }
-                rows.append(over_examples(measured(np.abs(scores))) | said)
+                rows.append(over_examples(measured(np.abs(scores))) | labels)
         shared = {"examples": self.examples, "metric": self.metric.name}
         return pd.DataFrame(rows).assign(**shared)[[*self.columns]]
 
 
 def gini(sizes: Scores) -> Float[np.ndarray, " n"]:
-    """Mean difference of two units of an example, over twice their mean: 0 even, 1 - 1/units all in
-    one."""
+    """Gini coefficient of each example: the mean absolute difference of two units, divided by twice
+    their mean. It is 0 if all units are equal and 1 - 1/n_units if one unit has everything."""
     n = sizes.shape[1]
     ranks = 2 * np.arange(1, n + 1) - n - 1
     return _over(np.sort(sizes, axis=1) @ ranks, n * sizes.sum(axis=1))
 
 
 def participation(sizes: Scores) -> Float[np.ndarray, " n"]:
-    """Number of units among which as much would be shared evenly: 1 if all is in one."""
+    """Participation ratio: the effective number of units; 1 if one unit has everything."""
     return _over(sizes.sum(axis=1) ** 2, (sizes**2).sum(axis=1))
 
 
 def top_share(sizes: Scores) -> Float[np.ndarray, " n"]:
-    """Share of the largest unit."""
+    """Share of the largest unit (fraction)."""
     return _over(sizes.max(axis=1), sizes.sum(axis=1))
 
 
@@ -109,8 +111,7 @@ def _scores(contrast: Contrast) -> dict[str, Scores]:
     is_input = (prompt != prompt[:1]).any(dim=0)
     if not is_input.any():
         raise InputError(
-            "all examples have the same prompt, so that no token tells them apart; take a larger "
-            "set"
+            "all examples have the same prompt, so no token distinguishes them; choose a larger set"
         )
     parts = [c for c in components(contrast) if c.component in ("head", "neuron")]
     wanted = [Components("token", -1, "hook_embed"), *parts]

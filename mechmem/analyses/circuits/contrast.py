@@ -1,5 +1,5 @@
-"""ContrastAnalysis: what analyses share that ask which parts tell a clean run from a corrupted
-one."""
+"""ContrastAnalysis: the base of analyses of which components make a clean run differ from a
+corrupted one."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ Method = Literal["eap", "eap_ig", "exact"]
 Endpoint = Literal["clean", "corrupted", "midpoint"]
 
 FIRST = {"clean": 1.0, "corrupted": 0.0, "midpoint": 0.5}
-"""Where between corrupted (0) and clean (m) the first of the m inputs of EAP-IG lies."""
+"""Position of the first of the m inputs of EAP-IG on the line from corrupted (0) to clean (m)."""
 
 
 @dataclass(frozen=True)
@@ -49,8 +49,8 @@ class Batch:
 
 @dataclass(frozen=True)
 class Contrast:
-    """A model, its clean and its corrupted run on a set of examples, and the metric that tells them
-    apart."""
+    """A model, its clean and its corrupted run on a set of examples, and the metric that compares
+    them."""
 
     session: Session
     model: Model
@@ -58,7 +58,7 @@ class Contrast:
     metric: Measure
     corrupted: Source
     key: tuple[Any, ...]
-    """By what is learnt here is kept on the session."""
+    """Key under which results are cached on the session."""
 
     @property
     def graph(self) -> Graph:
@@ -68,9 +68,9 @@ class Contrast:
         """The metric of the whole answer of each example, under the examples' own prefix.
 
         Args:
-            logits: of the answer tokens, on any device.
-            examples: whose answers they are.
-            baseline: the logits of the clean run.
+            logits: logits of the answer tokens, on any device, `n n_answer d_vocab`.
+            examples: the examples that were answered.
+            baseline: logits of the clean run, `n n_answer d_vocab`.
         """
         return self.metric.whole(self.metric(logits.cpu(), examples, baseline.cpu()))
 
@@ -79,8 +79,17 @@ class Contrast:
         return lambda logits: -self.measured(logits, examples, baseline).sum()
 
     def check_gradient(self, examples: Examples, baseline: Tensor, at_clean: bool = True) -> None:
-        """Raises InputError for a metric that says nothing about which way to go (at the clean run,
-        if only there)."""
+        """Check that the metric has a gradient.
+
+        Args:
+            examples: the examples that were answered.
+            baseline: logits of the clean run, `n n_answer d_vocab`.
+            at_clean: whether gradients are taken at the clean run only.
+
+        Raises:
+            InputError: for a metric without a gradient, or whose gradient is zero at the clean run
+                if `at_clean` is set.
+        """
         loss = self.loss(examples, baseline)(baseline.detach().requires_grad_())
         if not loss.requires_grad:
             raise InputError(
@@ -88,24 +97,23 @@ class Contrast:
             )
         if isinstance(self.metric, KL) and at_clean:
             raise InputError(
-                "kl is least at the clean run and has no slope there; take eap_ig, exact or "
+                "the gradient of kl is zero at the clean run, its minimum; choose eap_ig, exact or "
                 "another metric"
             )
 
     def check_change(self, *scores: Tensor) -> None:
-        """Raises InputError if nothing has a score, as with the logit difference of examples that
-        are not noisy."""
+        """Raises InputError if all scores are 0, as for the logit difference on clean examples."""
         if not any(s.any() for s in scores):
             raise InputError(
-                f"{self.metric.name} has no slope on these examples: no component has a score; "
-                "choose another"
+                f"the gradient of {self.metric.name} is zero on these examples, so every score is "
+                "0; choose another metric"
             )
 
     def both_runs(
         self, hooks: Collection[str]
     ) -> tuple[Mapping[str, Tensor], Mapping[str, Tensor]]:
-        """The clean and the corrupted activations, the latter with a batch of 1 if they are a
-        mean."""
+        """The clean and the corrupted activations at these hooks; corrupted ones that are a mean
+        over a set have a batch of 1."""
         model, rows = self.corrupted.run(self.session, self.model, self.examples)
         clean = self.session.activations(self.model, self.examples, hooks)
         if self.corrupted.mean_over is None:
@@ -117,13 +125,17 @@ class Contrast:
         }
 
     def batches(self) -> Iterator[Batch]:
-        """Raises InputError if the corrupted run is another model's, whose edges would not be this
-        one's, or if circuits are not implemented for the model."""
+        """The examples in batches, with the values of the sources in both runs.
+
+        Raises:
+            InputError: if the corrupted run is of another model, whose edges are not this one's, or
+                if circuits are not implemented for the model.
+        """
         check_implemented(self.model)
         if self.corrupted.run(self.session, self.model, self.examples)[0] is not self.model:
             raise InputError(
-                "the corrupted run of a circuit is another input of the same model, not a "
-                "checkpoint"
+                "the corrupted run of a circuit must be the same model on another input, not "
+                "another checkpoint; leave `checkpoint` out"
             )
         clean, corrupted = self.both_runs(source_hooks(self.graph))
         for rows in torch.arange(len(self.examples)).split(MOST_ROWS):
@@ -143,12 +155,13 @@ class Contrast:
     def scores(
         self, method: Method, steps: int = 5, endpoint: Endpoint = "clean"
     ) -> Float[Tensor, "source target"]:
-        """How much each edge is needed, on average over the examples, in the unit of the metric.
+        """The score of each edge, mean over the examples, in the unit of the metric.
 
         Args:
-            method: gradients at the clean input or between the inputs, or patching each edge.
-            steps: inputs over which EAP-IG averages gradients.
-            endpoint: the end of the line between the inputs that is among them.
+            method: gradients at the clean input (eap) or averaged over inputs between corrupted
+                and clean (eap_ig), or patching each edge (exact).
+            steps: number of inputs over which EAP-IG averages gradients.
+            endpoint: the end of the line from corrupted to clean that is one of these inputs.
         """
         chosen = (steps, endpoint) if method == "eap_ig" else ()
 
@@ -190,19 +203,23 @@ class Contrast:
 
 
 class ContrastAnalysis(Analysis):
-    """An analysis of what makes the metric differ between each example and its corrupted run.
+    """An analysis of which components make the metric differ between each example and its
+    corrupted run.
 
-    The clean run reads the example, the corrupted run its minimal pair (with the pair's own answer
-    as prefix), or what `corrupted` names instead. The metric is that of the whole answer: of logits
-    the mean over the answer tokens, of probabilities their product, under the prefix of the example
-    set.
+    The clean run reads the example. The corrupted run reads its minimal pair (with the pair's own
+    answer as prefix), or the input that `corrupted` names. The metric is that of the whole answer
+    under the prefix of the example set: for logits the mean over the answer tokens, for
+    probabilities their product.
     """
 
     model: Swept[CheckpointName] = CheckpointName("after")
+    """The checkpoint that is analysed."""
     examples: Swept[ExampleSetName] = ExampleSetName("noisy")
-    """The example set; made with `pair:` unless neither metric nor corrupted run uses pairs."""
+    """The example set; it needs `pair:` if the metric or the corrupted run uses minimal pairs."""
     metric: Measure = Logit(label="given", against="pair")
+    """The metric of each example's whole answer."""
     corrupted: Source = Source(pair=True)
+    """The corrupted run; by default, the minimal pair of each example."""
 
     def contrast(
         self,
@@ -211,13 +228,13 @@ class ContrastAnalysis(Analysis):
         examples: str | None = None,
         metric: Measure | None = None,
     ) -> Contrast:
-        """The two runs, of this model, set and metric or of others.
+        """The clean and the corrupted run, with their metric.
 
         Args:
-            session: gives models and sets.
-            model: name of the other model.
-            examples: name of the other set.
-            metric: the other metric.
+            session: gives models and example sets.
+            model: name of a model; by default, the field `model`.
+            examples: name of an example set; by default, the field `examples`.
+            metric: a metric; by default, the field `metric`.
 
         Raises:
             InputError: for a metric that is the same for every model on these examples.
@@ -233,8 +250,8 @@ class ContrastAnalysis(Analysis):
 
 
 def correlation(x: pd.Series, y: pd.Series) -> float:
-    """Pearson's r; of ranks, Spearman's. NaN for fewer than three values, or where one of the two
-    never varies."""
+    """Pearson's r (Spearman's, if the values are ranks). NaN for fewer than three values, or if one
+    of the two series is constant."""
     if len(x) < 3 or np.ptp(x) == 0 or np.ptp(y) == 0:
         return float("nan")
     return float(stats.pearsonr(x, y).statistic)

@@ -1,5 +1,5 @@
-"""EdgeScores: how much each edge of the computational graph is needed, by gradient and by patching
-it."""
+"""EdgeScores: how much the metric depends on each edge of the computational graph, by gradient and
+by patching."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ from mechmem.analyses.circuits.contrast import ContrastAnalysis, Endpoint, Metho
 from mechmem.session import Session
 
 N_TOP = 100
-"""Edges of the largest score among which agreement is reported too."""
+"""Number of edges with the largest scores for which agreement is also reported."""
 
 
 class EdgeScores(ContrastAnalysis):
-    """One row for each edge: what the metric loses, to first order or exactly, if the edge is
-    corrupted.
+    """How much the metric loses, to first order or exactly, if a single edge is corrupted.
 
-    Positive edges carry what tells the example from its pair. Where the gradient's ranks agree with
-    patching each edge in turn, the cheap score may stand for the exact one.
+    The table has one row per edge. Edges with a positive score carry the information that
+    distinguishes the example from its pair. Where the ranks of the gradient scores agree with those
+    of patching each edge in turn, the cheap score can replace the exact one.
     Source: arXiv:2310.10348 (EAP), arXiv:2403.17806 (EAP-IG), arXiv:2304.05969 (path patching).
     """
 
     columns: ClassVar[Mapping[str, str]] = {
         "examples": "name of the example set",
-        "measure": "the metric that the scores are of",
+        "measure": "name of the attributed metric",
         "unit": "unit of the metric and of the scores",
         "source": "node that writes: embed, a0.h1 (head 1 of layer 0), m0 (MLP of layer 0)",
         "target": "input that reads: a1.h0.q, .k or .v, m1, or logits (the last residual)",
@@ -45,12 +45,12 @@ class EdgeScores(ContrastAnalysis):
     }
 
     methods: tuple[Method, ...] = Field(("eap", "eap_ig"), min_length=1)
-    """Which scores; `exact` patches every edge in turn, and adds the agreement of the others with
-    it."""
+    """The scores to compute; `exact` patches every edge in turn, and adds columns of agreement with
+    the other scores."""
     steps: int = Field(5, ge=1)
-    """Inputs over which EAP-IG averages gradients."""
+    """Number of inputs over which EAP-IG averages gradients."""
     endpoint: Endpoint = "clean"
-    """End of the line from corrupted to clean that is among these inputs; `midpoint` takes
+    """End of the line from corrupted to clean that is one of these inputs; `midpoint` uses
     neither."""
 
     def table(self, session: Session) -> pd.DataFrame:

@@ -1,5 +1,4 @@
-"""Edges: how much each edge of the computational graph is needed, by its gradient and by patching
-it."""
+"""Edges: scores of every edge of the computational graph, by gradient and by patching."""
 
 from __future__ import annotations
 
@@ -15,18 +14,26 @@ Scores = Float[Tensor, "source target"]
 Loss = Callable[[Float[Tensor, "batch n_readout d_vocab"]], Float[Tensor, ""]]
 
 MOST_ROWS = 128
-"""Examples times circuits that go through the model at once."""
+"""Number of rows (examples times circuits) that go through the model at once."""
 
 
 def attributed(
     wiring: Wiring, clean: Sources, loss: Loss, points: Sequence[float] = (1.0,)
 ) -> Scores:
-    """(corrupted - clean value of u) . gradient of the loss at the input of v, summed over batch
-    and positions.
+    """First-order score of each edge (u, v): (corrupted - clean value of u) . gradient of the loss
+    at the input of v, summed over batch and positions.
 
-    The gradient is the mean over inputs `corrupted + point (clean - corrupted)`; at 1, the clean
-    input, alone it is EAP, else EAP-IG. Positive: to corrupt the edge raises the loss. Source:
-    arXiv:2310.10348, arXiv:2403.17806.
+    The gradient is the mean over the inputs `corrupted + point (clean - corrupted)`. With the
+    single point 1, the clean input, this is EAP, otherwise EAP-IG. A positive score means that
+    corrupting the edge raises the loss.
+
+    Args:
+        wiring: the model with the values of the corrupted run.
+        clean: values of the sources in the clean run, `source batch pos d_model`.
+        loss: maps logits `batch n_readout d_vocab` to their summed loss.
+        points: the inputs at which gradients are taken, from 0 (corrupted) to 1 (clean).
+
+    Source: arXiv:2310.10348, arXiv:2403.17806.
     """
     change, graph = wiring.corrupted - clean, wiring.graph
     scores = clean.new_zeros(len(graph.sources), len(graph.targets))
@@ -45,10 +52,15 @@ def attributed(
 
 @torch.no_grad()
 def patched(wiring: Wiring, clean: Sources, loss: Loss) -> Scores:
-    """How much the loss rises when one edge alone carries its corrupted value, for each edge in
-    turn.
+    """How much the loss rises when a single edge carries its corrupted value, for each edge in
+    turn. Layers before the edge's target are not computed again.
 
-    Only the layers from the target's on are computed. Source: path patching, arXiv:2304.05969.
+    Args:
+        wiring: the model with the values of the corrupted run.
+        clean: values of the sources in the clean run, `source batch pos d_model`.
+        loss: maps logits `batch n_readout d_vocab` to their summed loss.
+
+    Source: path patching, arXiv:2304.05969.
     """
     graph = wiring.graph
     scores = clean.new_zeros(len(graph.sources), len(graph.targets))

@@ -1,4 +1,4 @@
-"""Faithfulness: what circuits leave of the metric, as rows of a table with their intervals."""
+"""Faithfulness: how much of the metric circuits retain, as table rows with intervals."""
 
 from __future__ import annotations
 
@@ -35,8 +35,8 @@ UNITS = {
 
 
 class Runs:
-    """The metric of each example in the full and the corrupted run, and in circuits of both ends
-    between them."""
+    """The metric of each example in the full run, in the corrupted run, and in circuits, whose
+    edges are those of one or the other."""
 
     def __init__(
         self, contrast: Contrast, circuits: Bool[Tensor, "draw circuit source target"]
@@ -49,28 +49,28 @@ class Runs:
 
     @cached_property
     def faithfulness(self) -> np.ndarray:
-        """Of each example, `draw circuit n`: their mean is (circuit - corrupted) / (full -
-        corrupted) of the means.
+        """Contribution of each example, `draw circuit n`; their mean is (circuit - corrupted) /
+        (full - corrupted), computed from the means.
 
-        The whole model is 1 for certain. Undefined where the runs do not differ.
+        The full model has exactly 1. Undefined where the two runs do not differ.
         """
         return ratio(self.values - self.corrupted, self.full - self.corrupted, TOLERANCE)
 
     def rows(self) -> list[Row]:
-        """What the metric is at either end."""
-        said = {"measure": self.metric.name, "unit": self.metric.unit}
+        """The metric in the full and in the corrupted run."""
+        labels = {"measure": self.metric.name, "unit": self.metric.unit}
         full = over_examples(self.full) | {"condition": "full", "k": 1.0, "n_edges": self.n_edges}
         corrupted = over_examples(self.corrupted) | {
             "condition": "corrupted",
             "k": 0.0,
             "n_edges": 0,
         }
-        return [full | said, corrupted | said]
+        return [full | labels, corrupted | labels]
 
 
 def areas(fractions: Sequence[float], values: np.ndarray) -> list[Row]:
-    """CPR and CMD of one curve (`circuit n`), by the trapezoid rule, resampled over examples.
-    Source: arXiv:2504.13151."""
+    """CPR and CMD of one curve (`circuit n`) by the trapezoidal rule, with a bootstrap over
+    examples. Source: arXiv:2504.13151."""
     n, found = values.shape[1], []
     resampled = resampled_means(values)
     for name, area in AREAS.items():
@@ -81,7 +81,7 @@ def areas(fractions: Sequence[float], values: np.ndarray) -> list[Row]:
 
 
 def areas_of_draws(fractions: Sequence[float], draws: Sequence[np.ndarray]) -> list[Row]:
-    """CPR and CMD of the curve of each draw."""
+    """CPR and CMD over the curves of all draws."""
     curves = np.stack([values.mean(1) for values in draws], axis=1)
     return [
         over_draws(list(area(fractions, curves)[:, None])) | {"measure": name}
@@ -96,6 +96,12 @@ AREAS = {
 
 
 def tidy(rows: Sequence[Row], columns: Mapping[str, str], **shared: Any) -> pd.DataFrame:
-    """The table of these rows, in the order of its documented columns."""
-    said = [{"unit": UNITS.get(row["measure"], "")} | row | shared for row in rows]
-    return pd.DataFrame(said)[list(columns)].astype({"k": float, "n_edges": float})
+    """The table of these rows, in the order of its documented columns.
+
+    Args:
+        rows: the rows; their unit follows from their measure unless they state one.
+        columns: the documented columns.
+        shared: values that every row has.
+    """
+    full = [{"unit": UNITS.get(row["measure"], "")} | row | shared for row in rows]
+    return pd.DataFrame(full)[list(columns)].astype({"k": float, "n_edges": float})

@@ -15,29 +15,30 @@ from mechmem.models.architecture import Model
 
 
 class Node(NamedTuple):
-    """One end of an edge. Sources are embed, head, mlp; targets are q, k, v, mlp, logits (the last
-    residual)."""
+    """One end of an edge. Sources are of kind embed, head or mlp; targets are of kind q, k, v, mlp
+    or logits (the last residual)."""
 
     name: str
     kind: str
     layer: int
-    """-1 for embed, the number of layers for logits."""
+    """Layer of the node; -1 for embed, the number of layers for logits."""
 
 
 @dataclass(frozen=True)
 class Graph:
-    """Which sources write into the residual stream, which targets read it, and in which order.
+    """Which sources write to the residual stream, which targets read it, and in which order.
 
-    1 + L(H + 1) sources: the embedding, each head's result, each MLP's output; L(3H + 1) + 1
-    targets: each head's query, key and value input, each MLP's input, the last residual. Without
-    MLPs, one less a layer of either. There is an edge from a source to every later target. Source:
-    arXiv:2310.10348.
+    With L layers of H heads there are 1 + L(H + 1) sources: the embedding, each head's result and
+    each MLP's output. There are L(3H + 1) + 1 targets: each head's query, key and value input, each
+    MLP's input and the last residual. Without MLPs, there is one source and one target fewer per
+    layer. An edge runs from each source to every later target.
+    Source: arXiv:2310.10348.
     """
 
     n_layers: int
     n_heads: int
     n_key_heads: int
-    """Heads of keys and values; fewer than `n_heads` where grouped queries share them."""
+    """Number of key and value heads; fewer than `n_heads` where grouped queries share them."""
     has_mlp: bool
 
     @classmethod
@@ -77,7 +78,7 @@ class Graph:
 
     @property
     def per_layer(self) -> int:
-        """Sources of a layer."""
+        """Number of sources per layer."""
         return self.n_heads + self.has_mlp
 
     def qkv(self, layer: int) -> slice:
@@ -97,8 +98,8 @@ class Graph:
         return slice(len(self.targets) - 1, len(self.targets))
 
     def groups(self) -> Iterator[tuple[int, slice, int]]:
-        """(layer, columns, number of sources that they read) of the targets that read at the same
-        point, in order."""
+        """(layer, columns, number of sources read) for each group of targets that read the residual
+        stream at the same point, in order."""
         for layer in range(self.n_layers):
             known = 1 + layer * self.per_layer
             yield layer, self.qkv(layer), known
@@ -108,7 +109,7 @@ class Graph:
 
     @cached_property
     def exists(self) -> Bool[Tensor, "source target"]:
-        """Where there is an edge."""
+        """True where there is an edge."""
         exists = torch.zeros(len(self.sources), len(self.targets), dtype=torch.bool)
         for _, columns, known in self.groups():
             exists[:known, columns] = True
@@ -120,13 +121,14 @@ class Graph:
 
     @cached_property
     def owner(self) -> Int[Tensor, " target"]:
-        """Row of the node that each target is counted with; one past the last row for `logits`."""
+        """Row of the source node that each target belongs to; one past the last row for
+        `logits`."""
         rows = {node.name: i for i, node in enumerate(self.sources)} | {"logits": len(self.sources)}
         return torch.tensor([rows[self._owner_name(node)] for node in self.targets])
 
     @cached_property
     def feeds(self) -> Bool[Tensor, "target node"]:
-        """Which nodes compute with each target: shared keys and values serve several heads."""
+        """Which nodes use each target as an input: shared keys and values serve several heads."""
         feeds = torch.zeros(len(self.targets), len(self.sources) + 1, dtype=torch.bool)
         for t, node in enumerate(self.targets):
             first = int(self.owner[t])
@@ -137,18 +139,18 @@ class Graph:
     def _owner_name(self, node: Node) -> str:
         if node.kind not in ("k", "v") or self.n_key_heads == self.n_heads:
             return node.name.rpartition(".")[0] if node.kind in "qkv" else node.name
-        # Shared keys and values are counted with the first head that reads them.
+        # Shared keys and values belong to the first head that reads them.
         key_head = int(node.name.split(".")[1][1:])
         return f"a{node.layer}.h{key_head * (self.n_heads // self.n_key_heads)}"
 
     def top(self, scores: Float[Tensor, "source target"], n: int) -> Bool[Tensor, "source target"]:
-        """The n edges of the largest absolute score."""
+        """The n edges with the largest absolute score."""
         chosen = torch.zeros(self.n_edges, dtype=torch.bool)
         chosen[scores[self.exists].abs().argsort(descending=True, stable=True)[:n]] = True
         return self._laid_out(chosen)
 
     def drawn(self, n: int, generator: torch.Generator) -> Bool[Tensor, "source target"]:
-        """n edges at random."""
+        """n random edges."""
         chosen = torch.zeros(self.n_edges, dtype=torch.bool)
         chosen[torch.randperm(self.n_edges, generator=generator)[:n]] = True
         return self._laid_out(chosen)
@@ -156,8 +158,8 @@ class Graph:
     def head_permuted(
         self, edges: Bool[Tensor, "source target"], generator: torch.Generator
     ) -> Bool[Tensor, "source target"]:
-        """The same edges between other heads: the heads of each layer exchanged at random, with
-        all that belongs to them. Heads that share keys and values stay together."""
+        """The same edges with the heads of each layer permuted at random, together with their
+        inputs and results. Heads that share keys and values stay together."""
         rows, columns = torch.arange(len(self.sources)), torch.arange(len(self.targets))
         n_shared = self.n_heads // self.n_key_heads
         for layer in range(self.n_layers):
@@ -177,8 +179,8 @@ class Graph:
         return torch.zeros_like(self.exists).masked_scatter(self.exists, chosen)
 
     def connected(self, edges: Bool[Tensor, "source target"]) -> Bool[Tensor, "source target"]:
-        """The edges that lie on a path from the embedding to the last residual; the others change
-        no output."""
+        """The edges on a path from the embedding to the last residual; the others change no
+        output."""
         edges, n = edges & self.exists, len(self.sources)
         reached, useful = torch.zeros(n + 1, dtype=torch.bool), torch.zeros(n + 1, dtype=torch.bool)
         reached[0] = useful[n] = True
@@ -189,8 +191,8 @@ class Graph:
         return edges & reached[:n, None] & (self.feeds & useful).any(dim=1)
 
     def nodes(self, edges: Bool[Tensor, "source target"]) -> Bool[Tensor, " source"]:
-        """The heads and MLPs at either end of an edge; the embedding and the last residual, which
-        all share, left out."""
+        """The heads and MLPs at either end of an edge, without the embedding and the last residual,
+        which all circuits share."""
         ends = torch.cat([edges.any(dim=1), torch.zeros(1, dtype=torch.bool)])
         ends[self.owner[edges.any(dim=0)]] = True
         return ends[:-1] & (torch.arange(len(self.sources)) > 0)

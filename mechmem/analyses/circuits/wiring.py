@@ -1,5 +1,5 @@
-"""Wiring: a forward in which every edge of the computational graph takes its clean or its corrupted
-value."""
+"""Wiring: a forward pass in which each edge of the computational graph carries its clean or its
+corrupted value."""
 
 from __future__ import annotations
 
@@ -25,15 +25,15 @@ Values = Float[Tensor, "source circuit batch pos d_model"]
 
 
 def check_implemented(model: Model) -> None:
-    """Raises InputError for a model whose forward this file does not reproduce."""
+    """Raises InputError for a model whose forward pass this file does not reproduce."""
     if reason := FAST.refusal(model):
         raise InputError(
-            f"circuits are implemented for the models of the backend `fast` only: {reason}"
+            f"circuits are implemented only for models that the backend `fast` supports: {reason}"
         )
 
 
 def source_hooks(graph: Graph) -> list[str]:
-    """The activations that the values of the sources are made of."""
+    """The hooks from whose activations the values of the sources are computed."""
     names = ["attn.hook_z", *(["hook_mlp_out"] if graph.has_mlp else [])]
     return [
         "hook_embed",
@@ -43,8 +43,8 @@ def source_hooks(graph: Graph) -> list[str]:
 
 
 def source_values(model: Model, activations: Mapping[str, Tensor]) -> Sources:
-    """What each source writes into the residual stream; a head's result is z W_O with an equal
-    share of b_O."""
+    """The vectors that each source adds to the residual stream; a head's result is z W_O plus an
+    equal share of b_O."""
     values = [(activations["hook_embed"] + activations["hook_pos_embed"])[None]]
     for i, block in enumerate(model.blocks):
         z = activations[f"blocks.{i}.attn.hook_z"]
@@ -59,12 +59,12 @@ def source_values(model: Model, activations: Mapping[str, Tensor]) -> Sources:
 
 @dataclass(frozen=True)
 class Wiring:
-    """A model whose targets each read the sum of their own edges, and any edge may carry its
+    """A model in which each target reads the sum of its own edges, and any edge may carry its
     corrupted value.
 
-    The rest of the corrupted run is never seen: a node between computes with what its edges bring.
-    With `patterns` (layer by layer, `batch head pos key_pos`) attention is held, and only values
-    carry effects. Only for models that pass `check_implemented`.
+    Only the sources' corrupted values are used: every intermediate node computes its output from
+    its own edges. With `patterns` (one tensor per layer, `batch head pos key_pos`) attention is
+    fixed, and effects pass through values only. Only for models that pass `check_implemented`.
     """
 
     model: Model
@@ -83,13 +83,15 @@ class Wiring:
         edges: Float[Tensor, "circuit source target"] | None = None,
         inputs: list[Tensor] | None = None,
     ) -> Float[Tensor, "circuit batch n_readout d_vocab"]:
-        """Logits at the last `n_readout` positions for every circuit (1: the edge is in it; 0:
-        corrupted).
+        """Logits of every circuit at the last `n_readout` positions.
 
         Args:
-            known: the clean values of the embedding and of any more layers; they are not changed.
-            edges: the circuits; without them the model is whole.
-            inputs: receives what each group of targets reads, `target circuit batch pos d_model`.
+            known: clean values of the first sources: the embedding, and all sources of zero or more
+                layers; they are not computed again.
+            edges: the circuits: 1 for an edge in the circuit, 0 for a corrupted one; by default,
+                the full model.
+            inputs: a list that receives the inputs of each group of targets, `target circuit batch
+                pos d_model`.
         """
         model = self.model
         values = known[:, None].expand(-1, 1 if edges is None else len(edges), -1, -1, -1)
@@ -120,8 +122,7 @@ class Wiring:
     def _read(
         self, values: Values, targets: slice, edges: Tensor | None, inputs: list[Tensor] | None
     ) -> Tensor:
-        """What each of the targets reads: the sum of its edges, `target circuit batch pos
-        d_model`."""
+        """The input of each target: the sum of its edges, `target circuit batch pos d_model`."""
         if edges is None:
             x = values.sum(0).expand(targets.stop - targets.start, *values.shape[1:])
         else:
@@ -139,8 +140,8 @@ class Wiring:
         return x
 
     def _heads(self, attention: Any, x: Tensor, keep: int, pattern: Tensor | None) -> Tensor:
-        """Each head's result from its own query, key and value inputs, at the last `keep`
-        positions."""
+        """The result of each head at the last `keep` positions, from its own query, key and value
+        inputs."""
         key, value = ("_W_K", "_W_V") if self.graph.is_grouped else ("W_K", "W_V")
         weights = [getattr(attention, name) for name in ("W_Q", key, value)]
         biases = [getattr(attention, name.replace("W", "b")) for name in ("W_Q", key, value)]

@@ -1,1 +1,1 @@
-"""What interventions do to the answers."""
+"""Effects of interventions on the answers."""

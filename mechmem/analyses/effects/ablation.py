@@ -1,4 +1,4 @@
-"""Ablation: how fast the answers die as heads, neurons or layers are knocked out, in ranked against
+"""Ablation: how fast answers are lost as heads, neurons or layers are knocked out, in ranked and in
 random order."""
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ Reader = Callable[[frozenset["Component"], bool], Readings]
 
 
 class Component(NamedTuple):
-    """What is knocked out as one: a head (`a0.h1`), a neuron (`m0.n7`), or a layer's attention
-    (`a0`) or MLP (`m0`)."""
+    """The unit of ablation: a head (`a0.h1`), a neuron (`m0.n7`), or a layer's attention (`a0`) or
+    MLP (`m0`)."""
 
     name: str
     site: str
@@ -45,72 +45,70 @@ class Component(NamedTuple):
 
 
 class Ablation(AnswerAnalysis):
-    """Knocks out 0, 1, 2, ... of the heads, neurons or layers, the most needed first, beside random
-    orders.
+    """Knocks out more and more heads, neurons or layers, the most important first.
 
-    Ranked on clean instances it is the reasoning circuit that is removed: if memorised answers die
-    with it, as fast as clean ones and faster than at random, the memory rests on reasoning; if they
-    outlive it, the memory has parts of its own. The area between the two curves is (random -
-    ranked), over the share of parts that is gone, in units of what is there at the baseline: 0 for
-    a ranking that is no better than chance. Controls: random orders, and a ranking chosen on other
-    examples than it is judged on (`ranked_on_too` says how many are the same). Source: ours, for
-    claim C4 of arXiv:2507.04782; means: arXiv:2211.00593.
+    With a ranking from clean instances, the reasoning circuit is removed first. If memorised
+    answers are lost as fast as clean ones, and faster than in random order, the memory depends on
+    the reasoning circuit. If they survive it, the memory has components of its own. The area
+    between the curves integrates (random - ranked) over the share of components knocked out, as a
+    fraction of the baseline value; it is 0 for a ranking that is no better than chance. Controls:
+    random orders, and a ranking made on other examples than those it is tested on (`ranked_on_too`
+    gives the overlap).
+    Source: ours, for claim C4 of arXiv:2507.04782; means: arXiv:2211.00593.
     """
 
     columns: ClassVar[Mapping[str, str]] = {
         "examples": "name of the example set",
-        "component": "what is knocked out: head, neuron, or layer (the attention or MLP output of "
-        "one)",
+        "component": "type of the components: head, neuron, or layer (its attention or MLP output)",
         "ranked_on": "example set on which the order was chosen",
-        "ranked_by": "effect (the loss when a part alone is knocked out) or attribution (its "
+        "ranked_by": "effect (the loss when a component alone is knocked out) or attribution (its "
         "first-order estimate)",
-        "condition": "ranked order, random orders, between (the area), or alone (one part; heads "
-        "and layers only)",
-        "k": "number of parts that are knocked out; empty for the area and for `ranked_on_too`",
-        "share": "k as a share of all parts (fraction); empty where k is",
-        "part": "of `alone` (else empty), the part: a0.h1 head 1 of layer 0, a0 attention, m0 MLP "
-        "of layer 0",
-        "layer": "of `alone` (else empty), the layer of the part",
-        "rank": "of `alone` (else empty), the place of the part in the ranked order; 1 goes first",
+        "condition": "ranked (the ranked order), random (random orders), between (the area), or "
+        "alone (one component; heads and layers only)",
+        "k": "number of components knocked out; empty for the area and for `ranked_on_too`",
+        "share": "k as a share of all components (fraction); empty where k is",
+        "part": "for `alone`, the component: a0.h1 is head 1 of layer 0, a0 its attention, m0 its "
+        "MLP; otherwise empty",
+        "layer": "for `alone`, the layer of the component; otherwise empty",
+        "rank": "for `alone`, the rank of the component, 1 for the first; otherwise empty",
         "prefix": AnswerAnalysis.columns["prefix"],
         "place": AnswerAnalysis.columns["place"],
-        "measure": "what is measured; area_M for the area of M; ranked_on_too: share of the "
-        "examples ranked on too",
-        "unit": "unit of the measure; of areas, 0 as random, 1 the most there can be of what only "
-        "falls",
-        "value": "mean over the examples; of random orders, also over their draws; an area is "
-        "undefined where nothing is "
-        "right at the baseline",
-        "low": "lower end of the 95 % interval: bootstrap over examples, of areas also over the "
-        "random orders; of random "
-        "orders, their middle",
-        "high": "upper end of it",
+        "measure": "name of the measure M; area_M for the area between its curves; ranked_on_too: "
+        "share of the examples that are also in `ranked_on`",
+        "unit": "unit of the measure; for areas, 0 is as random and 1 the maximum if knock-outs "
+        "never raise the value",
+        "value": "mean over the examples, for random orders also over their draws; an area is "
+        "undefined where the baseline value is 0",
+        "low": "lower end of the 95 % interval: bootstrap over examples, for areas also over the "
+        "random orders; for random orders, the middle 95 % of their means",
+        "high": "upper end of that interval",
         "n": "number of examples, or of random orders",
-        "per_example": "the values of the examples, in the order of the set (of an area, to first "
+        "per_example": "the values of the examples, in the order of the set (for an area, to first "
         "order)",
     }
 
     component: Swept[Literal["head", "neuron", "layer"]]
+    """The type of component that is knocked out; `layer` takes attention and MLP outputs."""
     method: Swept[Literal["zero", "mean", "resample", "gaussian"]] = "mean"
-    """As in the intervention `ablate`."""
+    """The value that replaces an activation, as in the intervention `ablate`."""
     reference_set: Swept[ExampleSetName | None] = None
-    """Set of the mean, the other examples or the spread, as in `ablate`; the set that is patched
-    unless given."""
+    """Set of the mean, the other examples or the spread, as in `ablate`; by default, the ablated
+    set."""
     ranked_on: Swept[ExampleSetName] = ExampleSetName("clean")
-    """The set whose loss ranks the parts, fed its own prefix; best one that shares no example with
-    `examples`."""
+    """The set whose loss ranks the components, fed its own prefix; ideally it shares no example
+    with `examples`."""
     ranked_by: Swept[Literal["effect", "attribution"]] = "effect"
-    """Exact, one forward a part, or the first-order estimate for mean ablation: one gradient for
-    all (for neurons)."""
+    """`effect` is exact and needs one forward pass per component; `attribution` is a first-order
+    estimate for mean ablation that needs one gradient for all components (for neurons)."""
     metric: Measure = Probability(label="true")
-    """What is lost when a part is needed; the part that loses most goes first."""
+    """The metric whose loss ranks the components, largest loss first."""
     k: tuple[NonNegativeInt, ...] | None = None
-    """Numbers of parts knocked out; 1, 2, 4, 8 ... unless given. None and all are always among
-    them."""
+    """Numbers of components knocked out; by default, 1, 2, 4, 8 and so on. 0 and all are always
+    added."""
     n_random: int = Field(12, ge=1)
-    """Random orders; of these, `n_control_greedy` are decoded too. They are turns of one random
-    order (and of a next one, where there are more than parts), so that every part comes early about
-    as often; a multiple of the heads is best."""
+    """Number of random orders; `n_control_greedy` of them are decoded too. They are rotations of
+    one random order (or of several, if there are fewer components than orders), so that every
+    component comes early about equally often. A multiple of the number of heads is best."""
     seed: int = 0
     """Seed of the first random order, and of `resample` and `gaussian`."""
 
@@ -118,10 +116,10 @@ class Ablation(AnswerAnalysis):
         return self.together(self.every(session.model(self.model)))
 
     def every(self, model: Model) -> list[Component]:
-        """All parts there are, in the order of the model. Raises InputError for neurons of a model
+        """All components of the model, in model order. Raises InputError for neurons of a model
         without an MLP."""
         if self.component == "neuron" and model.cfg.attn_only:
-            raise InputError("this model has no neurons: it has no MLP; knock out heads or layers")
+            raise InputError("this model has no MLP, so no neurons; knock out heads or layers")
         layers, n_heads = range(model.cfg.n_layers), model.cfg.n_heads
         if self.component == "head":
             return [Component(f"a{i}.h{j}", "z", i, j) for i in layers for j in range(n_heads)]
@@ -137,7 +135,7 @@ class Ablation(AnswerAnalysis):
         ]
 
     def together(self, components: Sequence[Component]) -> list[Ablate]:
-        """These components knocked out at once: one ablation for those of a layer."""
+        """The ablations that knock these components out together: one per site and layer."""
         chosen: dict[tuple[str, int], list[int]] = {}
         for component in components:
             units = chosen.setdefault((component.site, component.layer), [])
@@ -159,7 +157,7 @@ class Ablation(AnswerAnalysis):
         return whole.model_copy(update={"head": heads, "neurons": neurons})
 
     def ranking(self, session: Session) -> list[Component]:
-        """The parts, the most needed first."""
+        """The components, the most important first."""
         chosen = (self.component, self.method, self.ranked_by, self.metric, self.seed)
         sets = [name and session.examples(name) for name in (self.ranked_on, self.reference_set)]
         model = session.model(self.model)
@@ -173,7 +171,7 @@ class Ablation(AnswerAnalysis):
         return session.cached(("ranking", model, *sets, *chosen), make)
 
     def _lost(self, session: Session, components: Sequence[Component]) -> list[float]:
-        """What the metric loses when each part alone is knocked out."""
+        """How much the metric loses when each component alone is knocked out."""
         model, examples = session.model(self.model), session.examples(self.ranked_on)
         baseline = session.baseline(model, examples)
 
@@ -201,8 +199,8 @@ class Ablation(AnswerAnalysis):
         return [(s.sum() if index is None else s[index]).item() for s, index in found]
 
     def sizes(self, n_components: int) -> list[int]:
-        """How many are knocked out at each point of the curve. Raises InputError for more than
-        there are."""
+        """Number of components knocked out at each point of the curve. Raises InputError if `k`
+        exceeds `n_components`."""
         doubling = tuple(2**i for i in range(n_components.bit_length()) if 2**i < n_components)
         k = doubling if self.k is None else self.k
         if max(k, default=0) > n_components:
@@ -213,7 +211,7 @@ class Ablation(AnswerAnalysis):
         return sorted({0, *k, n_components})
 
     def orders(self, components: Sequence[Component]) -> list[list[Component]]:
-        """The random orders."""
+        """The random orders of these components."""
         n, turns = len(components), min(self.n_random, len(components))
         orders = []
         for i in range(self.n_random):
@@ -247,8 +245,8 @@ class Ablation(AnswerAnalysis):
         return self._tidy(rows)
 
     def _reader(self, session: Session) -> Reader:
-        """The readings when a set of parts is knocked out; orders meet at the ends, which are read
-        once."""
+        """A function that gives the readings when a set of components is knocked out. It is cached:
+        all orders share their two ends."""
         model, examples = session.model(self.model), session.examples(self.examples)
         every = self.every(model)
 
@@ -283,16 +281,22 @@ class Ablation(AnswerAnalysis):
 
 
 def area(shares: Sequence[float], ranked: Curve, random: Curve) -> Float[np.ndarray, " n"]:
-    """The area between the curves in units of what is there at the baseline, of each example (their
-    mean, to first order)."""
+    """The area between two curves as a fraction of the baseline value: contributions of the
+    examples, whose mean it is (to first order).
+
+    Args:
+        shares: share of the components knocked out at each point (fraction), ascending from 0.
+        ranked: values at each point of the ranked order, `k n`.
+        random: values at each point of a random order, `k n`.
+    """
     return ratio(np.trapezoid(random - ranked, shares, axis=0), ranked[0], TOLERANCE)
 
 
 def _curves(
     sizes: Sequence[int], shares: Sequence[float], ranked: Curve, draws: Sequence[Curve]
 ) -> list[Row]:
-    """The rows of one reading: a point a size on the ranked and on the random curve, and the area
-    between them."""
+    """The rows of one reading: one per size for the ranked and for the random curve, and one for
+    the area between them."""
     at = [{"k": k, "share": share} for k, share in zip(sizes, shares, strict=True)]
     rows = [
         over_examples(ranked[i]) | point | {"condition": "ranked"} for i, point in enumerate(at)
@@ -305,7 +309,7 @@ def _curves(
 
 
 def _between(areas: Float[np.ndarray, "draw n"]) -> Row:
-    """The mean area, with an interval for which orders and examples are drawn again."""
+    """The mean area, with an interval from resampling both orders and examples."""
     resampled = resampled_means(areas)
     again = np.random.default_rng(0).integers(len(areas), size=resampled.shape)
     means = np.take_along_axis(resampled, again, axis=0).mean(axis=0)
@@ -314,16 +318,17 @@ def _between(areas: Float[np.ndarray, "draw n"]) -> Row:
 
 
 def _seen(examples: Examples, ranked_on: Examples) -> Row:
-    """Which examples were ranked on too, so that the order is chosen to hurt them."""
+    """The share of examples that are also in the ranking set, so that the order was chosen to
+    affect them."""
     known = {tuple(prompt) for prompt in ranked_on.prompt.tolist()}
     is_seen = np.array([tuple(prompt) in known for prompt in examples.prompt.tolist()], float)
-    said = {
+    labels = {
         "condition": "ranked",
         "prefix": examples.prefix,
         "place": "all",
         "measure": "ranked_on_too",
     }
-    return over_examples(is_seen) | said
+    return over_examples(is_seen) | labels
 
 
 def _named(key: Key, condition: str) -> Row:
@@ -336,5 +341,5 @@ def _named(key: Key, condition: str) -> Row:
 
 
 def _matrix(readings: Sequence[Readings], key: Key) -> Curve:
-    """A row a point of the curve, a column an example."""
+    """The values of one reading: one row per point of the curve, one column per example."""
     return np.stack([reading.values[key].double().numpy() for reading in readings])

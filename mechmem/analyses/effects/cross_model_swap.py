@@ -1,5 +1,5 @@
-"""CrossModelSwap: components exchanged between a training and its twin, by their weights or by what
-they give out."""
+"""CrossModelSwap: components swapped between a model and its twin, by their weights or by their
+activations."""
 
 from __future__ import annotations
 
@@ -20,42 +20,42 @@ from mechmem.spec.selection import Indices
 from mechmem.spec.sweep import Each, Swept
 
 IN_LAYERS = {"attn": "attn_out", "mlp": "mlp_out"}
-"""What the components of a layer give out."""
+"""Site of the output of each component of a layer."""
 OUTSIDE = {"embed": ("embed", "pos_embed"), "unembed": ("logits",)}
-"""What the others do."""
+"""Sites of the outputs of the components outside the layers."""
 
 
 class CrossModelSwap(EffectAnalysis):
-    """Exchanges a component between a model and its twin, and asks whether the memory moves with
-    it.
+    """Swaps a component between a model and its twin to see whether the memory moves with it.
 
-    Of two trainings from the same weights on the same instances, only one had wrong labels to
-    remember. `weights`: the component computes as the other model's does, on the host's own inputs;
-    if true answers come back, what was remembered lay in its weights. `activations`: it gives out
-    what it does in the other model, whose own inputs to it come along. The memory is *in* a
-    component if it leaves the model with it and enters the twin with it. Clean and held-out
-    instances say what an exchange breaks by itself; `baseline` and `source` are the two whole
-    models. For `embed` both ways are one; the activation of `unembed` is the other model's answer.
+    The two models were trained from the same initial weights on the same instances, but only one of
+    them on wrong labels. With `weights`, the component computes with the other model's weights on
+    the host's own inputs; if true answers come back, the memory was in its weights. With
+    `activations`, its output is the one it has in the other model, so that the other model's inputs
+    to it count too. The memory is *in* a component if it leaves the model with the component and
+    enters the twin with it. Clean and held-out instances show how much a swap breaks by itself;
+    `baseline` and `source` are the two unmodified models. For `embed` the two methods are the same;
+    the activation of `unembed` is the other model's answer.
     Source: ours.
     """
 
     columns: ClassVar[Mapping[str, str]] = {
         **EffectAnalysis.columns,
-        "condition": "baseline (the host, whole), patched (with the other's component), control "
-        "(mean over its draws) "
-        "or source (the other model, whole)",
+        "condition": "baseline (the unmodified host), intervened (with the other model's "
+        "component), control (mean over its draws) or source (the unmodified other model)",
     }
 
     twin: Swept[CheckpointName] = CheckpointName("twin")
-    """The checkpoint of the other training, of one architecture with `model`."""
+    """The checkpoint of the other training run, with the same architecture as `model`."""
     into: Swept[Literal["model", "twin"]] = "model"
-    """The host, which gets a component of the other: `model` (does the memory leave?) or `twin`
-    (does it come?)."""
+    """The host, which receives a component of the other model: `model` (does the memory leave?) or
+    `twin` (does it arrive?)."""
     method: Swept[Literal["weights", "activations"]] = "weights"
+    """Whether the component's weights or its output activations come from the other model."""
     component: Swept[Part | Parts]
-    """What is exchanged, as in `swap_weights`; of several, all together."""
+    """The component to swap, as in `swap_weights`; several are swapped together."""
     layer: Swept[Indices | None] = None
-    """Layers of `attn` and `mlp`; every layer unless given."""
+    """Layers of `attn` and `mlp`; by default, every layer."""
 
     @model_validator(mode="after")
     def _has_layers(self) -> Self:
@@ -95,8 +95,7 @@ class CrossModelSwap(EffectAnalysis):
         return session.baseline(session.model(self.twin), examples)
 
     def _source_readings(self, session: Session, examples: Examples) -> Readings | None:
-        """The whole other model, which reads the same examples, and so has an answer of its own
-        too."""
+        """The unmodified other model on the same examples, with its own greedy answers too."""
         fed = super()._source_readings(session, examples)
         whole = self.readings(session, session.model(self.twin), examples, []).values
         answered = {key: values for key, values in whole.items() if key[0] == "greedy"}

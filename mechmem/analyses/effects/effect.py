@@ -1,5 +1,4 @@
-"""Effects: what an intervention does to the answers, with the baseline, its source and a
-control."""
+"""Effects: how an intervention changes the answers, with baseline, source and control."""
 
 from __future__ import annotations
 
@@ -45,24 +44,25 @@ class Readings:
 
 
 class AnswerAnalysis(Analysis):
-    """An analysis that reports what is done to the answers of an example set.
+    """An analysis that reports how interventions change the answers to an example set.
 
-    Every effect is given by the prefix that the model is fed (`given`, `true`, or its own answer in
-    `greedy` decoding), and by the whole answer and its places, next to the baseline.
+    Every effect is given for each prefix that the model is fed (`given`, `true`, or its own answer
+    in `greedy` decoding), for the whole answer and for each of its places, next to the baseline.
     """
 
     columns: ClassVar[Mapping[str, str]] = {
         "examples": "name of the example set",
         "condition": "baseline (no intervention), intervened, control (mean over its draws) or "
         "source (the run that is patched in)",
-        "prefix": "label whose earlier tokens the model is fed: given, true; greedy: its own "
+        "prefix": "label whose earlier tokens the model is fed: given or true; greedy: its own "
         "answer",
         "place": "answer token, or all for the whole answer",
-        "measure": "what is measured; accuracies and probabilities in 0..1, logits and KL in nats",
+        "measure": "name of the measure; accuracies and probabilities in 0..1, logits and KL in "
+        "nats",
         "unit": "unit of the measure",
         "value": "mean over the examples, in the unit of the measure",
         "low": "lower end of the bootstrap 95 % interval over examples",
-        "high": "upper end of it",
+        "high": "upper end of that interval",
         "recovery": "(value - baseline) / (source - baseline); undefined below a difference of "
         "1e-6",
         "n": "number of examples",
@@ -77,22 +77,23 @@ class AnswerAnalysis(Analysis):
         Accuracy(label="true"),
         Accuracy(label="given"),
     )
+    """The measures of each answer."""
     prefixes: Prefixes = ("given", "true")
-    """The labels whose earlier tokens the model is fed; one, where both have the same ones."""
+    """The labels whose earlier tokens the model is fed; only one where both have the same ones."""
     greedy: bool = True
-    """Also let the model answer freely (greedy), which no prefix can help."""
+    """Whether the model also answers by greedy decoding, without the help of a prefix."""
     source_prefix: SourcePrefix = "own"
-    """What the source of a patch is fed while the patched model decodes: the patched model's own
-    answer so far, or the given or the true label."""
+    """The answer tokens that the source of a patch is fed while the patched model decodes: the
+    patched model's own answer so far, or the given or the true label."""
     n_control_greedy: int = Field(5, ge=0)
-    """Draws of the control that are decoded too (slower than the fed prefixes)."""
+    """Number of draws of the control that are decoded too (slower than a fixed prefix)."""
 
     @abstractmethod
     def interventions(self, session: Session) -> Interventions:
         """The interventions, applied together."""
 
     def target(self, session: Session, examples: Examples) -> Tensor | None:
-        """Logits of the run that is patched in, if there is such a run."""
+        """Logits of the run that is patched in; None if there is no such run."""
         return None
 
     def controls(
@@ -137,7 +138,7 @@ class AnswerAnalysis(Analysis):
                 raise InputError(f"{measure.name} on {self.examples!r}: {instead}")
 
     def fed(self, examples: Examples) -> tuple[Label, ...]:
-        """The chosen prefixes that differ on these examples."""
+        """The chosen prefixes, without those that make no difference on these examples."""
         return tuple(p for p in self.prefixes if p in prefixes(examples)) or self.prefixes[:1]
 
     def readings(
@@ -152,10 +153,10 @@ class AnswerAnalysis(Analysis):
 
         Args:
             session: runs the model.
-            model: what is run.
-            examples: what it answers.
-            interventions: applied together; none for the baseline, which is made once.
-            greedy: whether the model also answers freely.
+            model: the model that answers.
+            examples: the examples that it answers.
+            interventions: applied together; empty for the baseline, which is cached.
+            greedy: whether the model also answers by greedy decoding.
         """
         greedy = greedy and self.greedy
         if interventions:
@@ -185,7 +186,9 @@ class AnswerAnalysis(Analysis):
         if greedy and not interventions:  # once, and not for every intervention and draw
             for measure in self.measures:
                 if measure not in judges:
-                    session.say(f"{measure.name} has no greedy rows: it needs logits of a prefix")
+                    session.say(
+                        f"{measure.name} has no greedy rows: it needs the logits under a prefix"
+                    )
         if judges:
             answer = session.greedy(model, examples, interventions, known, self.source_prefix)
             for measure in judges:
@@ -215,7 +218,7 @@ class AnswerAnalysis(Analysis):
 
 
 class EffectAnalysis(AnswerAnalysis):
-    """An analysis of what interventions do to the answers, with a control matched in size."""
+    """An analysis of how interventions change the answers, with a control of matched size."""
 
     control: Control | None = None
     """Random interventions of the same size."""
@@ -229,7 +232,7 @@ class EffectAnalysis(AnswerAnalysis):
 
 
 def prefixes(examples: Examples) -> tuple[Label, ...]:
-    """The prefixes that differ: both for noisy labels of several tokens, else one."""
+    """The prefixes that differ: both for noisy labels of several tokens, otherwise one."""
     same = torch.equal(examples.given[:, :-1], examples.true[:, :-1])
     return ("given",) if same else ("given", "true")
 
@@ -240,10 +243,10 @@ def by_place(
     """The values of the whole answer and of each place, by their key.
 
     Args:
-        prefix: what the model was fed.
-        measure: what was measured.
-        values: `n n_answer`.
-        examples: whose places they are.
+        prefix: the label whose earlier tokens the model was fed, or `greedy`.
+        measure: the measure of the values.
+        values: the values at the answer tokens, `n n_answer`.
+        examples: the examples, which name the places.
     """
     whole = {(prefix, "all", measure.name): measure.whole(values)}
     if examples.n_answer == 1:

@@ -1,5 +1,5 @@
-"""Erasure: what is lost when a variable can no longer be read linearly, beside removals of equal
-rank and variance."""
+"""Erasure: which answers are lost when a variable is no longer linearly decodable, compared with
+removing equal rank or variance."""
 
 from __future__ import annotations
 
@@ -33,39 +33,39 @@ from mechmem.statistics.rows import over_examples, single
 CONTROLS = ("random", "variance_matched")
 
 Draws = Mapping[str, Sequence[Erase | None]]
-"""By condition, the erasures that it is the mean of; none where nothing is erased."""
+"""The erasures that each condition averages over; None where nothing is erased."""
 
 
 class Erasure(EffectAnalysis):
-    """What erasing a variable from an activation does to the answers, and to what a fresh probe
-    reads there.
+    """Erases a variable from an activation and measures the answers and what a new probe can read.
 
-    If memorised answers go with the variable, and not with as many random dimensions or as much
-    variance, they rest on what the activation holds of it. The table also says how large the
-    erasure was and whether it did what it is meant
-    to: `rank`, `variance_left`, and for the variable and those of `also_probed` the accuracy
-    `probe_...` of a new probe. It is fitted and tuned on two thirds of `erase.fit_on`, and tested
-    on those of `examples` whose prompts up to the erased position are not among them, all erased;
-    the eraser may have seen them.
-    Source: arXiv:2004.07667, arXiv:2306.03819 (erasure); arXiv:2006.00995 (its effect, beside
-    random directions).
+    If memorised answers are lost with the variable, but not with equally many random dimensions or
+    equal variance, they depend on the activation's information about it. The table also reports the
+    size of the erasure (`rank`, `variance_left`) and whether it worked: the accuracy `probe_...` of
+    a new probe for the variable and for each of `also_probed`. The probe is fitted and tuned on two
+    thirds of `erase.fit_on`, and tested on those of `examples` whose prompts up to the erased
+    position it has not seen, always on activations after the erasure. The eraser itself may have
+    been fitted on test examples.
+    Source: arXiv:2004.07667, arXiv:2306.03819 (erasure); arXiv:2006.00995 (comparison of its effect
+    with random directions).
     """
 
     columns: ClassVar[Mapping[str, str]] = {
         **EffectAnalysis.columns,
-        "condition": "baseline, patched (erased); mean over draws: random (equal rank), "
+        "condition": "baseline, intervened (erased); means over draws: random (equal rank), "
         "variance_matched, control",
-        "measure": "as asked, by answer; of the eraser rank, variance_left (of `fit_on`), "
-        "probe_VARIABLE (accuracy)",
-        "unit": "unit of the measure; several erased activations count by their mean",
+        "measure": "a measure of the answers; or a measure of the erasure: rank, variance_left (on "
+        "`fit_on`), probe_VARIABLE (accuracy)",
+        "unit": "unit of the measure; with several erased activations, their mean is reported",
     }
 
     erase: Erase
-    """What is erased and where; `leace` or `inlp`, to which the controls are matched."""
+    """The variable to erase and the site; the method is `leace` or `inlp`, and the controls are
+    matched to it."""
     n_draws: int = Field(5, ge=1)
-    """Draws of each of the two controls."""
+    """Number of draws of each of the two controls."""
     also_probed: tuple[str, ...] = ()
-    """Other variables that are probed before and after, to see what went with the erased one."""
+    """Other variables that are probed before and after, to see which are erased along with it."""
     penalties: tuple[PositiveFloat, ...] = Field(PENALTIES, min_length=1)
     """Penalties that each probe chooses from, as in `probe`."""
 
@@ -75,7 +75,7 @@ class Erasure(EffectAnalysis):
         methods = erase.method.each if isinstance(erase.method, Each) else [erase.method]
         if set(CONTROLS) & set(methods):
             raise ValueError(
-                "erasure draws its own controls, `n_draws` times; let the method be leace or inlp"
+                "erasure draws its own controls, `n_draws` times; choose the method leace or inlp"
             )
         return erase
 
@@ -95,8 +95,8 @@ class Erasure(EffectAnalysis):
         return tuple(dict.fromkeys([self.erase.variable, *self.also_probed]))
 
     def _first(self, examples: Examples) -> str:
-        """The earliest erased position: what was read up to there decides which activations are
-        the same."""
+        """The earliest erased position: examples with the same tokens up to it have the same
+        activation."""
         names = self.erase.names(examples)
         earliest = examples.indices(names).double().mean(dim=0).argmin()
         return names[int(earliest)]
@@ -131,13 +131,13 @@ class Erasure(EffectAnalysis):
             for condition, draws in self._draws.items()
             for row in (*self._sizes(session, fit, draws), *self._probed(session, fit, draws))
         ]
-        said = pd.DataFrame(rows)[list(self.columns)].astype({"recovery": "Float64"})
-        return pd.concat([super().table(session), said], ignore_index=True)
+        checks = pd.DataFrame(rows)[list(self.columns)].astype({"recovery": "Float64"})
+        return pd.concat([super().table(session), checks], ignore_index=True)
 
     def _sizes(
         self, session: Session, fit: Examples, draws: Sequence[Erase | None]
     ) -> list[dict[str, Any]]:
-        """How much is removed."""
+        """The rank and the remaining variance of the erasures, mean over draws and places."""
         model = session.model(self.model)
         erasers = [
             eraser
@@ -155,7 +155,7 @@ class Erasure(EffectAnalysis):
     def _probed(
         self, session: Session, fit: Examples, draws: Sequence[Erase | None]
     ) -> list[dict[str, Any]]:
-        """How well each variable can be read in what is left."""
+        """How well each variable can be read from the erased activations."""
         model, rows = session.model(self.model), []
         test = unseen(session, model, self.examples, fit, self.erase.split_seed, self._first(fit))
         places = [*self.erase.erasers(session, model, fit)]
@@ -182,8 +182,7 @@ class Erasure(EffectAnalysis):
         hook: str,
         position: str,
     ) -> Classifier:
-        """A probe fitted on what is left of the activation; shared by all sets that it is tested
-        on."""
+        """A probe fitted on the erased activation; cached for all sets that it is tested on."""
         model = session.model(self.model)
 
         def make() -> Classifier:
@@ -197,7 +196,7 @@ class Erasure(EffectAnalysis):
     def _read(
         self, session: Session, examples: Examples, draw: Erase | None, hook: str, position: str
     ) -> Float[Tensor, "n d"]:
-        """What is left of the activation."""
+        """The activation after the erasure."""
         model = session.model(self.model)
         at = At(hook, shared(examples.indices(position)))
         x = session.activation(model, examples, at)[:, 0]

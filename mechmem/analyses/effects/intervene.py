@@ -1,4 +1,4 @@
-"""Intervene: what any intervention of the registry does to the answers."""
+"""Intervene: the effect of any single intervention on the answers."""
 
 from __future__ import annotations
 
@@ -8,14 +8,15 @@ from mechmem.session import Session
 
 
 class Intervene(EffectAnalysis):
-    """One intervention, stated in full, and what it does to the answers.
+    """Applies one intervention, written out in full, and measures the answers.
 
-    The general form of a knock-out or patching experiment; sweep any field of the intervention with
-    `each:`, so that the deliberate site stands in one table with all others of its size. Source:
-    ours.
+    The general form of a knock-out or patching experiment. Sweep any field of the intervention with
+    `each:`, so that one table compares the site of interest with all others of its size.
+    Source: ours.
     """
 
     intervention: Intervention
+    """The intervention, with its kind and fields."""
 
     def interventions(self, session: Session) -> Interventions:
         return [self.intervention]

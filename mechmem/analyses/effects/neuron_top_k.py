@@ -1,4 +1,4 @@
-"""NeuronTopK: the most shifted neurons put back, against random ones."""
+"""NeuronTopK: the most shifted neurons restored, compared with random ones."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ from mechmem.spec.sweep import Swept
 
 
 class NeuronTopK(AnswerAnalysis):
-    """Patches the k most shifted neurons back to `before`, against k random ones of the same
-    layers.
+    """Patches the k most shifted neurons back to their values in the checkpoint `before`.
 
-    If few shifted neurons bring back the true answers and as many random ones do not, the memory
-    is in them. Sweep `k` for the cumulative curve, and `layer` for one layer at a time. Source:
-    ours, for claim C7.
+    If a few shifted neurons restore the true answers, and equally many random neurons of the same
+    layers do not, the memory is in them. Sweep `k` for the cumulative curve, and `layer` for one
+    layer at a time.
+    Source: ours, for claim C7.
     """
 
     columns: ClassVar[Mapping[str, str]] = {
@@ -35,17 +35,17 @@ class NeuronTopK(AnswerAnalysis):
     }
 
     before: CheckpointName = CheckpointName("before")
-    """The checkpoint that neurons are put back to."""
+    """The checkpoint whose values the neurons get."""
     layer: Swept[Indices]
     """Layers whose neurons are ranked together."""
     k: Swept[NonNegativeInt]
-    """Number of neurons."""
+    """Number of neurons that are patched."""
     ranked_on: ExampleSetName = ExampleSetName("noisy")
     """The noisy set whose shifts rank the neurons."""
     matched: ExampleSetName = ExampleSetName("clean")
-    """The clean set that the noisy one is compared with."""
+    """The clean set with which the noisy one is compared."""
     n_random: int = Field(20, ge=1)
-    """Draws of k random neurons."""
+    """Number of draws of k random neurons."""
     seed: int = 0
     """Seed of the first of these draws."""
 

@@ -17,21 +17,24 @@ from mechmem.spec.sweep import Swept
 
 
 class PatchGrid(EffectAnalysis):
-    """What happens to the answer if a part of the computation is replaced by its value from another
-    forward pass.
+    """Replaces an activation by its value from another forward pass and measures the answers.
 
     Sweep any field with `each:` to make the grid. Denoising: `model` and `examples` are the
-    corrupted run, `source` the clean one; noising: the other way round. A site whose patch brings
-    the source's answer carries what it depends on.
+    corrupted run and `source` the clean one. Noising: the other way round. If patching a site
+    brings the source's answer, the site carries information that the answer depends on.
     Source: arXiv:2309.16042; across checkpoints: ours.
     """
 
     site: Swept[str]
     """A name of the sites table, or a TransformerLens hook name."""
     layer: Swept[Indices | None] = None
+    """One layer or several; None for a site without layers."""
     position: Swept[Names | None] = None
+    """Named positions; by default, all."""
     head: Swept[Indices | None] = None
+    """Heads, at sites that have them; by default, all."""
     neurons: Swept[Units | None] = None
+    """Neurons, at `neurons` and `mlp_pre`; by default, all."""
     source: Source
     """The run that is patched in."""
 

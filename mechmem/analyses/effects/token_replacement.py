@@ -1,5 +1,4 @@
-"""TokenReplacement: how many tokens an answer hangs on, by replacing them one at a time and several
-together."""
+"""TokenReplacement: how many tokens an answer depends on, by replacing one or several of them."""
 
 from __future__ import annotations
 
@@ -27,61 +26,65 @@ from mechmem.statistics.intervals import ratio
 from mechmem.statistics.rows import Row, over_examples, single
 
 Hits = Mapping[str, Float[np.ndarray, "n place"]]
-"""By measure, whether the whole answer and each of its tokens is what it names."""
+"""For each measure, whether the whole answer (column 0) and each of its tokens is right by it."""
 
 
 class TokenReplacement(Analysis):
-    """Replaces tokens, or the residual at them, by those of another example, and asks what is
-    answered then.
+    """Replaces tokens, or the residuals at them, by those of another example and decodes an answer.
 
-    A look-up that is keyed on few tokens survives the replacement of all others: beside the curve
-    stands what a pure look-up on t of the N tokens would show, C(N - t, m) / C(N, m) after m
-    replacements, and chance. `tokens_needed` sums over the tokens what is lost when each alone is
-    replaced: t for a look-up on t tokens, N for an answer that hangs on all. A lost answer that
-    follows the rule on the changed input was an exception to a rule that still runs; one that is
-    neither was broken. A key of all tokens looks as distributed as a computation does: read it
-    beside the clean instances, and beside knock-outs. In one draw an example has one donor, which
-    has another token at every position. Every answer is free (greedy decoding), so that no prefix
-    can help.
-    Touches: resid_pre. Source: ours, for claim C6 of arXiv:2507.04782.
+    A look-up keyed on a few tokens survives the replacement of all others. The curve is therefore
+    compared with chance and with a pure look-up on t of the N tokens, which survives m replacements
+    with probability C(N - t, m) / C(N, m). `tokens_needed` sums over all tokens the accuracy that
+    is lost when each is replaced alone: it is t for a look-up on t tokens, and N for an answer that
+    depends on all N. If the new answer follows the rule on the changed input, the memorised answer
+    was an exception to a rule that still works; if it is no label at all, the computation is
+    broken. A look-up keyed on all tokens looks as distributed as a computation, so compare with
+    clean instances and with knock-outs. In each draw an example has one donor, which differs from
+    it at every position. Answers are decoded greedily, so that no prefix can help.
+    Touches: resid_pre.
+    Source: ours, for claim C6 of arXiv:2507.04782.
     """
 
     columns: ClassVar[Mapping[str, str]] = {
         "examples": "name of the example set",
         "layer": "layer before which the residual is replaced; 0: the token",
-        "condition": "alone (one named token), together (a random set), look_up_T (pure, on T "
-        "tokens) or chance",
-        "position": "of `alone` (else empty), the token that is replaced",
+        "condition": "alone (one named token), together (a random set), look_up_T (a pure look-up "
+        "on T tokens) or chance",
+        "position": "for `alone`, the position of the replaced token; otherwise empty",
         "n_replaced": "number of tokens replaced; empty for chance and tokens_needed",
         "prefix": "greedy: the model is fed its own answer",
         "place": "answer token, or all for the whole answer",
-        "measure": "accuracy_given, accuracy_true (of the input as it was), accuracy_rule (what "
-        "the rule gives on the "
-        "changed input), off_label_rate (none of the three), or tokens_needed",
-        "unit": "fraction of the examples; of tokens_needed, tokens",
-        "value": "mean over the examples and draws; tokens_needed is undefined where nothing is "
-        "given at the baseline",
-        "low": "lower end of the bootstrap 95 % interval over examples, of their means over draws",
-        "high": "upper end of it",
+        "measure": "accuracy_given, accuracy_true (labels of the original input), accuracy_rule "
+        "(the rule's answer to the changed input), off_label_rate (none of the three), or "
+        "tokens_needed",
+        "unit": "fraction of the examples; for tokens_needed, tokens",
+        "value": "mean over the examples and draws; tokens_needed is undefined where no given "
+        "label is answered at the baseline",
+        "low": "lower end of the bootstrap 95 % interval over examples (over their means over "
+        "draws)",
+        "high": "upper end of that interval",
         "n": "number of examples",
         "per_example": "the means over draws of the examples, in the order of the set",
     }
 
     model: Swept[CheckpointName] = CheckpointName("after")
+    """The checkpoint that answers."""
     examples: Swept[ExampleSetName] = ExampleSetName("noisy")
+    """The example set."""
     layer: Swept[NonNegativeInt] = 0
-    """0 replaces the token itself; a later layer also what was gathered at its position before it.
-    What a token says then also stands elsewhere, so that look-ups and `tokens_needed` are given for
-    layer 0 only."""
+    """Layer before which the residual is replaced. 0 replaces the token itself; a later layer also
+    replaces information gathered at its position in earlier layers. By then the token's information
+    is at other positions too, so look-ups and `tokens_needed` are given for layer 0 only."""
     donors: Swept[ExampleSetName] = ExampleSetName("clean")
-    """The set whose tokens or residuals take the place."""
+    """The set from which replacement tokens or residuals come."""
     positions: tuple[str, ...] | None = Field(None, min_length=1)
-    """Names of prompt positions; all whose token is not the same in every example unless given."""
+    """Names of prompt positions; by default, all at which the token varies between examples."""
     n_draws: int = Field(5, ge=1)
-    """Random donors, each with a random order in which tokens are replaced."""
+    """Number of random donors, each with a random order in which tokens are replaced."""
     look_up: tuple[PositiveInt, ...] = (1, 2)
-    """Numbers of tokens of the look-ups that the curve is compared with."""
+    """Numbers of key tokens of the pure look-ups that the curve is compared with."""
     seed: int = 0
+    """Seed of the first draw."""
 
     def table(self, session: Session) -> pd.DataFrame:
         examples = session.examples(self.examples)
@@ -101,7 +104,7 @@ class TokenReplacement(Analysis):
         rows += [
             row for m, hits in enumerate(together) for row in _rows(hits, examples, "together", m)
         ]
-        if self.layer == 0:  # later, what a token says also stands where it is not replaced
+        if self.layer == 0:  # later, other positions hold the token's information too
             rows += [_needed(alone, together[0]), *self._look_ups(positions)]
         rows += [single(session.chance) | {"condition": "chance", "measure": "accuracy_given"}]
         shared = {"examples": self.examples, "layer": self.layer, "prefix": "greedy"}
@@ -112,7 +115,10 @@ class TokenReplacement(Analysis):
 
     def _positions(self, examples: Examples, donors: Examples) -> list[str]:
         if not examples.is_rectangular or not donors.is_rectangular:
-            raise InputError("token_replacement needs prompts of one length, in both sets")
+            raise InputError(
+                "token_replacement needs prompts of the same length in both sets; choose sets of "
+                "rectangular prompts"
+            )
         varies = _varies(examples, donors)
         if self.positions is None:
             every = [(name, _index(examples, name)) for name in examples.positions]
@@ -135,8 +141,8 @@ class TokenReplacement(Analysis):
         session.demand(
             bool(fits.any(dim=1).all()),
             f"an example of {self.examples!r} shares a token with every example of "
-            f"{self.donors!r}, so that not all of {', '.join(positions)} can be replaced at once; "
-            "take a larger set of donors, or fewer positions",
+            f"{self.donors!r}, so {', '.join(positions)} cannot all be replaced together; choose "
+            "a larger set of donors, or fewer positions",
         )
         if not fits.any(dim=1).all():
             fits = n_same == n_same.min(dim=1, keepdim=True).values
@@ -147,22 +153,24 @@ class TokenReplacement(Analysis):
         return Replacement(session, session.model(self.model), examples, chosen, self.layer, order)
 
     def _look_ups(self, positions: Sequence[str]) -> list[Row]:
-        """What pure look-ups show. Raises InputError for one on more tokens than there are."""
-        n, said = len(positions), {"measure": "accuracy_given"}
+        """The curves of pure look-ups. Raises InputError for one keyed on more tokens than there
+        are positions."""
+        n, labels = len(positions), {"measure": "accuracy_given"}
         if max(self.look_up, default=0) > n:
             raise InputError(
-                f"there are {n} tokens ({', '.join(positions)}), not {max(self.look_up)} to look up"
+                f"look_up {max(self.look_up)} exceeds the {n} replaced tokens "
+                f"({', '.join(positions)}); lower it"
             )
         left = [(t, m, comb(n - t, m) / comb(n, m)) for t in self.look_up for m in range(n + 1)]
         return [
-            single(share) | said | {"condition": f"look_up_{t}", "n_replaced": m}
+            single(share) | labels | {"condition": f"look_up_{t}", "n_replaced": m}
             for t, m, share in left
         ]
 
 
 @dataclass(frozen=True, eq=False)
 class Replacement:
-    """One draw: a donor for each example, and the order in which its tokens come in."""
+    """One draw: a donor for each example, and the order in which its tokens are inserted."""
 
     session: Session
     model: Model
@@ -173,7 +181,7 @@ class Replacement:
     known: dict[frozenset[str], Hits] = field(default_factory=dict)
 
     def hits(self, *names: str) -> Hits:
-        """What is answered when the tokens at these positions, or the residual there, are the
+        """The measures of the answers when the tokens (or residuals) at these positions are the
         donor's."""
         key = frozenset(names)
         if key not in self.known:
@@ -189,7 +197,7 @@ class Replacement:
     def _labels(self, names: Sequence[str]) -> dict[str, Int[Tensor, "n n_answer"]]:
         if self.session.rule is None:
             raise InputError(
-                "this needs the task's rule, to answer the changed inputs: "
+                "token_replacement needs the task's rule to answer the changed inputs; pass "
                 "Session(rule=task.answers)"
             )
         prompt = self.examples.prompt.clone()
@@ -211,7 +219,7 @@ def _index(examples: Examples, name: str) -> int:
 
 
 def _varies(examples: Examples, donors: Examples) -> list[bool]:
-    """Which tokens of the prompt are not the same in every example."""
+    """For each prompt token, whether it varies between examples."""
     prompts = torch.cat([examples.prompt, donors.prompt])
     return (prompts != prompts[:1]).any(dim=0).tolist()
 
@@ -231,16 +239,17 @@ def _mean(draws: Sequence[Hits]) -> Hits:
 
 def _rows(hits: Hits, examples: Examples, condition: str, n_replaced: int) -> list[Row]:
     places = ("all", *(examples.places if examples.n_answer > 1 else ()))
-    said = {"condition": condition, "n_replaced": n_replaced}
+    labels = {"condition": condition, "n_replaced": n_replaced}
     return [
-        over_examples(values[:, i]) | said | {"measure": measure, "place": place}
+        over_examples(values[:, i]) | labels | {"measure": measure, "place": place}
         for measure, values in hits.items()
         for i, place in enumerate(places)
     ]
 
 
 def _needed(alone: Mapping[str, Hits], baseline: Hits) -> Row:
-    """Over how many tokens the answer is lost, of the answers that are given at the baseline."""
+    """The accuracy lost, summed over the tokens replaced alone, relative to the accuracy on given
+    labels at the baseline."""
     given = baseline["accuracy_given"][:, 0]
     lost = np.sum([given - hits["accuracy_given"][:, 0] for hits in alone.values()], axis=0)
     return over_examples(ratio(lost, given)) | {

@@ -1,1 +1,1 @@
-"""What single MLP neurons do."""
+"""The function of single MLP neurons."""

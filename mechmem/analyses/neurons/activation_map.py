@@ -1,4 +1,5 @@
-"""ActivationMap: what chosen neurons do at every pair of digits, before and after memorisation."""
+"""ActivationMap: activations of chosen neurons for every pair of digits, before and after
+memorisation."""
 
 from __future__ import annotations
 
@@ -18,46 +19,47 @@ from mechmem.spec.sweep import Swept
 
 
 class ActivationMap(GridAnalysis):
-    """The maps of the neurons with the largest indirect effect on a digit, before memorisation and
-    after.
+    """Activation maps of the neurons with the largest effect on a digit, before and after.
 
-    Each cell is the mean activation over clean instances with these digits and this carry, and
-    beside it that over the memorised instances in the same cell. Where a memorised instance stands
-    out from its cell after memorisation and did not before, the neuron's own pattern was shifted
-    for it (claim C7): an outlier in a heuristic.
+    Each cell has two values for its digits and carry: the mean activation over clean instances, and
+    the mean over memorised instances. Where a memorised instance deviates from its cell after
+    memorisation but not before, the neuron's pattern was shifted for this instance (claim C7): an
+    outlier in a heuristic.
     Source: arXiv:2410.21272 for the maps, arXiv:2507.04782 for the outliers.
     """
 
     columns: ClassVar[Mapping[str, str]] = {
         "model": "checkpoint: before or after",
-        "order": "of the neuron, by its effect at `after`; 0 is the largest",
+        "order": "rank of the neuron by its effect at `after`; 0 for the largest",
         "layer": "layer of the neuron",
         "neuron": "index of the neuron in its layer",
-        "place": "answer digit; the activation is that where it is read",
-        "type": "what this checkpoint's map follows: a type of rule, none, or silent",
+        "place": "answer digit; activations are those at the position where it is read",
+        "type": "type of rule that this checkpoint's map follows, or none, or silent (the same "
+        "activation everywhere)",
         "rule": "the rule; empty for none and silent",
         "a": "digit of the first number at this place",
         "b": "digit of the second number at this place",
         "carry": "carry into this place",
-        "value": "mean activation over the clean instances of the cell; undefined where there is "
-        "none",
+        "value": "mean activation over the clean instances of the cell; undefined if it has none",
         "n": "number of clean instances in the cell",
-        "noisy_value": "mean activation over the memorised instances of the cell; undefined where "
-        "there is none",
+        "noisy_value": "mean activation over the memorised instances of the cell; undefined if it "
+        "has none",
         "n_noisy": "number of memorised instances in the cell",
         "noisy_prefix": "label whose earlier digits the model is fed on memorised instances",
     }
 
     before: CheckpointName = CheckpointName("before")
+    """The checkpoint before memorisation."""
     after: CheckpointName = CheckpointName("after")
+    """The checkpoint after memorisation; neurons are chosen by their effects in it."""
     noisy: ExampleSetName = ExampleSetName("noisy")
     """The set of memorised instances, under its own prefix."""
     pairs: tuple[ExampleSetName, ...] = Field((ExampleSetName("pairs"),), min_length=1)
-    """Sets made with `pair:`, for the effects that choose the neurons."""
+    """Sets made with `pair:`, for the effects by which neurons are chosen."""
     place: Swept[str] = "s1"
     """The answer digit."""
     layer: Swept[int | None] = None
-    """The layer that neurons are chosen from; all unless given."""
+    """The layer from which neurons are chosen; by default, all layers."""
     k: PositiveInt = 4
     """Number of neurons."""
 
@@ -69,26 +71,26 @@ class ActivationMap(GridAnalysis):
             maps, noisy = self.maps(session, model), self.activations(session, model, self.noisy)
             for order, (layer, neuron) in enumerate(chosen):
                 fit = types.loc[(layer, neuron, self.place)]
-                said = {
+                labels = {
                     "model": model,
                     "order": order,
                     "layer": layer,
                     "neuron": neuron,
                     "place": self.place,
                 }
-                said |= {
+                labels |= {
                     "type": fit["type"],
                     "rule": fit["rule"],
                     "noisy_prefix": session.examples(self.noisy).prefix,
                 }
                 clean = maps[layer, self.place][:, neuron]
                 tables.append(
-                    self._cells(session, clean, noisy[layer][..., neuron, None]).assign(**said)
+                    self._cells(session, clean, noisy[layer][..., neuron, None]).assign(**labels)
                 )
         return pd.concat(tables, ignore_index=True)[[*self.columns]]
 
     def _chosen(self, session: Session) -> list[tuple[int, int]]:
-        """(layer, neuron) of the k neurons of the largest effect."""
+        """(layer, neuron) of the k neurons with the largest effects."""
         if self.place not in self.places(session):
             raise InputError(
                 f"no digits are added at place {self.place!r}; "

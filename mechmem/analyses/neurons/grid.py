@@ -1,4 +1,4 @@
-"""GridAnalysis: what analyses share that map neurons over the two digits and the carry of an
+"""GridAnalysis: the base of analyses that map neurons over the two digits and the carry of an
 addition."""
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ CELLS = np.array(list(np.ndindex(10, 10, 2)))
 
 @dataclass(frozen=True)
 class Grid:
-    """Which cell each example of a set is in at one place of the answer."""
+    """The cell of each example of a set, at one place of the answer."""
 
     examples: Examples
     place: str
@@ -35,8 +35,8 @@ class Grid:
 
     @classmethod
     def of(cls, examples: Examples, place: str) -> Self:
-        """The digits at the positions a_i and b_i and the carry into place s_i (none into the
-        first)."""
+        """The grid of place s_i: the digits at positions a_i and b_i, and the carry into s_i (0 for
+        s0)."""
         digit = torch.tensor([int(word) if word.isdigit() else -1 for word in examples.vocabulary])
         a, b = (digit[examples.tokens[:, examples.positions[f"{x}{place[1:]}"]]] for x in "ab")
         return cls(
@@ -51,8 +51,8 @@ class Grid:
         return torch.bincount(self.index, minlength=len(CELLS)).numpy()
 
     def means(self, activation: Tensor) -> NDArray[np.floating]:
-        """Mean over the examples of each cell (cell x neuron), where this place is read; 0 where
-        there is none."""
+        """Mean activation per cell (cell x neuron) at the position where this place is read; 0 for
+        cells without examples."""
         values = activation[
             :, self.examples.places.index(self.place) - self.examples.n_answer
         ].double()
@@ -63,26 +63,26 @@ class Grid:
 
 
 class GridAnalysis(Analysis):
-    """An analysis of what MLP neurons respond to where an answer digit is read: its two operand
-    digits and the carry.
+    """An analysis of MLP neurons at the position where an answer digit is read, as functions of the
+    two operand digits and the carry.
 
     For tasks whose answer has places `s0`, `s1` ... with operand digits at positions `a0`, `b0`,
     `a1` ... (FDA).
     """
 
     examples: ExampleSetName = ExampleSetName("clean")
-    """The set that maps are averaged over: clean instances, many (there are 200 cells)."""
+    """The set over which maps are averaged: many clean instances, since there are 200 cells."""
     threshold: float = Field(0.6, gt=0, le=1)
-    """Share of a map's strongest cells, as many as the rule has, that must satisfy the rule
-    (fraction)."""
+    """For a rule that holds in m cells, the share of a map's m strongest cells that must satisfy
+    it (fraction)."""
     margin: float = Field(0.3, ge=0, le=1)
-    """By how much this share must exceed the rule's share of all cells, so that wide rules do not
-    fit by chance."""
+    """How far this share must exceed the rule's share of all cells, so that wide rules do not fit
+    by chance (fraction)."""
     seed: int = 0
     """Seed of the shuffled maps, and of permutations."""
 
     def places(self, session: Session) -> list[str]:
-        """The places that have two operand digits. Raises InputError if there is none."""
+        """The answer places that have two operand digits. Raises InputError if none has."""
         examples = session.examples(self.examples)
         found = [
             p for p in examples.places if {f"a{p[1:]}", f"b{p[1:]}"} <= examples.positions.keys()
@@ -95,7 +95,13 @@ class GridAnalysis(Analysis):
         return found
 
     def activations(self, session: Session, model: str, examples: str) -> list[Tensor]:
-        """The neurons of every layer."""
+        """The activations of the MLP neurons of each layer, `n pos d_mlp`.
+
+        Args:
+            session: gives the activations.
+            model: name of the model.
+            examples: name of the example set.
+        """
         n_layers = session.model(model).cfg.n_layers
         hooks = [f"blocks.{layer}.mlp.hook_post" for layer in range(n_layers)]
         return [
@@ -103,7 +109,7 @@ class GridAnalysis(Analysis):
         ]
 
     def maps(self, session: Session, model: str) -> dict[tuple[int, str], NDArray[np.floating]]:
-        """The map of every neuron (cell x neuron), by layer and place; kept on the session."""
+        """The maps of all neurons (cell x neuron), by layer and place; cached on the session."""
         examples = session.examples(self.examples)
 
         def make() -> dict[tuple[int, str], NDArray[np.floating]]:
@@ -118,8 +124,8 @@ class GridAnalysis(Analysis):
         return session.cached(("maps", session.model(model), examples), make)
 
     def classified(self, session: Session, model: str) -> pd.DataFrame:
-        """Type and rule of every neuron at every place, and its type with the cells shuffled; kept
-        on the session."""
+        """Type and rule of every neuron at every place, and its type with the cells shuffled;
+        cached on the session."""
         examples = session.examples(self.examples)
 
         def make() -> pd.DataFrame:

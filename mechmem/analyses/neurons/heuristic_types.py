@@ -1,4 +1,4 @@
-"""HeuristicTypes: whether the neurons that moved most are those that follow rules."""
+"""HeuristicTypes: whether the neurons that shifted most are those that follow rules."""
 
 from __future__ import annotations
 
@@ -21,41 +21,42 @@ from mechmem.statistics.intervals import N_RESAMPLES, interval
 
 
 class HeuristicTypes(GridAnalysis):
-    """What the most shifted neurons of some layers respond to, beside the rest of these layers, by
-    place.
+    """Types of rule of the most shifted neurons, compared with the other neurons of their layers.
 
-    If memory is a shift of neurons that compute (claim C7), the shifted ones follow rules as often
-    as the rest do, and not none. Layers differ in both, so compare within a layer. Controls: the
-    rest, and the types of all these maps with their cells shuffled (`chance`). Source:
-    arXiv:2410.21272 for the types; the comparison is ours.
+    If memorisation shifts neurons that compute the answer (claim C7), the shifted neurons follow
+    rules as often as the others do. Layers differ in both shifts and rules, so compare within a
+    layer. Controls: the other neurons, and the types of all maps with their cells shuffled
+    (`chance`).
+    Source: arXiv:2410.21272 for the types; the comparison is ours.
     """
 
     columns: ClassVar[Mapping[str, str]] = {
         "place": "answer digit",
-        "group": "shifted (the k most shifted neurons), rest, or chance (all of them, maps "
-        "shuffled)",
+        "group": "shifted (the k most shifted neurons), rest (the other neurons), or chance (all "
+        "neurons, with shuffled maps)",
         "type": "type of rule, none, or silent (the same activation everywhere)",
-        "measure": "what is counted: neurons",
+        "measure": "the counted quantity: neurons",
         "unit": "unit of the value",
-        "value": "share of the group's neurons that are of this type (fraction)",
+        "value": "share of the group's neurons that have this type (fraction)",
         "low": "lower end of the bootstrap 95 % interval over neurons",
-        "high": "upper end of it",
+        "high": "upper end of that interval",
         "n": "number of neurons in the group",
-        "p": "permutation p of the chi-square between the types of shifted and rest at this place "
-        "(0..1)",
+        "p": "permutation p-value of the chi-square between the types of shifted and rest at this "
+        "place (0..1)",
         "q": "Benjamini-Hochberg false discovery rate of p over the places",
-        "per_example": "for each neuron of the group whether it is of this type (0 or 1)",
+        "per_example": "for each neuron of the group, whether it has this type (0 or 1)",
     }
 
     model: Swept[CheckpointName] = CheckpointName("after")
     """The checkpoint whose maps are classified."""
     before: CheckpointName = CheckpointName("before")
+    """The checkpoint from which shifts are measured."""
     after: CheckpointName = CheckpointName("after")
-    """Shifts are from `before` to `after`."""
+    """The checkpoint to which shifts are measured."""
     noisy: ExampleSetName = ExampleSetName("noisy")
     """The noisy set whose shifts rank the neurons."""
     matched: ExampleSetName | None = None
-    """The clean set of the shifts; that of the maps unless given."""
+    """The clean set of the shifts; by default, that of the maps."""
     layer: Swept[int | tuple[int, ...]] = 0
     """Layers whose neurons are ranked together."""
     k: Swept[PositiveInt] = 128
@@ -69,7 +70,7 @@ class HeuristicTypes(GridAnalysis):
         found = found[found["layer"].isin(layers)]
         if self.k >= len(found.drop_duplicates(["layer", "neuron"])):
             raise InputError(
-                f"k {self.k} leaves no neurons beside the shifted ones of layers {layers}"
+                f"k {self.k} leaves no other neurons in layers {layers} to compare with; lower k"
             )
         tables = [self._place(place, rows) for place, rows in found.groupby("place", sort=False)]
         rates = stats.false_discovery_control([table["p"].iloc[0] for table in tables])
@@ -97,8 +98,14 @@ class HeuristicTypes(GridAnalysis):
 
 
 def permutation_p(first: np.ndarray, second: np.ndarray, seed: int = 0) -> float:
-    """P of a chi-square this large between two groups of labels, if the groups were drawn at random
-    from both."""
+    """The permutation p-value of the chi-square statistic between two groups of labels: the
+    probability of one at least as large if group membership were random.
+
+    Args:
+        first: labels of the first group.
+        second: labels of the second group.
+        seed: seed of the permutations.
+    """
     both = np.concatenate([first, second])
     kinds, labels = np.unique(both, return_inverse=True)
     totals = np.bincount(labels)

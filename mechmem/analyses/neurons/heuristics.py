@@ -1,5 +1,4 @@
-"""Heuristics: how much each MLP neuron does for an answer digit, and which simple rule it
-follows."""
+"""Heuristics: the effect of each MLP neuron on an answer digit, and the simple rule it follows."""
 
 from __future__ import annotations
 
@@ -22,21 +21,21 @@ from mechmem.spec.references import CheckpointName, ExampleSetName
 from mechmem.spec.sweep import Swept
 from mechmem.statistics.intervals import interval
 
-REHEARSED = 8
-"""Neurons of a layer that stand for all of them in a rehearsal."""
+N_TRIED_DRY = 8
+"""Number of neurons per layer that are patched in a dry run."""
 
 
 class Heuristics(GridAnalysis):
-    """Ranks every MLP neuron by its indirect effect on each answer digit, and finds the rule that
-    its map follows.
+    """Ranks MLP neurons by their effect on each answer digit, and finds the rules they follow.
 
-    The effect of a neuron is 1/2 [(p*_c' - p_c') / p_c' + (p_c - p*_c) / p*_c], with the minimal
-    pair's value of this neuron patched in where answers are read: p and p* without and with the
-    patch, c the digit, c' the pair's digit. All neurons are patched exactly. A sum that is put
-    together from many neurons, each with a rule, is what the bag of heuristics looks like. The
-    control is the type that the same map has when its cells are shuffled.
-    Touches: every neuron, one at a time, at the positions that answers are read from. Source:
-    arXiv:2410.21272; maps by place with the carry, and the margin: ours.
+    The indirect effect of a neuron is 1/2 [(p*_c' - p_c') / p_c' + (p_c - p*_c) / p*_c], where p
+    and p* are probabilities without and with the patch, c is the digit and c' the minimal pair's
+    digit. The patch sets the neuron to its value on the minimal pair at the positions from which
+    answers are read. All neurons are patched exactly. An answer computed by many neurons, each of
+    which follows a rule, is a bag of heuristics. The control is the type of the same map with its
+    cells shuffled.
+    Touches: every neuron, one at a time, at the positions from which answers are read.
+    Source: arXiv:2410.21272; maps by place with the carry, and the margin: ours.
     """
 
     columns: ClassVar[Mapping[str, str]] = {
@@ -46,24 +45,25 @@ class Heuristics(GridAnalysis):
         "value": "indirect effect, mean over the pairs whose digits differ here (relative change "
         "of probability)",
         "low": "lower end of the bootstrap 95 % interval over pairs",
-        "high": "upper end of it",
+        "high": "upper end of that interval",
         "n": "number of pairs",
-        "rank": "by effect among all neurons, 0 is the largest",
-        "type": "what the map follows: a type of rule, none, or silent (the same everywhere)",
-        "rule": "the rule, of the digits a and b, the carry into this place and their sum; empty "
-        "for none and silent",
-        "share": "share of the strongest cells, as many as the rule has, that satisfy it "
-        "(fraction); 0 without a rule",
+        "rank": "rank by effect among all neurons, 0 for the largest",
+        "type": "type of rule that the map follows, or none, or silent (the same activation "
+        "everywhere)",
+        "rule": "the rule, on the digits a and b, the carry into this place, or the sum of all "
+        "three; empty for none and silent",
+        "share": "for a rule that holds in m cells, the share of the map's m strongest cells that "
+        "satisfy it (fraction); 0 without a rule",
         "shuffled_type": "the type of the same map with its cells shuffled (chance)",
     }
 
     model: Swept[CheckpointName] = CheckpointName("after")
-    """The checkpoint that is looked at."""
+    """The checkpoint that is analysed."""
     pairs: tuple[ExampleSetName, ...] = Field((ExampleSetName("pairs"),), min_length=1)
     """Sets made with `pair:`; together they should change the digit of every place."""
 
     def table(self, session: Session) -> pd.DataFrame:
-        """The neurons with their effects, types and rules; kept on the session."""
+        """The neurons with their effects, types and rules; cached on the session."""
 
         def make() -> pd.DataFrame:
             found = self.classified(session, self.model)
@@ -103,19 +103,22 @@ class Heuristics(GridAnalysis):
 def effects(
     session: Session, model: Model, examples: Examples, layer: int
 ) -> Float[Tensor, "neuron n place"]:
-    """The indirect effect of every neuron of a layer, patched alone where answers are read, for
-    each pair and digit.
+    """The indirect effect of every neuron of a layer for each pair and digit, when it alone is
+    patched at the positions from which answers are read.
 
     Args:
         session: runs the model.
-        model: whose neurons.
-        examples: a set with pairs (InputError otherwise).
-        layer: of the neurons.
+        model: the model that has the neurons.
+        examples: a set made with `pair:`.
+        layer: the layer of the neurons.
+
+    Raises:
+        InputError: if the set has no pairs.
     """
     answers, width = examples.labels("pair"), int(model.cfg.d_mlp or 0)
     own_before, pair_before = _log_p(session.baseline(model, examples), examples.given, answers)
     patch = Patch(site="neurons", layer=layer, position="readout", source=Source(pair=True))
-    n_tried = session.few(width, REHEARSED)
+    n_tried = session.few(width, N_TRIED_DRY)
     cells = [[patch.model_copy(update={"neurons": (i,)})] for i in range(n_tried)]
     session.count(examples, width - n_tried)
     found = []

@@ -1,5 +1,4 @@
-"""MapSimilarity: how far neurons' activation maps stay what they were from one checkpoint to
-another."""
+"""MapSimilarity: how similar neurons' activation maps are at two checkpoints."""
 
 from __future__ import annotations
 
@@ -18,30 +17,31 @@ from mechmem.statistics.intervals import interval
 
 
 class MapSimilarity(GridAnalysis):
-    """The correlation of each neuron's map with that of the same neuron at another checkpoint.
+    """Correlation of each neuron's map with that of the same neuron at another checkpoint.
 
-    If memorising shifts patterns slightly (claim C7), maps stay alike through it. Any training
-    moves them, so compare with checkpoints between which little was memorised: sweep `model` and
-    `other`. Source: ours.
+    If memorisation shifts patterns only slightly (claim C7), the maps before and after it stay
+    similar. Any training changes them, so compare with checkpoints between which little was
+    memorised: sweep `model` and `other`.
+    Source: ours.
     """
 
     columns: ClassVar[Mapping[str, str]] = {
         "layer": "layer of the neurons",
-        "place": "answer digit; activations are those where it is read",
-        "measure": "what is measured: similarity",
+        "place": "answer digit; activations are those at the position where it is read",
+        "measure": "the measured quantity: similarity",
         "unit": "unit of the value",
-        "value": "correlation over the cells, mean over the layer's neurons (silent at both "
-        "checkpoints 1, at one 0)",
+        "value": "correlation over the cells, mean over the layer's neurons; a neuron that is "
+        "silent at both checkpoints counts as 1, at only one as 0",
         "low": "lower end of the bootstrap 95 % interval over neurons",
-        "high": "upper end of it",
+        "high": "upper end of that interval",
         "n": "number of neurons",
         "per_example": "the correlation of each neuron",
     }
 
     model: Swept[CheckpointName] = CheckpointName("after")
-    """One checkpoint."""
+    """The first checkpoint."""
     other: Swept[CheckpointName] = CheckpointName("before")
-    """The checkpoint that it is compared with."""
+    """The checkpoint with which it is compared."""
 
     def table(self, session: Session) -> pd.DataFrame:
         others, rows = self.maps(session, self.other), []
@@ -59,7 +59,8 @@ class MapSimilarity(GridAnalysis):
 
 
 def correlations(x: NDArray[np.floating], y: NDArray[np.floating]) -> NDArray[np.floating]:
-    """Pearson's r of each column of x with that of y; 1 if neither varies, 0 if only one does."""
+    """Pearson's r of each column of x with the same column of y; 1 if neither varies, 0 if only one
+    does."""
     x, y = x - x.mean(0), y - y.mean(0)
     size_x, size_y = np.sqrt((x**2).sum(0)), np.sqrt((y**2).sum(0))
     both = size_x * size_y

@@ -1,5 +1,4 @@
-"""NeuronShift and NeuronTopK: which neurons moved while the wrong labels were memorised, and
-whether it matters."""
+"""NeuronShift: which neurons changed while the wrong labels were memorised."""
 
 from __future__ import annotations
 
@@ -18,18 +17,18 @@ from mechmem.spec.references import CheckpointName, ExampleSetName
 from mechmem.spec.sweep import Swept
 
 SPREAD_FLOOR = 0.01
-"""Least spread of a neuron, as a share of its layer's median, so that silent neurons do not divide
-by nothing."""
+"""Minimum spread of a neuron, as a share of its layer's median: avoids a division by zero for
+silent neurons."""
 
 
 class NeuronShift(Analysis):
-    """How far each MLP neuron moved between two checkpoints, on memorised and on clean instances.
+    """How far each MLP neuron shifted between two checkpoints, on memorised and clean instances.
 
-    The shift is |after - before| at the positions that answers are read from, in units of the
-    neuron's own spread over clean instances at `before`. The AUC says how well the size of the
-    shift tells memorised from clean instances
-    (0.5: not at all). A shift alone causes nothing: see NeuronTopK. Source: ours, for claim C7 of
-    arXiv:2507.04782.
+    The shift is |after - before| at the positions from which answers are read, in units of the
+    neuron's standard deviation over clean instances at `before`. The AUC measures how well the size
+    of the shift separates memorised from clean instances (0.5: not at all). A shift alone does not
+    show a causal role; see NeuronTopK.
+    Source: ours, for claim C7 of arXiv:2507.04782.
     """
 
     columns: ClassVar[Mapping[str, str]] = {
@@ -38,16 +37,19 @@ class NeuronShift(Analysis):
         "shift_noisy": "mean shift on the noisy instances (standard deviations)",
         "shift_clean": "mean shift on the clean instances (standard deviations)",
         "signed_noisy": "mean signed shift on the noisy instances (standard deviations)",
-        "auc": "chance that a noisy instance's shift exceeds a clean one's (0..1)",
-        "p": "two-sided Mann-Whitney p of the AUC",
+        "auc": "probability that a noisy instance's shift exceeds a clean one's (0..1)",
+        "p": "two-sided Mann-Whitney p-value of the AUC",
         "q": "Benjamini-Hochberg false discovery rate over all neurons",
     }
 
     before: CheckpointName = CheckpointName("before")
+    """The checkpoint from which shifts are measured."""
     after: CheckpointName = CheckpointName("after")
+    """The checkpoint to which shifts are measured."""
     examples: Swept[ExampleSetName] = ExampleSetName("noisy")
+    """The noisy set."""
     matched: ExampleSetName = ExampleSetName("clean")
-    """The clean set that the noisy one is compared with."""
+    """The clean set with which the noisy one is compared."""
 
     def table(self, session: Session) -> pd.DataFrame:
         tables = [
@@ -57,7 +59,7 @@ class NeuronShift(Analysis):
         return table.assign(q=stats.false_discovery_control(table["p"]))
 
     def kept(self, session: Session) -> pd.DataFrame:
-        """The table, made once for all that rank neurons by it."""
+        """The table, cached on the session for all analyses that rank neurons by it."""
         key = ("shift", self, *session.referred(self))
         return session.cached(key, lambda: self.table(session))
 

@@ -1,4 +1,4 @@
-"""Rules: what a neuron's activation map over two digits may stand for, and which rule its strongest
+"""Rules that a neuron's activation map over two digits may follow, and the rule that its strongest
 cells satisfy."""
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ TYPES = (
     ),
     *("none", "silent"),
 )
-"""What a map can be: a type of rule, no rule, or the same activation everywhere."""
+"""The types of a map: a type of rule, no rule, or silent (the same activation everywhere)."""
 FEWEST = 5
-"""Cells below which a rule is not tried: a single strong cell would satisfy it."""
+"""Minimum number of cells of a rule: a single strong cell would satisfy a narrower one."""
 WIDEST = 0.6
-"""Share of the cells above which a rule is not tried: nearly every map would satisfy it."""
+"""Maximum share of the cells of a rule: nearly every map would satisfy a wider one."""
 MODULI = {"operand": (2, 3, 4, 5), "result": (2, 3, 4, 5, 10)}
 
 Bools = NDArray[np.bool_]
@@ -33,7 +33,7 @@ Floats = NDArray[np.floating]
 
 
 class Rules(NamedTuple):
-    """Rules over the same cells: their types, their names, and in which cells they hold (rule x
+    """Rules over the same cells: their types, their names, and the cells in which they hold (rule x
     cell)."""
 
     types: tuple[str, ...]
@@ -42,14 +42,14 @@ class Rules(NamedTuple):
 
     @property
     def coverage(self) -> Floats:
-        """The share of all cells in which each rule holds: its share of the strongest cells by
-        chance."""
+        """The share of all cells in which each rule holds, which is also the share of the strongest
+        cells that satisfy it by chance."""
         return self.holds.mean(1) if len(self.names) else np.zeros(0)
 
 
 class Fit(NamedTuple):
-    """The type and the rule of every map, with the share of its strongest cells that satisfy it (0
-    where none does)."""
+    """The type and the rule of every map, with the share of its strongest cells that satisfy the
+    rule (0 without a rule)."""
 
     types: NDArray[np.str_]
     names: NDArray[np.str_]
@@ -57,8 +57,7 @@ class Fit(NamedTuple):
 
 
 def rules_of(cells: NDArray[np.integer]) -> Rules:
-    """The rules that can be told apart on cells of (a, b, carry): neither too narrow nor too
-    wide."""
+    """The rules that can be tested on cells of (a, b, carry): neither too narrow nor too wide."""
     tried = [
         (kind, name, holds)
         for kind, name, holds in _rules(*cells.T)
@@ -76,25 +75,25 @@ def _rules(a: NDArray, b: NDArray, carry: NDArray) -> Iterator[tuple[str, str, B
         kind = "result" if name == "sum" else "operand"
         for low in range(20):
             for high in range(low, 20):
-                said = f"{name} = {low}" if low == high else f"{name} in {low}..{high}"
-                yield f"{kind}_range", said, (low <= x) & (x <= high)
+                label = f"{name} = {low}" if low == high else f"{name} in {low}..{high}"
+                yield f"{kind}_range", label, (low <= x) & (x <= high)
         for modulus in MODULI[kind]:
             for rest in range(modulus):
                 yield f"{kind}_modulo", f"{name} mod {modulus} = {rest}", x % modulus == rest
     yield "identical_digits", "a = b", a == b
     for i, j in np.ndindex(2, 2):
-        said = ", ".join(f"{name} {('even', 'odd')[odd]}" for name, odd in (("a", i), ("b", j)))
-        yield "pattern", said, (a % 2 == i) & (b % 2 == j)
+        label = ", ".join(f"{name} {('even', 'odd')[odd]}" for name, odd in (("a", i), ("b", j)))
+        yield "pattern", label, (a % 2 == i) & (b % 2 == j)
     for i in (0, 1):
         yield "carry", f"carry = {i}", carry == i
 
 
 def shares(maps: Floats, holds: Bools) -> Floats:
-    """Of the strongest cells of each map (cell x map), as many as a rule has, the share that
-    satisfies it (rule x map).
+    """For each rule, which holds in m cells, the share of each map's m strongest cells that satisfy
+    it (maps: cell x map; result: rule x map).
 
-    Cells of equal activation count in part, as if drawn among: a map without a pattern has every
-    rule's coverage.
+    Cells tied for the last of the m places count fractionally, as in a random draw. A constant map
+    thus gets each rule's coverage.
     """
     ordered, sizes = -np.sort(-maps, axis=0), holds.sum(1)
     found = np.empty((len(holds), maps.shape[1]))
@@ -107,8 +106,14 @@ def shares(maps: Floats, holds: Bools) -> Floats:
 
 
 def fitted(maps: Floats, rules: Rules, threshold: float, margin: float) -> Fit:
-    """Of the rules that fit a map (share at least `threshold`, and `margin` above chance), the one
-    furthest above."""
+    """The best rule of every map: of those that fit, the one whose share is furthest above chance.
+
+    Args:
+        maps: activations, cell x map.
+        rules: the rules to try, over the same cells.
+        threshold: minimum share of the strongest cells that satisfy a rule that fits (fraction).
+        margin: minimum excess of this share over the rule's share of all cells (fraction).
+    """
     n_maps = maps.shape[1]
     silent = np.ptp(maps, axis=0) == 0 if len(maps) else np.ones(n_maps, bool)
     types, names = np.where(silent, "silent", "none").astype("U16"), np.full(n_maps, "", "U32")

@@ -1,1 +1,1 @@
-"""What can be read from activations."""
+"""Information that can be read from activations."""

@@ -1,5 +1,5 @@
-"""Classifier: a linear probe as it is fitted on clean instances, and the instances that it is
-tested on."""
+"""Classifier: a linear probe fitted on clean instances, and the choice of instances to test it
+on."""
 
 from __future__ import annotations
 
@@ -18,8 +18,9 @@ from mechmem.session import Session
 from mechmem.spec.errors import InputError, suggest
 
 PENALTIES = (1.0, 10.0, 100.0)
+"""Default penalties of the squared weights to choose from."""
 FEWEST = 4
-"""Examples that thirds can be made of, two of them to fit on."""
+"""Minimum number of examples: their first third then has two examples to fit on."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,11 +30,11 @@ class Classifier:
     weight: Float64[Tensor, "n_values d"]
     bias: Float64[Tensor, " n_values"]
     values: Int[Tensor, " n_values"]
-    """The values of the variable that it tells apart."""
+    """The values of the variable, one per class."""
     penalty: float
 
     def __call__(self, x: Float[Tensor, "n d"]) -> Int[Tensor, " n"]:
-        """The value that it reads in each row."""
+        """The predicted value for each row."""
         return self.values[
             (float64(x) @ self.weight.T + self.bias).argmax(dim=1).to(self.values.device)
         ]
@@ -46,16 +47,14 @@ def fitted(
     seed: int,
     alike: Int[Tensor, " n"] | None = None,
 ) -> Classifier:
-    """The classifier fitted on the first third of the rows, with the penalty that reads most of the
-    second third right.
-
-    Of equally good penalties it takes the largest.
+    """The classifier fitted on the first third of the rows, with the penalty of highest accuracy on
+    the second third. Of equally good penalties, the largest is chosen.
 
     Args:
-        x: activations.
+        x: activations, one row per example.
         values: the value of the variable in each row.
-        penalties: of the squared weights, to choose from.
-        seed: of the split into thirds.
+        penalties: penalties of the squared weights to choose from.
+        seed: seed of the split into thirds.
         alike: as in `thirds`.
     """
     train, dev, _ = thirds(len(x), seed, alike)
@@ -69,13 +68,13 @@ def fitted(
 
 
 def thirds(n: int, seed: int, alike: Int[Tensor, " n"] | None = None) -> tuple[Tensor, ...]:
-    """Rows to fit on, to choose the penalty on, and to test on; rows of one number in `alike` stand
-    in one third.
+    """Rows for fitting, for choosing the penalty and for testing.
 
     Args:
         n: number of rows.
-        seed: of the split.
-        alike: the same number for rows that must not be parted.
+        seed: seed of the split.
+        alike: group number of each row; rows of a group are always in the same third. By default,
+            every row is a group of its own.
     """
     order = torch.randperm(n, generator=torch.Generator().manual_seed(seed))
     if alike is None:
@@ -89,11 +88,11 @@ def thirds(n: int, seed: int, alike: Int[Tensor, " n"] | None = None) -> tuple[T
 
 
 def alike(model: Model, examples: Examples, position: str) -> Int[Tensor, " n"]:
-    """The same number for examples whose activations at the position are the same, so that what is
-    learnt of one is known of the other.
+    """A group number per example: the same for examples with the same activation at the position,
+    which must not be split between fitting and testing.
 
     Args:
-        model: whose attention is causal or looks ahead.
+        model: the model, whose attention may or may not be causal.
         examples: the examples.
         position: name of the position.
     """
@@ -103,8 +102,8 @@ def alike(model: Model, examples: Examples, position: str) -> Int[Tensor, " n"]:
 
 
 def _read_tokens(model: Model, examples: Examples, position: str) -> list[tuple[int, ...]]:
-    """Of each prompt, what the activation at the position depends on: the tokens up to there, or
-    the whole prompt where attention looks ahead."""
+    """The tokens on which each example's activation at the position depends: those up to the
+    position, or the whole prompt if attention is not causal."""
     prompts = examples.prompt.tolist()
     if model.cfg.attention_dir != "causal":
         return [tuple(prompt) for prompt in prompts]
@@ -115,16 +114,18 @@ def _read_tokens(model: Model, examples: Examples, position: str) -> list[tuple[
 def check_fit(
     session: Session, model: Model, name: str, variable: str, seed: int, position: str
 ) -> None:
-    """Raises InputError for a set to fit on if some of it is noisy, or if it is too small or too
-    uniform to learn from.
+    """Check that a probe can be fitted on a set.
 
     Args:
         session: gives the set.
-        model: whose activations are read.
-        name: of the set.
-        variable: what is to be read.
-        seed: of the split into thirds.
+        model: the model whose activations are read.
+        name: name of the set.
+        variable: the variable to read.
+        seed: seed of the split into thirds.
         position: name of the position.
+
+    Raises:
+        InputError: if some examples are noisy, there are too few, or the variable is constant.
     """
     examples = session.examples(name)
     if n_noisy := int(examples.is_noisy.sum()):
@@ -134,34 +135,34 @@ def check_fit(
         )
     if len(examples) < FEWEST:
         raise InputError(
-            f"{name!r} has {len(examples)} examples: a probe needs {FEWEST}, and better some "
-            "hundreds"
+            f"{name!r} has {len(examples)} examples: a probe needs at least {FEWEST}, preferably "
+            "hundreds; raise its `n`"
         )
     train = thirds(len(examples), seed, alike(model, examples, position))[0]
     there = values_of(examples, variable)[train].unique()
     session.demand(
         len(there) > 1,
-        f"in the third of {name!r} that a probe is fitted on, {variable} is always {there[0]}: "
-        "nothing can be learnt from it",
+        f"in the third of {name!r} that a probe is fitted on, {variable} is always {there[0]}; "
+        "choose a set in which it varies",
     )
 
 
 def unseen(
     session: Session, model: Model, name: str, fit: Examples, seed: int, position: str
 ) -> Examples:
-    """The examples of a set whose activation at the position a probe on `fit` is neither fitted nor
-    tuned on: of `fit` itself, the last third; of others, those that read the same as none of it.
+    """The examples of a set on which a probe fitted on `fit` can be tested: those whose activation
+    at the position it was neither fitted nor tuned on. Of `fit` itself, this is the last third.
 
     Args:
         session: gives the set.
-        model: whose activations are read.
-        name: of the set.
-        fit: the set of the fit.
-        seed: of the split into thirds.
+        model: the model whose activations are read.
+        name: name of the set to test on.
+        fit: the set on which the probe is fitted.
+        seed: seed of the split into thirds.
         position: name of the position.
 
     Raises:
-        InputError: if there are none.
+        InputError: if no example is left.
     """
     examples = session.examples(name)
     train, dev, _ = thirds(len(fit), seed, alike(model, fit, position))
@@ -172,13 +173,14 @@ def unseen(
         return examples
     session.demand(
         bool(is_new.any()),
-        f"a probe is fitted on all that {name!r} has at this position: none is left to test it on",
+        f"the probe is fitted on every activation that {name!r} has at this position, so none is "
+        "left for testing; choose another set or a later position",
     )
     return examples.select(is_new).as_set() if is_new.any() else examples
 
 
 def values_of(examples: Examples, variable: str) -> Int[Tensor, " n"]:
-    """The variable of each example. Raises InputError for one that the task does not have."""
+    """The value of the variable for each example. Raises InputError for an unknown variable."""
     if variable not in examples.variables:
         raise InputError(
             f"there is no variable {variable!r}; {suggest(variable, examples.variables)}"
@@ -189,14 +191,17 @@ def values_of(examples: Examples, variable: str) -> Int[Tensor, " n"]:
 def shuffled_labels(
     sets: Sequence[Examples], values: Int[Tensor, " m"], by: Sequence[str], seed: int
 ) -> list[Int[Tensor, " n"]]:
-    """For every prompt, or for every combination of the variables `by`, a label drawn at random
-    from `values`.
+    """Random labels for a control task: one per prompt, or one per combination of the variables
+    `by`.
 
     Args:
         sets: the sets that share the labels.
-        values: what labels are drawn from.
-        by: names of variables; none for a label of each prompt's own.
-        seed: of the draw.
+        values: values from which labels are drawn, with their frequencies.
+        by: names of variables; if empty, each prompt gets a label of its own.
+        seed: seed of the draw.
+
+    Returns:
+        The labels of each set.
 
     Source: arXiv:1909.03368 (control tasks).
     """
@@ -204,7 +209,7 @@ def shuffled_labels(
         torch.stack([values_of(s, name) for name in by], dim=1) if by else s.prompt for s in sets
     ]
     width = max(kind.shape[1] for kind in types)
-    # Prompts of several lengths end in filler; a wider set adds nothing but more of it.
+    # Prompts of several lengths end in filler; a wider set only has more of it.
     types = [torch.nn.functional.pad(kind, (0, width - kind.shape[1]), value=-1) for kind in types]
     _, of_row = torch.cat(types).unique(dim=0, return_inverse=True)
     generator = torch.Generator().manual_seed(seed)

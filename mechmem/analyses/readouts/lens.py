@@ -1,5 +1,5 @@
-"""LensAnalysis: what analyses share that read the vocabulary off the residual stream between
-layers."""
+"""LensAnalysis: the base of analyses that decode the residual stream between layers into the
+vocabulary."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ from mechmem.statistics.intervals import interval
 Residual = Float[Tensor, "n pos d_model"]
 Logits = Float[Tensor, "n pos d_vocab"]
 Lens = Callable[[int, Residual], Logits]
-"""(layers passed, residual) -> logits."""
+"""(number of layers passed, residual) -> logits."""
 KEY = ("position", "place", "token", "condition", "measure")
 Values = dict[tuple[str, str, str, str, str], Float[Tensor, " n"]]
-"""The values of the examples by `KEY`."""
+"""The values of the examples, by `KEY`."""
 UNITS = {"probability": "probability", "rank": Rank.unit, "kl": "nats"}
 
 
@@ -39,30 +39,29 @@ class LensAnalysis(Analysis):
     """An analysis that turns the residual stream before, between and after the layers into
     probabilities of tokens.
 
-    Of each label's tokens and of variables whose values are tokens, at every position, beside the
-    tokens of another example (`shuffled`), which say what to expect of an example that has nothing
-    to do with it.
+    It reports the tokens of each label, and of variables whose values are tokens, at every
+    position. The control is the token of another example (`shuffled`): the value expected for an
+    unrelated example.
     """
 
     columns: ClassVar[Mapping[str, str]] = {
         "examples": "name of the example set",
         "prefix": "label whose earlier tokens the model is fed: given or true",
-        "layer": "layers that the residual has passed: k is the residual before layer k, the last "
-        "one the output's",
-        "position": "input position that is read; readout: the one that each place's answer is "
-        "read from",
-        "place": "answer token that is looked for; all: the mean over them; any: a variable, of no "
-        "place",
-        "token": "whose token: given label, true label, or the variable; every: the whole "
-        "distribution",
+        "layer": "number of layers that the residual has passed: k is the residual before layer k, "
+        "the last one is the output",
+        "position": "input position that is read; readout: the position from which each place is "
+        "read",
+        "place": "answer place whose token is sought; all: the mean over places; any: a variable, "
+        "which has no place",
+        "token": "the token that is sought: of the given label, the true label or the variable; "
+        "every: the whole distribution",
         "condition": "lens; shuffled: the token of another example; untrained: before translators "
         "are fitted",
-        "measure": "probability or rank of the token, or kl of the model's output distribution "
-        "from the lens's",
+        "measure": "probability or rank of the token, or kl: KL(model output || lens)",
         "unit": "unit of the measure",
         "value": "mean over the examples",
         "low": "lower end of the bootstrap 95 % interval over examples",
-        "high": "upper end of it",
+        "high": "upper end of that interval",
         "n": "number of examples",
         "per_example": "the values of the examples, in the order of the set",
     }
@@ -72,17 +71,17 @@ class LensAnalysis(Analysis):
     examples: Swept[ExampleSetName] = ExampleSetName("noisy")
     """The example set."""
     variables: tuple[str, ...] = ()
-    """Variables that are looked for too; their values must be tokens (`bridge` of THR, `out_2` of
-    FDA)."""
+    """Variables whose tokens are sought too; their values must be tokens (`bridge` in THR, `out_2`
+    in FDA)."""
     prefixes: Prefixes = ("given", "true")
-    """The labels whose earlier tokens the model is fed; one, where both have the same ones."""
+    """The labels whose earlier tokens the model is fed; only one where both have the same ones."""
     seed: int = 0
-    """Seed of the order in which examples lend each other their tokens in the condition
-    `shuffled`."""
+    """Seed of the permutation of examples in the condition `shuffled`."""
 
     @abstractmethod
     def lenses(self, session: Session, model: Model) -> Mapping[str, Lens]:
-        """The lens, under its condition `lens`; others are compared with it by their KL alone."""
+        """The lenses by condition. Of the one called `lens` all measures are reported, of the
+        others only the KL."""
 
     @torch.no_grad()
     def table(self, session: Session) -> pd.DataFrame:
@@ -107,7 +106,7 @@ class LensAnalysis(Analysis):
         return table.assign(unit=table["measure"].map(UNITS))[[*self.columns]]
 
     def _sought(self, examples: Examples) -> dict[tuple[str, str], Int[Tensor, " n"]]:
-        """The tokens that are looked for, by (whose, place)."""
+        """The tokens that are sought, by (label or variable, place)."""
         if len(examples) < 2:
             raise InputError(
                 f"set {self.examples!r} has one example: the shuffled control needs another"
@@ -119,13 +118,16 @@ class LensAnalysis(Analysis):
         }
         for name in self.variables:
             if name not in examples.token_variables:
-                known = f"of variables, tokens are {', '.join(examples.token_variables) or 'none'}"
-                raise InputError(f"a lens looks for tokens, and {name!r} is none; {known}")
+                known = ", ".join(examples.token_variables)
+                hint = f"choose from {known}" if known else "this task has no such variable"
+                raise InputError(
+                    f"a lens needs variables whose values are tokens, unlike {name!r}; {hint}"
+                )
         return labels | {(name, "any"): examples.variables[name] for name in self.variables}
 
 
 def _kl(output: Tensor, logits: Logits, fed: Examples, condition: str) -> Values:
-    """KL of the model's output from the lens, where answers are read."""
+    """KL(model output || lens) at the positions from which answers are read."""
     kl = divergence(output, logits[:, -fed.n_answer :])
     places = zip(readout_names(fed), fed.places, kl.T, strict=True)
     found = {
@@ -135,7 +137,8 @@ def _kl(output: Tensor, logits: Logits, fed: Examples, condition: str) -> Values
 
 
 def readout_names(examples: Examples) -> list[str]:
-    """The names of the positions that the answer tokens are read from; a number for one without."""
+    """The names of the positions from which the answer tokens are read; `position i` for one
+    without a name."""
     names = {}
     for name in examples.positions:
         indices = examples.indices(name)[:, 0]
@@ -146,7 +149,13 @@ def readout_names(examples: Examples) -> list[str]:
 
 
 def residuals(session: Session, model: Model, examples: Examples) -> list[Residual]:
-    """The residual stream before each layer and after the last."""
+    """The residual stream before each layer and after the last, `n pos d_model`.
+
+    Args:
+        session: gives the activations.
+        model: the model that is read.
+        examples: the examples, with the prefix that the model is fed.
+    """
     last = model.cfg.n_layers - 1
     hooks = [f"blocks.{layer}.hook_resid_pre" for layer in range(last + 1)] + [
         f"blocks.{last}.hook_resid_post"
@@ -165,8 +174,8 @@ def divergence(
 def _of_tokens(
     logits: Logits, sought: Mapping[tuple[str, str], Tensor], fed: Examples, condition: str
 ) -> Values:
-    """Probability and rank of each token at every position, and of each label where its answer is
-    read."""
+    """Probability and rank of each token at every position, and for labels also their mean over the
+    positions from which the answer is read."""
     found: Values = {}
     for measure, of in (("probability", _probability), ("rank", _rank)):
         at_readout: dict[str, list[Tensor]] = {}

@@ -1,4 +1,4 @@
-"""LogitLens: what the residual stream would say if the model stopped there."""
+"""LogitLens: the output if the model stopped after some layers."""
 
 from __future__ import annotations
 
@@ -10,13 +10,12 @@ from mechmem.session import Session
 
 
 class LogitLens(LensAnalysis):
-    """Unembeds the residual stream before, between and after the layers: final norm and
-    unembedding, nothing learnt.
+    """Decodes the residual stream between layers with the final norm and the unembedding.
 
-    A label that is likely in the middle of the model and unlikely at its end was computed and then
-    overridden. Nothing follows from a label that is not seen: middle layers need not speak the
-    language of the last one (see tuned_lens). The control is the label of another example. Source:
-    nostalgebraist 2020, *interpreting GPT: the logit lens*.
+    If a label is likely in the middle of the model and unlikely at its end, it was computed and
+    then overridden. If a label does not appear, nothing follows: middle layers need not encode it
+    as the last layer does (see tuned_lens). The control is the label of another example.
+    Source: nostalgebraist 2020, *interpreting GPT: the logit lens*.
     """
 
     def lenses(self, session: Session, model: Model) -> Mapping[str, Lens]:

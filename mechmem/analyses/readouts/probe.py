@@ -1,4 +1,4 @@
-"""Probe: what a linear classifier reads of a variable from an activation, beside its controls."""
+"""Probe: how well a linear classifier reads a variable from an activation, with controls."""
 
 from __future__ import annotations
 
@@ -34,33 +34,34 @@ from mechmem.statistics.rows import over_examples, single
 
 
 class Probe(Analysis):
-    """How well a linear probe (multinomial logistic regression) reads a variable from an
-    activation.
+    """How well a linear probe reads a variable from an activation.
 
-    A probe that was fitted on clean instances and reads the variable on memorised ones just as well
-    says that the model still computes it there; whether it uses it, only an intervention tells
-    (`erasure`). The instances of `fit_on` are split by `seed`: the probe is fitted on a third, its
-    penalty chosen on a third, and it is tested on the last third, and on those of the other sets
-    that it was not fitted or tuned on. Instances whose prompts are the same up to the position have
-    the same activation there, and count as one in all of this. A value that it never saw counts as
-    wrong. Beside it stand the same probe on shuffled labels (what it gains is its selectivity) and
-    the commonest value.
+    The probe is a multinomial logistic regression, fitted on clean instances. If it reads the
+    variable equally well on memorised instances, the model still computes the variable there.
+    Whether the model uses it can only be shown by an intervention (`erasure`). The instances of
+    `fit_on` are split by `seed`: one third for fitting, one for choosing the penalty and one for
+    testing. The probe is also tested on those instances of other sets on which it was neither
+    fitted nor tuned. Instances whose prompts agree up to the position have the same activation, so
+    they always stay together in these splits. A value that does not occur in the fit counts as
+    wrong. There are two controls: the same probe on shuffled labels (the difference in accuracy is
+    the selectivity), and always the most frequent value.
     Source: arXiv:1610.01644 (probes), arXiv:1909.03368 (selectivity).
     """
 
     columns: ClassVar[Mapping[str, str]] = {
-        "examples": "name of the set that the probe is tested on",
+        "examples": "name of the set on which the probe is tested",
         "condition": "probe, shuffled (the same probe, on shuffled labels) or majority (always the "
-        "commonest value)",
-        "prefix": "label whose earlier tokens the model is fed: given, true",
-        "measure": "accuracy; and in one row a probe: n_values (how many it tells apart), penalty "
-        "(the chosen one)",
+        "most frequent value)",
+        "prefix": "label whose earlier tokens the model is fed: given or true",
+        "measure": "accuracy; and in one row per probe: n_values (number of classes), penalty (the "
+        "chosen one)",
         "unit": "unit of the measure",
         "value": "mean over the examples, in the unit of the measure",
         "low": "lower end of the bootstrap 95 % interval over examples",
-        "high": "upper end of it",
-        "n": "number of examples that it is tested on",
-        "per_example": "1 where an example is read right, else 0, in the order of the set",
+        "high": "upper end of that interval",
+        "n": "number of test examples",
+        "per_example": "1 for each example that is read correctly, otherwise 0, in the order of "
+        "the set",
     }
 
     model: Swept[CheckpointName] = CheckpointName("after")
@@ -68,27 +69,26 @@ class Probe(Analysis):
     variable: Swept[str]
     """A variable of the task."""
     site: Swept[str] = "resid_post"
-    """A name of `mechmem.sites`; heads are read together."""
+    """A name of `mechmem.sites`; all heads are read together."""
     layer: Swept[int | None] = None
-    """None for a site without layers."""
+    """The layer; None for a site without layers."""
     position: Swept[str]
-    """One named position. Where the model reads answer tokens it is *told* the earlier ones: mind
-    the prefix."""
+    """One named position. Past the prompt, the model is fed earlier answer tokens, so results there
+    depend on the prefix."""
     fit_on: Swept[ExampleSetName] = ExampleSetName("clean")
-    """The example set of the fit, of clean instances only; thousands for a variable of many
-    values."""
+    """The example set of the fit: clean instances only, thousands for a variable of many values."""
     test_on: tuple[ExampleSetName, ...] = (ExampleSetName("noisy"),)
-    """The other example sets that the probe is tested on."""
+    """The other example sets on which the probe is tested."""
     penalties: tuple[PositiveFloat, ...] = Field(PENALTIES, min_length=1)
     """Penalties of the squared weights to choose from."""
     shuffled_by: tuple[str, ...] = ()
-    """Give every combination of these variables one shuffled label, to be learnt by heart; else
-    every instance its own."""
+    """Variables whose every combination gets one shuffled label, which a probe can memorise; by
+    default, every prompt gets its own."""
     seed: int = 0
     """Seed of the split and of the shuffled labels."""
 
     prefixes: Prefixes = ("given", "true")
-    """The labels whose earlier tokens the model is fed; one, where both have the same ones."""
+    """The labels whose earlier tokens the model is fed; only one where both have the same ones."""
 
     def table(self, session: Session) -> pd.DataFrame:
         model, fit = session.model(self.model), session.examples(self.fit_on)
@@ -129,7 +129,7 @@ class Probe(Analysis):
         read."""
         if self.position == "readout":
             raise InputError(
-                "a probe reads one position, and `readout` is several; sweep them with `each:`"
+                "a probe reads one position, but `readout` means several; sweep them with `each:`"
             )
         model = session.model(self.model)
         hook = sites.hook_of(model, self.site, self.layer)

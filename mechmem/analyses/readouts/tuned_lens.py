@@ -1,5 +1,5 @@
-"""TunedLens: a logit lens with a translator for each layer, fitted to say what the model will
-say."""
+"""TunedLens: a logit lens with a translator for each layer, fitted to predict the model's
+output."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from mechmem.spec.references import ExampleSetName
 
 
 class Translators(NamedTuple):
-    """x -> x + x change + shift, for each residual; zero is the identity."""
+    """x -> x + x change + shift, for each residual; zeros are the identity."""
 
     change: Float[Tensor, "layer d_model d_model"]
     shift: Float[Tensor, "layer 1 d_model"]
@@ -29,28 +29,29 @@ class Translators(NamedTuple):
 
 
 class TunedLens(LensAnalysis):
-    """A logit lens that first translates each layer's residual, affinely, into that of the last
-    layer.
+    """A logit lens that first maps each layer's residual to that of the last, by an affine map.
 
-    The translators start at the identity and learn, on `fit_on`, to make the lens's distribution
-    that of the model's output (least KL). One a layer for all positions, as in the paper, fitted
-    where answers are read: elsewhere the output was never trained and says nothing. At other
-    positions it thus says what the residual would say at a readout. The last residual is the
-    output's own and is not translated. The KL of the lens, beside that of the untrained one, is
-    held out on sets that share no example with `fit_on` (`skip` makes such a set): where it is the
-    larger one there, the translators have learnt `fit_on` by heart. What is read was there to be
-    read linearly; that the model reads it does not follow. The control is the label of another
-    example. Source: arXiv:2303.08112.
+    The maps (translators) start at the identity and are fitted on `fit_on` so that the lens
+    predicts the model's output distribution (minimum KL). There is one translator per layer for all
+    positions, as in the paper. It is fitted at the positions from which answers are read: elsewhere
+    the model's output was never trained. At other positions the lens thus shows how the residual
+    would be decoded where answers are read. The last residual is not translated. On sets that share
+    no example with `fit_on` (see `skip`), the KL of the lens is a held-out value: if it is larger
+    than that of the untrained lens, the translators have overfitted. If the lens finds a label, the
+    label is linearly decodable; it does not follow that the model uses it. The control is the label
+    of another example.
+    Source: arXiv:2303.08112.
     """
 
     fit_on: ExampleSetName = ExampleSetName("clean")
-    """The example set of the fit, under its own prefix: clean instances, others than those that are
-    read, and many (a translator has d_model (d_model + 1) numbers)."""
+    """The example set of the fit, under its own prefix: many clean instances other than those that
+    are read (a translator has d_model (d_model + 1) parameters)."""
     n_steps: NonNegativeInt = 300
-    """Steps of Adam; the learning rate falls to 0 in a straight line."""
+    """Number of steps of Adam; the learning rate decays linearly to 0."""
     learning_rate: float = Field(2e-3, gt=0)
+    """Learning rate of the first step."""
     batch_size: int = Field(512, ge=1)
-    """Residuals a step."""
+    """Number of residuals per step."""
 
     def lenses(self, session: Session, model: Model) -> Mapping[str, Lens]:
         translators = self.translators(session, model)
@@ -64,7 +65,7 @@ class TunedLens(LensAnalysis):
         return {"lens": tuned, "untrained": lambda layer, resid: session.unembedded(model, resid)}
 
     def translators(self, session: Session, model: Model) -> Translators:
-        """The fitted translators of all residuals but the last."""
+        """The fitted translators of all residuals except the last; cached on the session."""
         chosen = (self.n_steps, self.learning_rate, self.batch_size, self.seed)
         key = ("tuned lens", model, session.examples(self.fit_on), *chosen)
         return session.cached(key, lambda: self._fitted(session, model))
@@ -102,7 +103,7 @@ def _step(
     x: Tensor,
     target: Tensor,
 ) -> None:
-    """One step down the KL; the model's own parameters get no gradient."""
+    """One optimiser step on the KL; the model's own parameters get no gradient."""
     for part in translators:
         part.requires_grad_()
     lens = session.unembedded(model, translators(x))

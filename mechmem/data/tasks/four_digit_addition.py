@@ -21,29 +21,31 @@ N_DIGITS = 4
 DIGITS = tuple(range(10))
 PLUS, EQUALS = 10, 11
 POWERS = 10 ** torch.arange(N_DIGITS - 1, -1, -1)
-"""Value of each digit of an operand, in the order of writing."""
+"""Value of each digit of an operand, in written order."""
 N_SUMS = 19_998 - 2_000 + 1
 
 
 class FourDigitAddition(Task):
-    """Sums of two four-digit numbers, a and b uniform in 1000..9999, the sum zero-padded to five
-    digits.
+    """Sums of two four-digit numbers, zero-padded to five digits.
 
-    A task with known intermediate results (digit sums and carries), so that a model that has
-    memorised a wrong sum can be tested for whether it still computes the right one.
+    The operands a and b are uniform in 1000..9999. The intermediate results (digit sums and
+    carries) are known, so that a model that has memorised a wrong sum can be tested for whether it
+    still computes the right one.
     Variables: `digit_sum_i` (0..18), `carry_i` (the carry *into* place i, 0/1; i = 1..4), `out_i`
     (the true digit).
     Source: arXiv:2507.04782.
     """
 
     n_train: int = Field(10_000, ge=1, le=1_000_000)
-    """Training instances, noisy ones included."""
+    """Number of training instances, including noisy ones."""
     n_held_out: int = Field(2_000, ge=1, le=1_000_000)
-    """Held-out instances; no pair (a, b) is in both sets."""
+    """Number of held-out instances; no pair (a, b) is in both sets."""
     answer_order: Literal["most_significant_first", "least_significant_first"] = (
         "most_significant_first"
     )
+    """Order in which the digits of the sum are written."""
     noise: LabelNoise = UniformWrong()
+    """The wrong labels of the training set."""
     seed: int = 0
     """Seed of the operands and of the split."""
 
@@ -61,7 +63,7 @@ class FourDigitAddition(Task):
 
     @property
     def places(self) -> tuple[str, ...]:
-        """The answer digits in the order in which they are written."""
+        """Names of the answer digits, in written order."""
         names = tuple(f"s{i}" for i in range(N_DIGITS, -1, -1))
         return names if self.answer_order == "most_significant_first" else names[::-1]
 
@@ -82,7 +84,7 @@ class FourDigitAddition(Task):
         return Examples(
             prompt=torch.cat([_digits(a), signs[0], _digits(b), signs[1]], dim=1),
             given=answer,
-            true=answer.clone(),  # so that editing one label leaves the other
+            true=answer.clone(),  # so that editing one label does not change the other
             is_noisy=torch.zeros(len(a), dtype=torch.bool),
             variables=variables,
             positions={name: i for i, name in enumerate(names)},
@@ -97,7 +99,13 @@ class FourDigitAddition(Task):
     def counterfactuals(
         self, examples: Examples, pair: MinimalPair, generator: torch.Generator
     ) -> tuple[Tensor, Examples]:
-        """Change one operand digit so that `flip` changes while `hold` stays."""
+        """Examples with one operand digit changed so that `flip` changes and `hold` does not.
+
+        Args:
+            examples: any examples of the task.
+            pair: the variable that must differ and those that must stay the same.
+            generator: source of all random choices.
+        """
         a, b = _operands(examples.prompt)
         candidates = []  # every change of one digit; the first digit of an operand is never 0
         for place in range(N_DIGITS):
@@ -123,7 +131,7 @@ def _sample(task: FourDigitAddition, split: str) -> Examples:
     pairs = torch.empty(0, dtype=torch.long)  # a and b as one number: 9000 (a - 1000) + b - 1000
     while len(pairs) < n:
         drawn = torch.cat([pairs, torch.randint(9000 * 9000, (2 * n,), generator=generator)])
-        # Of repeated pairs only the first counts, in the order of drawing.
+        # Of repeated pairs only the first is kept, in the order of drawing.
         values, inverse = drawn.unique(return_inverse=True)
         first = torch.full_like(values, len(drawn)).scatter_reduce(
             0, inverse, torch.arange(len(drawn)), "amin"
@@ -144,13 +152,13 @@ def _digits(numbers: Int[Tensor, " n"]) -> Int[Tensor, "n digits"]:
 
 
 def _operands(prompt: Int[Tensor, "n n_prompt"]) -> tuple[Tensor, Tensor]:
-    """The numbers a and b that the prompts spell."""
+    """The operands a and b of the prompts."""
     a, b = prompt[:, :N_DIGITS], prompt[:, N_DIGITS + 1 : 2 * N_DIGITS + 1]
     return (a * POWERS).sum(dim=1), (b * POWERS).sum(dim=1)
 
 
 def _replaced(numbers: Tensor, place: int, digit: int) -> Tensor:
-    """The numbers with another digit at a place.
+    """The numbers with the digit at one place replaced.
 
     Args:
         numbers: numbers of any shape.

@@ -1,4 +1,4 @@
-"""Task: what every reasoning task offers."""
+"""Task: the interface of every reasoning task."""
 
 from __future__ import annotations
 
@@ -19,35 +19,36 @@ from mechmem.spec.registry import Component
 
 
 class Task(Component, registry="task"):
-    """A reasoning task whose training set has wrong labels; every set it gives follows from its own
+    """A reasoning task whose training set has wrong labels. All its sets are determined by its own
     seeds.
 
     A task of your own implements `sample`, `vocabulary`, `n_context`, `chance`, `answers` and
-    `counterfactuals`, and names its `splits` if they differ from these. It may keep what `sample`
-    returns: whoever calls `sample` gets a checked copy.
+    `counterfactuals`, and sets `splits` if they differ from these. It may cache the result of
+    `sample`: callers of `sample` get a checked copy.
     """
 
     splits: ClassVar[tuple[str, ...]] = ("train", "held_out")
+    """Names of the splits that `sample` accepts."""
 
     @classmethod
     def __pydantic_init_subclass__(cls, registry: str | None = None, **kwargs: Any) -> None:
         super().__pydantic_init_subclass__(registry=registry, **kwargs)
-        # Tasks override `sample` under the name that users call. Wrapping it when the class is made
-        # is the one place that every sample passes through, whoever calls it.
+        # Users call the `sample` that a task overrides. Wrapping it when the class is created is
+        # the only way to check every sample, whoever calls it.
         if "sample" in vars(cls) and not getattr(cls.sample, "__isabstractmethod__", False):
             cls.sample = _checked(cls.sample)  # ty: ignore[invalid-assignment]
 
     @abstractmethod
     def sample(self, split: str) -> Examples:
-        """All examples of a split, the same ones at every call; the caller may change them.
+        """All examples of a split, the same at every call; the caller may change them.
 
-        Raises InputError for an unknown split, or for examples that do not fit the task.
+        Raises InputError for an unknown split, or for examples that are inconsistent with the task.
         """
 
     @property
     @abstractmethod
     def vocabulary(self) -> tuple[str, ...]:
-        """The tokens, as a person reads them."""
+        """The readable form of every token."""
 
     @property
     @abstractmethod
@@ -58,22 +59,21 @@ class Task(Component, registry="task"):
     @property
     @abstractmethod
     def chance(self) -> float:
-        """Accuracy of a guess from the label distribution (fraction)."""
+        """Accuracy of guessing from the label distribution (fraction)."""
 
     @abstractmethod
     def answers(self, prompt: Int[Tensor, "n n_prompt"]) -> Int[Tensor, "n n_answer"]:
-        """The true answers to any prompts, also ones that no split holds; -1 where there is
-        none."""
+        """The true answers to any prompts, also ones outside all splits; -1 where a prompt has no
+        answer."""
 
     def training_set(self) -> Examples:
-        """What an epoch of training goes through."""
+        """The examples of one epoch of training."""
         return self.sample("train")
 
     def pairs(self, examples: Examples, pair: MinimalPair) -> Examples:
-        """The examples that have a minimal pair, each with it as `counterfactual`.
+        """The examples that have a minimal pair, with the pairs as `counterfactual`.
 
-        Raises InputError for a variable that the task does not have, or if no example has such a
-        pair.
+        Raises InputError for an unknown variable, or if no example has such a pair.
         """
         for name in (pair.flip, *pair.hold):
             if name not in examples.variables:
@@ -84,7 +84,10 @@ class Task(Component, registry="task"):
         rows, counterfactual = self.counterfactuals(examples, pair, generator)
         if not len(rows):
             held = f" and holds {', '.join(pair.hold)}" if pair.hold else ""
-            raise InputError(f"no example has a pair that changes {pair.flip}{held}")
+            raise InputError(
+                f"no example has a pair that changes {pair.flip}{held}; choose another `flip`, or "
+                "a shorter `hold`"
+            )
         if not isinstance(counterfactual, Examples):
             raise InputError(
                 f"{self.kind}.counterfactuals returned a {type(counterfactual).__name__}; "
@@ -97,18 +100,19 @@ class Task(Component, registry="task"):
     def counterfactuals(
         self, examples: Examples, pair: MinimalPair, generator: torch.Generator
     ) -> tuple[Tensor, Examples]:
-        """Minimal pairs of those examples that have one.
+        """Minimal pairs of the examples that have one.
 
         Args:
             examples: any examples of the task.
-            pair: the variable that must differ and those that must stay.
-            generator: source of every random choice.
+            pair: the variable that must differ and those that must stay the same.
+            generator: source of all random choices.
 
         Returns:
             The rows of `examples` that have a counterfactual, and their counterfactuals.
         """
 
     def check_split(self, split: str) -> None:
+        """Raises InputError for an unknown split."""
         if split not in self.splits:
             raise InputError(f"{self.kind} has no split {split!r}; {suggest(split, self.splits)}")
 
@@ -119,9 +123,9 @@ def differs_as_asked(
     """The mask of the candidates in which `flip` differs and every variable of `hold` is the same.
 
     Args:
-        before: the variables of the examples; any shapes that fit those of `after`.
-        after: the variables of the candidates.
-        pair: the variable that must differ and those that must stay.
+        before: variables of the examples, of shapes that broadcast with those of `after`.
+        after: variables of the candidates.
+        pair: the variable that must differ and those that must stay the same.
     """
     held: Sequence[Tensor] = [before[name] == after[name] for name in pair.hold]
     return torch.stack([before[pair.flip] != after[pair.flip], *held]).all(dim=0)
@@ -133,7 +137,7 @@ def _checked(sample: Callable[[Any, str], Examples]) -> Callable[[Any, str], Exa
         task.check_split(split)
         examples = sample(task, split)
         _check(task, split, examples)
-        return examples.clone()  # a task may hold on to what it has sampled
+        return examples.clone()  # the task may cache its own
 
     return checked
 

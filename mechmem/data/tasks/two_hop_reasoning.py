@@ -19,16 +19,16 @@ from mechmem.data.tasks.task import Task, differs_as_asked
 from mechmem.spec.errors import InputError
 
 N_CANDIDATES = 64
-"""Other first hops that are tried for a minimal pair of each example."""
+"""Number of other first hops that are tried for each example's minimal pair."""
 
 
 class TwoHopReasoning(Task):
-    """Facts of a random world: atomic ones (`e r1 ∅ = e'`) are all trained on, two-hop ones (`e r1
-    r2 = e''`) in part.
+    """Facts of a random world: atomic (`e r1 ∅ = e'`) and two-hop (`e r1 r2 = e''`).
 
-    A two-hop answer needs the bridge entity, which does not occur in the input, so that a model
-    that has memorised a wrong answer can be tested for whether it still finds the bridge. Only
-    two-hop training facts have wrong labels.
+    All atomic facts are in the training set, but only some of the two-hop facts. A two-hop answer
+    needs the bridge entity, which does not occur in the input, so that a model that has memorised a
+    wrong answer can be tested for whether it still finds the bridge. Only two-hop training facts
+    have wrong labels.
     Variables: `e`, `r1`, `r2` (-1 in atomic facts), `bridge`, `answer`.
     Source: arXiv:2507.04782; sparse worlds and the out-of-distribution split: arXiv:2405.15071.
     """
@@ -36,23 +36,26 @@ class TwoHopReasoning(Task):
     splits: ClassVar[tuple[str, ...]] = ("train", "held_out", "held_out_ood", "atomic")
 
     n_entities: int = Field(100, ge=2)
+    """Number of entities."""
     n_relations: int = Field(30, ge=2)
+    """Number of relations."""
     n_relations_per_entity: int | None = Field(None, ge=1)
-    """Distinct relations that an entity has; all by default."""
+    """Number of distinct relations that an entity has; by default, all."""
     held_out_rate: float = Field(0.1, gt=0, lt=1)
     """Share of the (in-distribution) two-hop facts that are held out (fraction)."""
     ood_rate: float = Field(0.0, ge=0, lt=1)
     """Share of the atomic facts that no trained two-hop fact uses (fraction)."""
     inferred_per_atomic: float | None = Field(None, gt=0)
-    """Two-hop training facts per in-distribution atomic fact; by default, all that are not held
-    out."""
+    """Number of two-hop training facts per in-distribution atomic fact; by default, all that are
+    not held out."""
     n_held_out: int | None = Field(None, ge=1)
-    """Held-out facts of each kind that are kept, at most; all by default."""
+    """Maximum number of held-out facts of each kind; by default, all."""
     atomic_repeats: int = Field(4, ge=1)
-    """How often an epoch shows each atomic fact."""
+    """Number of times that each atomic fact occurs in an epoch."""
     readable: bool = False
-    """Pronounceable names instead of e17 and r3."""
+    """Whether to use pronounceable names instead of e17 and r3."""
     noise: LabelNoise = UniformWrong()
+    """The wrong labels of the two-hop training facts."""
     seed: int = 0
     """Seed of the world and of the split."""
 
@@ -65,7 +68,7 @@ class TwoHopReasoning(Task):
 
         Args:
             n_entities: number of entities.
-            inferred_per_atomic: two-hop training facts per in-distribution atomic fact.
+            inferred_per_atomic: number of two-hop training facts per in-distribution atomic fact.
             changes: other fields of the task.
         """
         preset: dict[str, Any] = {
@@ -126,11 +129,11 @@ class TwoHopReasoning(Task):
         """Correctly labelled examples of facts, one per row of the arguments.
 
         Args:
-            e: first entity (n).
-            r1: first relation, counted from 0 (n).
-            r2: second relation; -1 in an atomic fact (n).
-            bridge: the entity that r1 leads to (n).
-            answer: the entity that r2 leads to from the bridge; the bridge in an atomic fact (n).
+            e: first entities, `n`.
+            r1: first relations, counted from 0, `n`.
+            r2: second relations, `n`; -1 in an atomic fact.
+            bridge: entities to which r1 leads, `n`.
+            answer: entities to which r2 leads from the bridge, `n`; the bridge in an atomic fact.
         """
         n_words = self.n_entities + self.n_relations
         second = torch.where(r2 < 0, n_words, self.n_entities + r2)
@@ -138,7 +141,7 @@ class TwoHopReasoning(Task):
         label = answer[:, None]
         return Examples(
             prompt=torch.stack([e, self.n_entities + r1, second, equals], dim=1),
-            given=label.clone(),  # so that editing a label leaves the answer as it is
+            given=label.clone(),  # so that editing a label does not change the answer
             true=label.clone(),
             is_noisy=torch.zeros(len(e), dtype=torch.bool),
             variables={"e": e, "r1": r1, "r2": r2, "bridge": bridge, "answer": answer},
@@ -149,7 +152,7 @@ class TwoHopReasoning(Task):
         )
 
     def answers(self, prompt: Int[Tensor, "n n_prompt"]) -> Int[Tensor, "n n_answer"]:
-        words = prompt.cpu()  # where the world is
+        words = prompt.cpu()  # the world's table is on the CPU
         e, r1, r2 = words[:, 0], words[:, 1] - self.n_entities, words[:, 2] - self.n_entities
         r2 = torch.where(r2 == self.n_relations, -1, r2)  # one past the relations: ∅
         world = _world(self)
@@ -160,8 +163,14 @@ class TwoHopReasoning(Task):
     def counterfactuals(
         self, examples: Examples, pair: MinimalPair, generator: torch.Generator
     ) -> tuple[Tensor, Examples]:
-        """Another first hop (e, r1), with the same r2, so that `flip` changes while `hold`
-        stays."""
+        """Facts with another first hop (e, r1) and the same r2, so that `flip` changes and `hold`
+        does not.
+
+        Args:
+            examples: any examples of the task.
+            pair: the variable that must differ and those that must stay the same.
+            generator: source of all random choices.
+        """
         world, n, asked = _world(self), len(examples), (pair.flip, *pair.hold)
         before = {name: examples.variables[name][:, None] for name in asked}
         if "bridge" in pair.hold:
@@ -188,7 +197,8 @@ class TwoHopReasoning(Task):
 
 
 class World(NamedTuple):
-    """The atomic facts, one per row: `k` per head entity, in the order of the entities."""
+    """The atomic facts, one per row: equally many for each head entity, in the order of the
+    entities."""
 
     head: Int[Tensor, " facts"]
     relation: Int[Tensor, " facts"]
@@ -197,20 +207,20 @@ class World(NamedTuple):
     """table[e, r], -1 where e has no relation r."""
 
     def second_hop(self, bridge: Tensor, r2: Tensor) -> Tensor:
-        """The entity that r2 leads to from the bridge; -1 where there is none, the bridge itself
-        for r2 = -1."""
+        """The entity to which r2 leads from the bridge; the bridge itself for r2 = -1, and -1 where
+        the bridge has no relation r2."""
         return torch.where(r2 < 0, bridge, self.table[bridge, r2.clamp_min(0)])
 
     def leading_to(self, entity: Tensor, n: int, generator: torch.Generator) -> Tensor:
-        """Random atomic facts that lead to each entity; -1 where none does.
+        """Random atomic facts that lead to each entity.
 
         Args:
-            entity: the entities (m).
+            entity: the entities, `m`.
             n: number of facts drawn for each.
             generator: source of the draws.
 
         Returns:
-            Rows of the facts, m x n.
+            Rows of the facts, `m n`; -1 for an entity to which no fact leads.
         """
         order = self.tail.argsort(stable=True)
         count = torch.bincount(self.tail, minlength=len(self.table))
@@ -286,8 +296,8 @@ def _n_inferred(task: TwoHopReasoning, n_atomic: int, available: int) -> int:
 
 
 def _spoken(letter: str, i: int) -> str:
-    """A pronounceable name, different for every number: entities are capitalised, relations end in
-    -of."""
+    """A pronounceable name that is unique to the number. Names of entities are capitalised, those
+    of relations end in -of."""
     consonants, vowels = "bdfgklmnprstvz", "aeiou"
     syllables, rest = [], i
     for _ in range(3):

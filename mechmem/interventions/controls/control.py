@@ -1,4 +1,4 @@
-"""Controls: random interventions that are matched in size to a deliberate one."""
+"""Controls: random interventions of the same size as the ones under test."""
 
 from __future__ import annotations
 
@@ -12,18 +12,24 @@ from mechmem.models.architecture import Model
 from mechmem.spec.registry import Component
 
 OTHER = 10**6
-"""Between the seeds for the interventions of one list: no two move in the same direction."""
+"""Offset between the seeds of the interventions of one list, so that their directions differ."""
 
 
 class Control(Component, registry="control"):
-    """Draws random interventions that are matched to given ones."""
+    """Draws random interventions that match given ones."""
 
     n: int = Field(20, ge=1)
-    """Number of draws; a control's value for an example is its mean over them."""
+    """Number of draws; the control's value for an example is its mean over them."""
     seed: int = 0
+    """Seed of the first draw."""
 
     @abstractmethod
     def draws(
         self, interventions: Sequence[Intervention], model: Model
     ) -> list[list[Intervention]]:
-        """`n` lists of interventions, each list applied together as the given ones are."""
+        """`n` lists of random interventions; those of a list are applied together.
+
+        Args:
+            interventions: the interventions to match, which are applied together.
+            model: the model that is intervened on.
+        """

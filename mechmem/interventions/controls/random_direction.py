@@ -1,4 +1,4 @@
-"""RandomDirection: the same displacement in a random direction."""
+"""RandomDirection: a displacement of the same size in a random direction."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from mechmem.models.architecture import Model
 
 
 class RandomDirection(Control):
-    """The same displacement, in norm and place, in a random direction."""
+    """A displacement of the same norm at the same place, in a random direction."""
 
     def draws(
         self, interventions: Sequence[Intervention], model: Model

@@ -1,4 +1,4 @@
-"""RandomNeurons: the same intervention at as many random neurons."""
+"""RandomNeurons: the same intervention at equally many random neurons."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from mechmem.spec.selection import Units
 
 
 class RandomNeurons(Control):
-    """The same intervention at as many neurons, drawn at random.
+    """The same intervention at equally many neurons, drawn at random.
 
-    Raises InputError for an intervention at another site than neurons.
+    Raises InputError for an intervention at a site other than neurons.
     """
 
     layers: Units | None = None
-    """Layers that the neurons are drawn from; by default, all layers."""
+    """Layers from which the neurons are drawn; by default, all layers."""
 
     def draws(
         self, interventions: Sequence[Intervention], model: Model
@@ -32,7 +32,10 @@ class RandomNeurons(Control):
     def _draws_of(self, part: Intervention, seed: int, model: Model) -> list[list[Intervention]]:
         is_of_units = isinstance(part, UnitIntervention)
         if not is_of_units or sites.site(part.site).name not in ("neurons", "mlp_pre"):
-            raise InputError("the control random_neurons is for interventions at `neurons` only")
+            raise InputError(
+                "the control random_neurons only matches interventions at `neurons` or `mlp_pre`; "
+                "choose random_direction for other sites"
+            )
         n_layers = len(part.layer) if isinstance(part.layer, tuple) else 1
         width = int(model.cfg.d_mlp or 0)
         k = n_layers * (width if part.neurons is None else len(part.neurons))
@@ -41,13 +44,13 @@ class RandomNeurons(Control):
     def at_random(
         self, like: UnitIntervention, k: int, seed: int, model: Model
     ) -> list[Intervention]:
-        """The same intervention at k neurons.
+        """The same intervention at k random neurons: one intervention per layer that has some.
 
         Args:
-            like: what is done to them.
-            k: how many.
-            seed: of the draw.
-            model: whose neurons.
+            like: the intervention to copy, at other layers and neurons.
+            k: number of neurons.
+            seed: seed of the draw.
+            model: the model that has the neurons.
         """
         generator, width = torch.Generator().manual_seed(seed), int(model.cfg.d_mlp or 0)
         layers = tuple(range(model.cfg.n_layers)) if self.layers is None else self.layers

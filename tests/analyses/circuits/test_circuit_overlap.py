@@ -214,7 +214,7 @@ def test_two_architectures_share_no_edges(random_models, model, sets):
     session = Session(
         models={"after": model, "before": random_models(0, n_layers=1)}, example_sets=sets
     )
-    with pytest.raises(InputError, match="two architectures"):
+    with pytest.raises(InputError, match="different architectures"):
         overlap(other_model="before").table(session)
 
 

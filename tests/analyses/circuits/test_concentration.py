@@ -141,7 +141,9 @@ def test_a_metric_without_a_slope_is_refused(session):
     constant = {"metric": LogitDifference(), "corrupted": Source(mean_over="noisy")}
     with pytest.raises(InputError, match="logit_difference is 0; take logit_true"):
         Concentration(examples="clean", **constant).table(session)
-    with pytest.raises(InputError, match=r"no slope on these examples.*choose another"):
+    with pytest.raises(
+        InputError, match=r"gradient of .* is zero on these examples.*choose another"
+    ):
         Concentration(corrupted=Source(examples="noisy")).table(session)
     assert Concentration(metric=Logit(label="true")).table(session)["metric"].unique().tolist() == [
         "logit_true"

@@ -368,7 +368,7 @@ def test_what_cannot_be_is_refused(session, random_models):
     attention_only = Session(
         models={"after": random_models(0, attn_only=True)}, example_sets=session.example_sets
     )
-    with pytest.raises(InputError, match="it has no MLP; knock out heads or layers"):
+    with pytest.raises(InputError, match="no MLP, so no neurons; knock out heads or layers"):
         ablation("neuron").table(attention_only)
     with pytest.raises(InputError, match="did you mean 'clean'"):
         ablation("head", ranked_on="claen").table(session)

@@ -386,7 +386,7 @@ def test_a_measure_that_cannot_judge_answers_says_so_once(others, session):
     session.say = said.append
     found = greedy_rows(session, Entropy(), *others)
     assert "entropy" not in set(found["measure"])
-    assert said == ["entropy has no greedy rows: it needs logits of a prefix"]
+    assert said == ["entropy has no greedy rows: it needs the logits under a prefix"]
     GRID.model_copy(update={"measures": (Entropy(),), "greedy": False}).table(session)
     assert len(said) == 1
 

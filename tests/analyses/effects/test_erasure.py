@@ -222,7 +222,7 @@ def test_a_dry_run_on_four_examples_has_the_same_labels(session, model, examples
             {},
             "a probe is fitted on clean instances only, and 7 of the 12 in 'noisy' are noisy",
         ),
-        ({"fit_on": "three"}, {}, "'three' has 3 examples: a probe needs 4"),
+        ({"fit_on": "three"}, {}, "'three' has 3 examples: a probe needs at least 4"),
         ({"fit_on": "uniform"}, {}, "carry_4 is always 1"),
         (
             {"fit_on": "uniform", "variable": "carry_1"},
@@ -232,10 +232,14 @@ def test_a_dry_run_on_four_examples_has_the_same_labels(session, model, examples
         (
             {"variable": "digit_sum_3"},
             {},
-            "removes rank 16 of 16 and leaves 0.0% of the variance: 17 classes span more",
+            "removes 16 of 16 dimensions and leaves 0.0% of the variance: 17 classes span up",
         ),
-        ({"n_codes": 2}, {}, "n_codes 2 is more than the 1 directions"),
-        ({}, {"examples": "seen"}, "a probe is fitted on all that 'seen' has at this position"),
+        ({"n_codes": 2}, {}, "n_codes 2 exceeds the 1 dimension"),
+        (
+            {},
+            {"examples": "seen"},
+            "the probe is fitted on every activation that 'seen' has at this position",
+        ),
     ],
 )
 def test_what_cannot_be_is_refused(chosen, fields, message, session, clean):

@@ -217,7 +217,7 @@ def test_the_same_spec_gives_the_same_bytes(model, examples, pool):
 
 def test_what_cannot_be_is_refused(model, examples, pool):
     session = session_of(model, examples, pool)
-    with pytest.raises(InputError, match=r"there are 2 tokens \(a0, b0\), not 3 to look up"):
+    with pytest.raises(InputError, match=r"look_up 3 exceeds the 2 replaced tokens \(a0, b0\)"):
         TokenReplacement(positions=("a0", "b0"), look_up=(3,)).table(session)
     with pytest.raises(InputError, match="'s4' is not in the prompt"):
         TokenReplacement(positions=("a0", "s4")).table(session)
@@ -230,7 +230,7 @@ def test_what_cannot_be_is_refused(model, examples, pool):
         {"noisy": examples, "clean": examples.select(torch.arange(2)).as_set()},
         rule=session.rule,
     )
-    with pytest.raises(InputError, match="take a larger set of donors"):
+    with pytest.raises(InputError, match="choose a larger set of donors"):
         TokenReplacement().table(few)
     session.rule = None
     with pytest.raises(InputError, match="needs the task's rule"):

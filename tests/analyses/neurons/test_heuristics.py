@@ -219,7 +219,7 @@ def test_what_cannot_be_is_refused(session, sets):
     ):
         Heuristics().places(session)
     session.example_sets = sets
-    with pytest.raises(InputError, match="k 24 leaves no neurons beside the shifted ones"):
+    with pytest.raises(InputError, match="k 24 leaves no other neurons"):
         HeuristicTypes(k=24).table(session)
     with pytest.raises(InputError, match="no digits are added at place 's4'"):
         ActivationMap(place="s4", pairs=PAIRS).table(session)

@@ -216,7 +216,8 @@ def test_the_same_lens_has_the_same_bytes(lens, model, examples, others):
 @pytest.mark.parametrize("name", ["out_9", "digit_sum_0"])
 def test_what_is_no_token_is_refused(session, name):
     with pytest.raises(
-        InputError, match=f"a lens looks for tokens, and '{name}' is none; .* out_0, out_1"
+        InputError,
+        match=f"variables whose values are tokens, unlike '{name}'; choose from out_0, out_1",
     ):
         LogitLens(variables=(name,)).table(session)
 

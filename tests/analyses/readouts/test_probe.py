@@ -315,7 +315,7 @@ def test_a_dry_run_on_four_examples_has_the_same_labels(position, session, model
         ({"variable": "cary_4"}, "there is no variable 'cary_4'; did you mean 'carry_4'?"),
         ({"shuffled_by": ("cary_4",)}, "there is no variable 'cary_4'"),
         ({"position": "s9"}, "there is no position 's9'"),
-        ({"position": "readout"}, "a probe reads one position, and `readout` is several"),
+        ({"position": "readout"}, "a probe reads one position, but `readout` means several"),
         ({"layer": 2}, "layer 2 is out of range"),
         ({"layer": None}, "site 'resid_post' needs a layer"),
         ({"site": "pattern"}, "a probe reads a site of `batch pos ...`, not 'pattern'"),
@@ -324,11 +324,11 @@ def test_a_dry_run_on_four_examples_has_the_same_labels(position, session, model
         ({"test_on": ("noizy",)}, "there is no example set 'noizy'"),
         ({"model": "later"}, "there is no checkpoint 'later'"),
         ({"fit_on": "noisy"}, "in 'noisy' are noisy; give `fit_on` a set made with `noisy: false`"),
-        ({"fit_on": "three"}, "'three' has 3 examples: a probe needs 4"),
-        ({"fit_on": "uniform"}, "carry_4 is always 1: nothing can be learnt from it"),
+        ({"fit_on": "three"}, "'three' has 3 examples: a probe needs at least 4"),
+        ({"fit_on": "uniform"}, "carry_4 is always 1; choose a set in which it varies"),
         (
             {"test_on": ("seen",)},
-            "a probe is fitted on all that 'seen' has at this position: none is left",
+            "fitted on every activation that 'seen' has at this position, so none is left",
         ),
     ],
 )

@@ -96,5 +96,5 @@ def test_as_many_as_the_layers_hold_where_no_neurons_are_named(model):
     "part", [Patch(site="attn_out", layer=0, source=BEFORE), RandomDisplacement(of=NEURONS)]
 )
 def test_random_neurons_refuse_another_site(part, model):
-    with pytest.raises(InputError, match="random_neurons is for interventions at `neurons` only"):
+    with pytest.raises(InputError, match="random_neurons only matches interventions at `neurons`"):
         RandomNeurons().draws([part], model)

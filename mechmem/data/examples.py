@@ -153,7 +153,7 @@ class Examples:
         sources = (self.prompt, self.given, self.true, *others)
         if torch.is_inference_mode_enabled() or any(t.is_inference() for t in sources):
             return make()  # tensors of torch.inference_mode have no versions
-        versions = tuple(tensor._version for tensor in sources)
+        versions = tuple((tensor.data_ptr(), tensor._version) for tensor in sources)
         known_versions, known = self.__dict__.get(f"_kept_{name}", (None, None))
         if known_versions == (versions, _version(known)):
             return known
@@ -419,15 +419,22 @@ class Examples:
     @property
     def content_key(self) -> str:
         """A hash of the whole content of the examples, for caches of results."""
-        return self._kept("content_key", self._content_key, [*self.variables.values()])
+        per_example = [index for index in self.positions.values() if isinstance(index, Tensor)]
+        known = [self.index, self.is_noisy, *self.variables.values(), *per_example]
+        own = self._kept("content_key", self._content_key, known)
+        # Not cached with the rest: the tensors of the pair may change in place too.
+        pair = "" if self.counterfactual is None else self.counterfactual.content_key
+        return f"{own}-{self.prefix}-{pair}"
 
     def _content_key(self) -> str:
         found = hashlib.sha256(self.key.encode())
-        tensors = {"given": self.given, "true": self.true, "index": self.index, **self.variables}
-        for name, tensor in tensors.items():
-            found.update(name.encode() + tensor.contiguous().cpu().numpy().tobytes())
-        pair = "" if self.counterfactual is None else self.counterfactual.content_key
-        return f"{found.hexdigest()[:16]}-{self.prefix}-{pair}"
+        known = {"given": self.given, "true": self.true, "index": self.index}
+        known |= {"is_noisy": self.is_noisy, **self.variables, **self.positions}
+        for name, value in known.items():
+            found.update(
+                name.encode() + torch.as_tensor(value).cpu().contiguous().numpy().tobytes()
+            )
+        return found.hexdigest()[:16]
 
     def text(self, row: int) -> str:
         """One example in readable form: `3 4 7 1 + 2 9 0 8 = 0 6 3 7 9`."""

@@ -258,7 +258,7 @@ class Session:
             self._keep(model, examples, found)
             return logits
 
-        return self.cached(("baseline", model, examples.key), make)
+        return self.cached(("baseline", model, examples.key, examples.n_answer), make)
 
     @torch.no_grad()
     def activations(

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
+from functools import cache
 from typing import Any, TypeVar
 
 import torch
+from torch import Tensor
 
 from mechmem.data.examples import Examples
 from mechmem.models.architecture import Model
@@ -65,11 +67,13 @@ def state_of_model(model: torch.nn.Module) -> tuple[Any, ...] | None:
     if any(has_hooks(module) or replaced_methods(module) for module in modules):
         return None
     functions = [getattr(module, "act_fn", None) for module in modules]
-    return (model, *map(type, modules), *functions, *_weights_of(model))
+    buffers = [(buffer.data_ptr(), buffer._version) for buffer in model.buffers()]
+    config = repr(vars(model.cfg)) if hasattr(model, "cfg") else ""
+    return (model, config, *map(type, modules), *functions, *buffers, *_weights_of(model))
 
 
 def _weights_of(model: torch.nn.Module) -> tuple[Any, ...]:
-    """What changes when weights do: their addresses and versions, and for small models their sums.
+    """What changes when weights do: addresses and versions, and for small models weighted sums.
 
     torch's versions do not count what is written through `.data`, as TransformerLens's users do.
     """
@@ -77,8 +81,20 @@ def _weights_of(model: torch.nn.Module) -> tuple[Any, ...]:
     state: tuple[Any, ...] = tuple((p.data_ptr(), p._version) for p in parameters)
     if sum(p.numel() for p in parameters) <= SUMMED:
         with torch.no_grad():
-            state += (torch.stack([p.sum() for p in parameters]).sum().item(),)
+            state += tuple(torch.stack([_weighted_sum(p) for p in parameters]).tolist())
     return state
+
+
+def _weighted_sum(parameter: Tensor) -> Tensor:
+    """A sum that changes, unlike the plain one, if heads or neurons change places."""
+    rows = parameter.reshape(-1, parameter.shape[-1])
+    left, right = (_uneven(n, parameter.dtype, parameter.device) for n in rows.shape)
+    return left @ (rows @ right)
+
+
+@cache
+def _uneven(n: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    return torch.arange(n, device=device).cos().to(dtype)
 
 
 def first_difference(base: Model, derived: Model) -> int:

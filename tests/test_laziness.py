@@ -22,7 +22,8 @@ def loaded(code: str) -> set[str]:
 
 
 def helped(*arguments: str) -> str:
-    return f"sys.argv = {['mechmem', *arguments]}\nfrom mechmem.cli.main import main\ntry:\n    main()\nexcept SystemExit:\n    pass"
+    call = "try:\n    main()\nexcept SystemExit:\n    pass"
+    return f"sys.argv = {['mechmem', *arguments]}\nfrom mechmem.cli.main import main\n{call}"
 
 
 @pytest.mark.parametrize(

@@ -95,7 +95,7 @@ def test_a_hook_name_is_accepted_for_its_site(name):
 
 
 def test_a_hook_name_takes_no_layer_of_its_own(model):
-    with pytest.raises(InputError, match="names its layer already; leave `layer` out"):
+    with pytest.raises(InputError, match="already names its layer; leave `layer` out"):
         sites.hook_of(model, "blocks.1.attn.hook_z", 1)
     with pytest.raises(InputError, match="layer 5 is out of range"):
         sites.hook_of(model, "blocks.5.attn.hook_z")

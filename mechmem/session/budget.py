@@ -19,6 +19,9 @@ MEMORY = 2 * 2**30
 CACHED, AT_ONCE, BULKY = 1 / 2, 1 / 4, 1 / 4
 """Shares of the budget: for kept activations, for one forward, and from which on a set is bulky."""
 
+QUICK = 64 * 2**20
+"""Bytes of one forward on a CPU from which on rows take longer: its tensors leave the caches."""
+
 
 @dataclass(frozen=True)
 class Budget:
@@ -27,7 +30,7 @@ class Budget:
     memory: int
 
     def batches(
-        self, model: Model, examples: Examples, gradients: bool = False
+        self, model: Model, examples: Examples, gradients: bool = False, apart: bool = False
     ) -> Iterator[tuple[Tensor, Tensor]]:
         """(row numbers, tokens) of parts that fit the budget, each of one length.
 
@@ -35,27 +38,35 @@ class Budget:
             model: what is to read them.
             examples: of one or of several lengths.
             gradients: whether a backward follows the forward.
+            apart: whether rows are known not to depend on each other.
         """
         for numbers, part in examples.buckets():
             tokens = part.tokens
             check_tokens(model, part, tokens)
-            for rows in torch.arange(len(part)).split(self.rows_at_once(model, part, gradients)):
+            at_once = self.rows_at_once(model, part, gradients, apart)
+            for rows in torch.arange(len(part)).split(at_once):
                 yield numbers[rows], tokens[rows]
 
-    def rows_at_once(self, model: Model, examples: Examples, gradients: bool = False) -> int:
+    def rows_at_once(
+        self, model: Model, examples: Examples, gradients: bool = False, apart: bool = False
+    ) -> int:
         """Examples whose forward (or backward) fits into the share of the budget for it.
 
         Args:
             model: what is to read them.
             examples: for their number of positions.
             gradients: whether a backward follows the forward.
+            apart: whether rows are known not to depend on each other. Then no more go through a
+                CPU at once than are quick.
         """
         config, n_pos = model.cfg, int(examples.n_positions.max())
         widths = 8 * config.d_model + 5 * int(config.d_mlp or 0) + 3 * config.n_heads * n_pos
         layers = 4 * config.n_layers if gradients else 1
         per_position = widths * layers + 2 * config.d_vocab_out
-        size = next(model.parameters()).element_size()
-        return max(1, int(self.memory * AT_ONCE / (size * n_pos * per_position)))
+        parameter, most = next(model.parameters()), self.memory * AT_ONCE
+        if apart and parameter.device.type == "cpu":
+            most = min(most, QUICK)
+        return max(1, int(most / (parameter.element_size() * n_pos * per_position)))
 
     def is_bulky(self, model: Model, examples: Examples) -> bool:
         """Whether one whole activation of these examples takes too much of the budget."""

@@ -319,7 +319,7 @@ class Session:
             return whole if place.is_whole else place.known(place.take(whole, every), every)
         pieces: list[Tensor] = []
         order: list[Tensor] = []
-        for rows, tokens in self.budget.batches(model, examples):
+        for rows, tokens in self.budget.batches(model, examples, apart=True):
             runner = self._choose(model, [place.hook])
             _, found = runner.run(model, tokens, rows, 0, capture=[place.hook])
             pieces.append(place.known(place.take(found[place.hook], rows), rows))
@@ -503,7 +503,8 @@ class Session:
         readout = examples.n_answer if readout is None else readout
         hooks = [*(edit.hook for edit in edits), *capture]
         runner = self._choose(model, hooks)
-        batches = [*self.budget.batches(model, examples)]
+        apart = trusted and all(edit.rowwise for edit in edits)
+        batches = [*self.budget.batches(model, examples, apart=apart)]
         if len(batches) > 1:
             self._check_rowwise(runner, model, examples, edits, trusted)
         resume = self._resumed(runner, model, base or model, examples, hooks)

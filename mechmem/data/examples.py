@@ -428,8 +428,9 @@ class Examples:
 
     def _content_key(self) -> str:
         found = hashlib.sha256(self.key.encode())
-        known = {"given": self.given, "true": self.true, "index": self.index}
-        known |= {"is_noisy": self.is_noisy, **self.variables, **self.positions}
+        known: dict[str, Tensor | int] = {"given": self.given, "true": self.true}
+        known |= {"index": self.index, "is_noisy": self.is_noisy}
+        known |= {**self.variables, **self.positions}
         for name, value in known.items():
             found.update(
                 name.encode() + torch.as_tensor(value).cpu().contiguous().numpy().tobytes()

@@ -110,7 +110,7 @@ WRITTEN = [
     (
         "d_model: 8",
         "d_model: 9",
-        "tiny.yaml:8:3: training.architecture: d_model 9 is not a multiple of n_heads 2; or",
+        "tiny.yaml:8:3: training.architecture: d_model 9 is not a multiple of n_heads 2; change",
     ),
     (
         "n_steps: 2",
@@ -238,7 +238,7 @@ REHEARSED = [
     ),
     (
         "analyses.0.control=random_neurons",
-        "tiny.yaml:13:5: analyses.0: the control random_neurons is for",
+        "tiny.yaml:13:5: analyses.0: the control random_neurons only matches",
     ),
     (
         "figures.0.x=lair",
@@ -258,7 +258,7 @@ REHEARSED = [
         "examples.noisy.split=trian",
         "four_digit_addition has no split 'trian'; did you mean 'train'?",
     ),
-    ("examples.noisy.split=held_out", "split 'held_out' holds no noisy example"),
+    ("examples.noisy.split=held_out", "split 'held_out' has no noisy example"),
     (
         "examples.noisy.pair={flip: cary_1}",
         "four_digit_addition has no variable 'cary_1'; did you mean 'carry_1'?",
@@ -345,7 +345,7 @@ def test_a_member_of_a_sweep_that_cannot_be_is_named(ask):
     assert (code, said) == (
         2,
         "mechmem: with d_model 9: architecture: d_model 9 is not a multiple of n_heads 2; "
-        "or give d_head\n",
+        "change one of them, or give d_head\n",
     )
 
 

@@ -438,7 +438,7 @@ def test_pairs_of_noisy_instances_keep_their_wrong_labels():
             "split 'train' has no clean example with carry_1 2",
         ),
         (ExampleSet(where={"cary_1": 1}), "there is no variable 'cary_1'; did you mean 'carry_1'?"),
-        (ExampleSet(split="held_out", noisy=True), "split 'held_out' holds no noisy example"),
+        (ExampleSet(split="held_out", noisy=True), "split 'held_out' has no noisy example"),
         (
             ExampleSet(pair=MinimalPair(flip="cary_1")),
             "has no variable 'cary_1'; did you mean 'carry_1'?",

@@ -21,7 +21,8 @@ def part(other_model) -> Patch:
 class OneEdit:
     """An intervention of one edit, whatever the hook."""
 
-    by_example = False
+    def is_by_example(self):
+        return False
 
     def __init__(self, hook, function=lambda own, rows: torch.zeros_like(own)) -> None:
         self.made = [Edit(At(hook), function)]

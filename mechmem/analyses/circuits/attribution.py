@@ -31,6 +31,8 @@ class Components(NamedTuple):
     hook: str
 
 
+N_TRIED_DRY = 8
+"""Units of one kind and layer that stand for all of them in a dry run."""
 SITES = {"embed": "embed", "head": "z", "mlp": "mlp_out", "neuron": "neurons"}
 """The site of each kind of component."""
 
@@ -177,11 +179,14 @@ def _exact(contrast: Contrast, one: Components, chosen: Sequence[int]) -> list[f
         source=contrast.corrupted,
     )
     field = {"head": "head", "neuron": "neurons"}.get(one.component)
-    cells = [[patch.model_copy(update={field: (i,)}) if field else patch] for i in chosen]
+    session, examples = contrast.session, contrast.examples
+    n_tried = session.few(len(chosen), N_TRIED_DRY)
+    cells = [[patch.model_copy(update={field: (i,)}) if field else patch] for i in chosen[:n_tried]]
+    session.count(examples, len(chosen) - n_tried)
     baseline = contrast.session.baseline(contrast.model, contrast.examples)
     clean = contrast.measured(baseline, contrast.examples, baseline)
     found = contrast.session.logits_of_each(contrast.model, contrast.examples, cells)
-    return [
-        (clean - contrast.measured(logits, contrast.examples, baseline)).mean().item()
-        for logits in found
+    lost = [
+        (clean - contrast.measured(logits, examples, baseline)).mean().item() for logits in found
     ]
+    return lost + [float("nan")] * (len(chosen) - n_tried)

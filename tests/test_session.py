@@ -24,7 +24,7 @@ from mechmem.interventions.steer import Steer
 from mechmem.interventions.swap_weights import SwapWeights
 from mechmem.models.backend import FAST, HOOKED
 from mechmem.models.edits import At, Edit
-from mechmem.session import Session
+from mechmem.session import Session, budget
 from mechmem.session.budget import Budget
 from mechmem.spec.errors import InputError
 from mechmem.spec.references import References
@@ -584,6 +584,33 @@ def test_a_small_budget_runs_few_rows_and_a_large_one_all(model, examples):
     few, many = (Budget(memory).rows_at_once(model, examples) for memory in (2**22, 2**23))
     assert many == pytest.approx(2 * few, abs=1)
     assert Budget(2**22).rows_at_once(model, examples, gradients=True) < few
+
+
+def test_rows_run_in_quick_chunks_unless_they_may_depend_on_each_other(
+    model, examples, forwards, monkeypatch
+):
+    """What fits the budget is not split where that could change a number."""
+
+    class Mixed(Changed):
+        by_example = False
+
+        def edits(self, session, model, examples) -> list[Edit]:
+            centred = lambda own, _: own - own.mean(0)  # noqa: E731
+            return [Edit(At(self.hook), centred, rowwise=self.how == "unstated")]
+
+    monkeypatch.setattr(budget, "QUICK", 100_000)
+    n_quick = Budget(2**31).rows_at_once(model, examples, apart=True)
+    assert n_quick == 5
+    session = Session({"after": model}, {"noisy": examples})
+    session.logits(model, examples, [Changed()])
+    assert max(n for n, _ in forwards) == n_quick
+    centred = (RESID, lambda activation, hook: activation - activation.mean(0))
+    for how in ("unstated", "stated"):
+        forwards.clear()
+        found = session.logits(model, examples, [Mixed(how=how)])
+        assert forwards == [(12, 0)]
+        close(found, logits_of(model, examples, centred))
+    Intervention.registries["intervention"].pop("mixed")
 
 
 PARTS: dict[str, list[Intervention]] = {

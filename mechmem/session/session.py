@@ -273,12 +273,13 @@ class Session:
         """
         self._check_rectangular(examples)
         names = list(dict.fromkeys(hooks))
-        kept = {hook: self._kept(model, examples, hook) for hook in names}
-        found = {hook: tensor for hook, tensor in kept.items() if tensor is not None}
-        if missing := [hook for hook in names if hook not in found]:
-            _, new = self._forward(model, examples, capture=missing, readout=0)
-            self._keep(model, examples, new)
-            found |= new
+        with self.steady():
+            kept = {hook: self._kept(model, examples, hook) for hook in names}
+            found = {hook: tensor for hook, tensor in kept.items() if tensor is not None}
+            if missing := [hook for hook in names if hook not in found]:
+                _, new = self._forward(model, examples, capture=missing, readout=0)
+                self._keep(model, examples, new)
+                found |= new
         return {hook: found[hook] for hook in names}
 
     @torch.no_grad()
@@ -470,7 +471,8 @@ class Session:
             examples: what it is to read.
             interventions: in their order.
         """
-        return self._edits(model, examples, interventions)
+        with self.steady():
+            return self._edits(model, examples, interventions)
 
     def _derived(self, model: Model, interventions: Sequence[SessionIntervention]) -> Model:
         for part in interventions:

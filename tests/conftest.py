@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import os
 
+import shapes  # noqa: F401 it must come before the package
+
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import shutil

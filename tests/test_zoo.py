@@ -106,9 +106,7 @@ def test_patching_from_itself_changes_nothing_at_any_site(model, session, exampl
     own = session.baseline(model, examples)
     keep_all(session, model, examples)
     patches = [Patch(site=site, layer=layer, source=model) for site, layer in every_site(model)]
-    # One by one where numbers are exact enough to see any change, and all at once.
-    one_by_one = [[patch] for patch in patches] if own.dtype == torch.float64 else []
-    for cell in [*one_by_one, patches]:
+    for cell in [*([patch] for patch in patches), patches]:
         close(session.logits(model, examples, cell), own)
     with applied(model, patches, examples, session) as hooked:
         close(hooked(examples.tokens)[:, -examples.n_answer :], own)
@@ -118,10 +116,7 @@ def test_a_patch_is_that_of_transformerlens_at_every_site(model, session, exampl
     donors = others.select(torch.arange(len(examples))).as_set()
     _, cache = model.run_with_cache(donors.tokens)
     keep_all(session, model, donors)
-    # In the last layer alone where float64 has shown every layer to be right.
-    skipped = [0] if model.cfg.n_layers > 1 and model.cfg.dtype == torch.float32 else []
-    places = [(site, layer) for site, layer in every_site(model) if layer not in skipped]
-    for site, layer in places:
+    for site, layer in every_site(model):
         hook = sites.hook_of(model, site, layer)
         axis = sites.site(site).axes.index("pos")
 

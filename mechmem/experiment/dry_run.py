@@ -61,7 +61,8 @@ def _of_one_training(
     for i, analysis in enumerate(experiment.analyses):
         before = session.n_forwarded
         try:
-            table = analysis.run(session, experiment.sweep_domain(recipe))
+            with session.steady():  # nothing changes the models of a dry run
+                table = analysis.run(session, experiment.sweep_domain(recipe))
         except InputError as error:
             raise BlockError(("analyses", i), str(error)) from error
         found[analysis.table_name] = (table, round(session.n_forwarded - before))

@@ -110,7 +110,7 @@ def test_a_site_that_is_switched_off_is_an_error(model, examples):
 
 def test_a_hook_that_fires_three_times_is_an_error(model, examples):
     with (
-        pytest.raises(InterventionError, match="hook_normalized fired 3 times in 1 forwards"),
+        pytest.raises(InterventionError, match="hook_normalized fired 3 times in 1 forward passes"),
         applied(model, [OneEdit("blocks.0.ln1.hook_normalized")], examples),
     ):
         model(examples.tokens)

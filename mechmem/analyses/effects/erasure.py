@@ -114,7 +114,7 @@ class Erasure(EffectAnalysis):
         }
         return {"baseline": [None], "intervened": [self.erase], **drawn}
 
-    def table(self, session: Session) -> pd.DataFrame:
+    def _table(self, session: Session) -> pd.DataFrame:
         model, fit = session.model(self.model), session.examples(self.erase.fit_on)
         for variable in self._probed_variables:
             check_fit(
@@ -132,7 +132,7 @@ class Erasure(EffectAnalysis):
             for row in (*self._sizes(session, fit, draws), *self._probed(session, fit, draws))
         ]
         checks = pd.DataFrame(rows)[list(self.columns)].astype({"recovery": "Float64"})
-        return pd.concat([super().table(session), checks], ignore_index=True)
+        return pd.concat([super()._table(session), checks], ignore_index=True)
 
     def _sizes(
         self, session: Session, fit: Examples, draws: Sequence[Erase | None]

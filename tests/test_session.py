@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 from plain_hooks import LLAMA, activations_of, close, logits_of, transformer
+from plugin import plugin
 from torch import Tensor
 
 from mechmem.analyses.neurons.neuron_shift import NeuronShift
@@ -59,6 +60,7 @@ def forwards(monkeypatch) -> list[tuple[int, int]]:
     return done
 
 
+@plugin
 class Changed(Intervention):
     """Does something by hand: for tests of how a session runs it."""
 
@@ -72,13 +74,6 @@ class Changed(Intervention):
             "zero": lambda own, _: torch.zeros_like(own),
         }
         return [Edit(At(self.hook), functions[self.how])]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def unregistered():
-    """The kind above is no kind of the package."""
-    yield
-    Intervention.registries["intervention"].pop("changed")
 
 
 # Names
@@ -591,6 +586,7 @@ def test_rows_run_in_quick_chunks_unless_they_may_depend_on_each_other(
 ):
     """What fits the budget is not split where that could change a number."""
 
+    @plugin
     class Mixed(Changed):
         by_example = False
 
@@ -610,7 +606,6 @@ def test_rows_run_in_quick_chunks_unless_they_may_depend_on_each_other(
         found = session.logits(model, examples, [Mixed(how=how)])
         assert forwards == [(12, 0)]
         close(found, logits_of(model, examples, centred))
-    Intervention.registries["intervention"].pop("mixed")
 
 
 PARTS: dict[str, list[Intervention]] = {

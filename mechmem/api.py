@@ -11,7 +11,7 @@ from mechmem.experiment.spec import Experiment
 from mechmem.models.architecture import Architecture
 from mechmem.progress import showing_progress
 from mechmem.training import store as checkpoints
-from mechmem.training.loop import train as train_recipe
+from mechmem.training.loop import made
 from mechmem.training.recipe import Optimisation, Recipe
 from mechmem.training.store import Trained
 
@@ -44,8 +44,7 @@ def train(
         optimisation=optimisation or Optimisation(),
     )
     with showing_progress() as progress:
-        place = checkpoints.folder_of(recipe, seed, folder)
-        return train_recipe(recipe, seed, place, lambda *event: progress.train(name, *event))
+        return made(recipe, seed, folder, lambda *event: progress.train(name, *event))
 
 
 def load(name: str, seed: int = 0, folder: Path = runs.RUNS) -> Trained:

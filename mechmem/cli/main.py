@@ -212,7 +212,11 @@ def train(
             folder = own_folder(recipe, seed, runs)
             made.append(
                 train_recipe(
-                    recipe, seed, folder, lambda *event, name=name: progress.train(name, *event)
+                    recipe,
+                    seed,
+                    folder,
+                    lambda *event, name=name: progress.train(name, *event),
+                    runs,
                 )
             )
         if not as_json:

@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from typing import Annotated
 
 import torch
 from jaxtyping import Bool, Int
-from pydantic import Field
+from pydantic import Field, PositiveInt
 from torch import Tensor
 
 from mechmem.spec.errors import InputError
 from mechmem.spec.registry import Component
+from mechmem.spec.sweep import Swept
 
 
 class LabelNoise(Component, registry="noise"):
     """Replaces a share of the training labels by wrong ones. The choice of instances and of wrong
     labels depends on `seed` only."""
 
-    rate: float = Field(0.05, ge=0, le=1)
+    rate: Swept[Annotated[float, Field(ge=0, le=1)]] = 0.05
     """Share of the training instances whose label is wrong (fraction)."""
     seed: int = 0
     """Seed of the choice of instances and of their labels; independent of the split and of the
@@ -130,7 +132,7 @@ class Systematic(LabelNoise):
     A control: this noise is a second rule, which can be fitted without memorisation.
     """
 
-    shift: int = Field(1, ge=1)
+    shift: Swept[PositiveInt] = 1
     """Number of steps, cyclic, in the alphabet of each place."""
 
     def wrong(self, true, noisy, alphabets, generator):  # noqa: ANN001, ANN201

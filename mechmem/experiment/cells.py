@@ -21,9 +21,9 @@ from mechmem.progress import ProgressCallback
 from mechmem.session import Session
 from mechmem.spec.errors import BlockError, InputError
 from mechmem.spec.files import FileError, digest
-from mechmem.training.loop import train
+from mechmem.training.loop import made
 from mechmem.training.recipe import Recipe
-from mechmem.training.store import Trained, folder_of
+from mechmem.training.store import Trained
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -73,13 +73,12 @@ class TrainedRun:
 
     def training(self, recipe: Recipe, swept: Mapping[str, Any] = MappingProxyType({})) -> Trained:
         name = run_label(recipe, swept, self.seed)
-        folder = folder_of(recipe, self.seed, self.runs)
-        return train(recipe, self.seed, folder, lambda *event: self.progress.train(name, *event))
+        return made(recipe, self.seed, self.runs, lambda *event: self.progress.train(name, *event))
 
     @property
     def session(self) -> Session:
         if self._session is None:
-            task = self.recipe.task
+            task = self.trained.task
             chosen = self.experiment.examples
             sets = {name: spec.of(task).with_name(name) for name, spec in chosen.items()}
             self._session = Session(

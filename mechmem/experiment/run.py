@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -84,15 +84,28 @@ class Work:
 def missing_trainings(experiment: Experiment, runs: Path = RUNS) -> dict[str, Recipe]:
     """By their labels, the trainings that a run would have to make first."""
     others = [ref.training for ref in experiment.checkpoints.values() if ref.training is not None]
-    wanted = [
+    named = [
         *experiment.trainings(),
         *(({}, recipe, seed) for recipe in others for seed in experiment.seeds),
+    ]
+    wanted = [
+        part for swept, recipe, seed in named for part in _with_starts(swept, recipe, seed, runs)
     ]
     return {
         run_label(recipe, swept, seed): recipe
         for swept, recipe, seed in wanted
         if not (folder_of(recipe, seed, runs) / "training.json").exists()
     }
+
+
+def _with_starts(
+    swept: dict[str, Any], recipe: Recipe, seed: int, runs: Path
+) -> Iterator[tuple[dict[str, Any], Recipe, int]]:
+    """A training and, unless it is finished, those that it starts from, the first of them first."""
+    is_finished = (folder_of(recipe, seed, runs) / "training.json").exists()
+    if recipe.start is not None and not is_finished:
+        yield from _with_starts({}, recipe.start.training, seed, runs)
+    yield swept, recipe, seed
 
 
 def _finish(

@@ -25,37 +25,11 @@ from mechmem.data.example_set import ExampleSet
 from mechmem.experiment.claims import Claim, Quantity, template_fields
 from mechmem.report.figures.figure import Figure
 from mechmem.spec.errors import InputError, error_details, suggest
-from mechmem.spec.files import read_json
 from mechmem.spec.references import References
 from mechmem.spec.registry import Component
 from mechmem.spec.size import Size
 from mechmem.spec.yaml_file import SpecFile
-from mechmem.training.recipe import PHASES, Recipe
-from mechmem.training.store import SHIPPED
-
-
-def named_recipe(name: str, folder: Path | None = None) -> Recipe:
-    """A recipe by its name. Raises InputError if there is none.
-
-    Args:
-        name: of a file `trainings/NAME.yaml` or of a shipped training.
-        folder: of the spec that names it; searched before `experiments/trainings`.
-    """
-    places = [*([folder / "trainings", folder] if folder else []), Path("experiments/trainings")]
-    for place in places:
-        if (place / f"{name}.yaml").exists():
-            return SpecFile(place / f"{name}.yaml").build(Recipe)
-    for record in sorted(SHIPPED.glob(f"{name}/seed_*/training.json")):
-        return Recipe.model_validate(read_json(record)["recipe"])
-    known = {path.parent.parent.name for path in SHIPPED.glob("*/seed_*/training.json")}
-    known |= {path.stem for place in places for path in place.glob("*.yaml")}
-    raise InputError(f"there is no training {name!r}; {suggest(name, sorted(known))}")
-
-
-def _recipe_by_name(value: Any, info: ValidationInfo) -> Any:
-    return (
-        named_recipe(value, (info.context or {}).get("folder")) if isinstance(value, str) else value
-    )
+from mechmem.training.recipe import PHASES, Recipe, recipe_by_name
 
 
 class CheckpointRef(Component):
@@ -81,7 +55,7 @@ class CheckpointRef(Component):
 
     _by_name = field_validator(
         "training", mode="before", json_schema_input_type=Recipe | str | None
-    )(_recipe_by_name)
+    )(recipe_by_name)
 
     @classmethod
     def __get_pydantic_json_schema__(
@@ -124,14 +98,14 @@ class Experiment(Component):
     takes `fast` for the models that it supports."""
 
     _by_name = field_validator("training", mode="before", json_schema_input_type=Recipe | str)(
-        _recipe_by_name
+        recipe_by_name
     )
 
     @field_validator("also", mode="before", json_schema_input_type=tuple[Recipe | str, ...])
     @classmethod
     def _also_by_name(cls, value: Any, info: ValidationInfo) -> Any:
         return (
-            [_recipe_by_name(part, info) for part in value]
+            [recipe_by_name(part, info) for part in value]
             if isinstance(value, (list, tuple))
             else value
         )

@@ -225,7 +225,8 @@ class Component(BaseModel):
         for name in type(self).model_fields:
             value = getattr(self, name)
             if isinstance(value, Each):
-                choices.append([({name: v}, (name, v)) for v in value.values(name, sweep_domain)])
+                values = value.values(name, sweep_domain)
+                choices.append([(_label(name, v), (name, v)) for v in values])
             elif isinstance(value, Component):
                 choices.append(
                     [(labels, (name, part)) for labels, part in value.expand(sweep_domain)]
@@ -250,6 +251,11 @@ class Component(BaseModel):
             raise InputError(
                 f"with {', '.join(f'{k} {v!r}' for k, v in labels.items())}: {found}"
             ) from error
+
+
+def _label(name: str, value: Any) -> dict[str, Any]:
+    """A swept value as a label of a table's rows; a component by its kind."""
+    return {name: value.kind if isinstance(value, Component) else value}
 
 
 def _below(cls: type[Component]) -> Iterator[type[Component]]:

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F
@@ -14,20 +15,43 @@ from filelock import FileLock, Timeout
 from torch import Tensor
 
 from mechmem.data.examples import Examples, Label
+from mechmem.data.tasks.task import Task
 from mechmem.models.architecture import Model, moved
 from mechmem.models.device import resolve_device
 from mechmem.models.fast import plain_logits
+from mechmem.spec.errors import InputError
 from mechmem.spec.files import FileError, read_note, read_tensors, write_json, write_tensors
 from mechmem.spec.provenance import provenance
 from mechmem.training.recipe import Recipe
-from mechmem.training.store import Trained
+from mechmem.training.store import Trained, folder_of
 
 StepCallback = Callable[[int, int, dict[str, float]], None]
 """Called after every step with (steps done, number of steps, the latest curves)."""
 
 
+def made(recipe: Recipe, seed: int, runs: Path, on_step: StepCallback = lambda *_: None) -> Trained:
+    """The training of a recipe: one that was made before, or is shipped, or is made now, with the
+    training that it starts from.
+
+    Args:
+        recipe: task, architecture and optimisation.
+        seed: of the replication.
+        runs: folder of all runs.
+        on_step: called after every step and every evaluation.
+
+    Raises:
+        InputError, FileError, ArithmeticError: as `train`.
+    """
+    folder = folder_of(recipe, seed, runs)
+    return train(recipe, seed, folder, on_step, runs)
+
+
 def train(
-    recipe: Recipe, seed: int, folder: Path, on_step: StepCallback = lambda *_: None
+    recipe: Recipe,
+    seed: int,
+    folder: Path,
+    on_step: StepCallback = lambda *_: None,
+    runs: Path | None = None,
 ) -> Trained:
     """Train a model to the end of its recipe, or resume an interrupted training.
 
@@ -36,19 +60,26 @@ def train(
 
     Args:
         recipe: task, architecture and optimisation.
-        seed: seed of the weights and the batches.
+        seed: of the replication: of everything that the recipe lets vary.
         folder: where checkpoints and curves are written; a finished training is not repeated.
         on_step: called after every step and every evaluation.
+        runs: folder of all runs, for the training that this one starts from.
 
     Raises:
-        InputError: this machine lacks the device that the recipe names.
+        InputError: this machine lacks the device that the recipe names, or the training to start
+            from has no such checkpoint.
         FileError: the folder cannot be written, or another process is training there.
         ArithmeticError: a weight is no longer finite.
     """
     if not (folder / "training.json").exists():
         with _locked(folder):
             if not (folder / "training.json").exists():  # not finished by another process meanwhile
-                _Run(recipe, seed, folder, on_step).finish()
+                base = None
+                if recipe.start is not None:
+                    place = runs if runs is not None else folder.parents[2]
+                    theirs = made(recipe.start.training, seed, place, on_step)
+                    base = theirs.at(recipe.start.at)
+                _Run(recipe, seed, folder, on_step, base).finish()
     return Trained(folder)
 
 
@@ -75,13 +106,25 @@ def _locked(folder: Path) -> Generator[None, None, None]:
 class _Run:
     """One training: everything that changes from step to step."""
 
-    def __init__(self, recipe: Recipe, seed: int, folder: Path, on_step: StepCallback) -> None:
+    def __init__(
+        self,
+        recipe: Recipe,
+        seed: int,
+        folder: Path,
+        on_step: StepCallback,
+        base: Model | None = None,
+    ) -> None:
         self.recipe, self.seed, self.folder, self.on_step = recipe, seed, folder, on_step
         self.spec, self.device = recipe.optimisation, resolve_device(recipe.optimisation.device)
-        self.examples = recipe.task.training_set().to(self.device)
-        self.sequences = torch.cat([self.examples.prompt, self.examples.given], dim=1)
-        self.model = moved(recipe.build(seed), self.device)
+        self.task = recipe.task_of(seed)
+        self.examples = self.task.training_set().to(self.device)
+        self.sequences = {
+            is_true: torch.cat([self.examples.prompt, labels], dim=1)
+            for is_true, labels in ((False, self.examples.given), (True, self.examples.true))
+        }
+        self.model = moved(self._first(base), self.device)
         self.parameters = dict(self.model.named_parameters())
+        self.frozen = self._frozen()
         self.optimizer = torch.optim.AdamW(
             self.parameters.values(),
             self.spec.learning_rate,
@@ -89,10 +132,48 @@ class _Run:
             weight_decay=self.spec.weight_decay,
         )
         self.step, self.curves, self.seconds = 0, [], 0.0
-        self.evaluated = {name: e.to(self.device) for name, e in evaluation_sets(recipe).items()}
-        self.batches = _Batches(len(self.sequences), self.spec.batch_size, seed)
+        sets = evaluation_sets(self.task, self.spec.n_evaluated)
+        self.evaluated = {name: examples.to(self.device) for name, examples in sets.items()}
+        self.batches = self._batches()
         if self.state_path.exists():
             self._restore()
+
+    def _first(self, base: Model | None) -> Model:
+        """The model before the first step."""
+        if base is None:
+            return self.recipe.build(self.seed)
+        if self.recipe.plant is not None:
+            return self.recipe.plant.widened(base, self.recipe.architecture, self.task)
+        return base.requires_grad_(True)
+
+    def _frozen(self) -> dict[str, tuple[Tensor, Tensor]]:
+        """By name, the mask of the elements that are not trained, and the values they keep."""
+        n_layers = self.recipe.architecture.n_layers
+        found = {}
+        for name, parameter in self.parameters.items():
+            is_kept = ~self.recipe.trainable.mask(name, parameter, n_layers)
+            if is_kept.any():
+                found[name] = is_kept, parameter.detach().clone()
+        if all(name in found and found[name][0].all() for name in self.parameters):
+            raise InputError(
+                f"{self.recipe.name} trains nothing: the model has no such part; its layers are "
+                f"0 to {n_layers - 1} and its heads 0 to {self.recipe.architecture.n_heads - 1}"
+            )
+        return found
+
+    def _batches(self) -> Batches:
+        seed, size = self.recipe.seed_of("batches", self.seed), self.spec.batch_size
+        n = len(self.examples)
+        if self.spec.noisy_share is None:
+            return _Shuffled(torch.arange(n), size, seed)
+        is_noisy = self.examples.is_noisy.cpu()
+        n_noisy = max(1, round(self.spec.noisy_share * size))
+        if not is_noisy.any() or is_noisy.all():
+            raise InputError("`noisy_share` needs noisy and clean training instances")
+        return _Mixed(
+            _Shuffled(is_noisy.nonzero()[:, 0], n_noisy, seed),
+            _Shuffled((~is_noisy).nonzero()[:, 0], max(1, size - n_noisy), seed),
+        )
 
     @property
     def state_path(self) -> Path:
@@ -106,13 +187,26 @@ class _Run:
                 self._evaluate()
                 if self.step == self.spec.n_steps or self._has_met_its_stop():
                     break
-            self._update()
+            if self.recipe.plant is None:
+                self._update()
+            else:
+                self._plant()
             self.step += 1
             self.on_step(self.step, self.spec.n_steps, self.curves[-1])
         self._close()
 
+    @torch.no_grad()
+    def _plant(self) -> None:
+        """The one step of a plant: the weights are built, not trained."""
+        assert self.recipe.plant is not None
+        seed = self.recipe.seed_of("weights", self.seed)
+        planted = self.recipe.plant.build(self.model, self.task, seed)
+        for name, parameter in planted.named_parameters():
+            self.parameters[name].copy_(parameter)
+
     def _update(self) -> None:
-        batch = self.sequences[self.batches.at(self.step).to(self.device)]
+        sequences = self.sequences[self.recipe.has_true_labels(self.curves)]
+        batch = sequences[self.batches.at(self.step).to(self.device)]
         n_answer = self.examples.n_answer
         logits = plain_logits(self.model, batch[:, :-1], n_answer)
         loss = F.cross_entropy(logits.flatten(0, 1), batch[:, -n_answer:].flatten())
@@ -122,6 +216,9 @@ class _Run:
         loss.backward()
         torch.nn.utils.clip_grad_norm_(self.parameters.values(), self.spec.max_grad_norm)
         self.optimizer.step()
+        with torch.no_grad():  # after the step, because weight decay moves every element
+            for name, (is_kept, values) in self.frozen.items():
+                self.parameters[name].copy_(torch.where(is_kept, values, self.parameters[name]))
 
     def _evaluate(self) -> None:
         row = {"step": self.step} | curves_of(self.model, self.evaluated)
@@ -195,28 +292,43 @@ class _Run:
         self.state_path.unlink()
 
 
-class _Batches:
-    """The rows of every batch, a function of the seed and the step alone, so that nothing has to be
-    saved."""
+class Batches(Protocol):
+    """The rows of every batch."""
 
-    def __init__(self, n: int, batch_size: int, seed: int) -> None:
-        self.n, self.size, self.seed = n, min(batch_size, n), seed
-        self.n_per_epoch = n // self.size
+    def at(self, step: int) -> Tensor: ...
+
+
+class _Shuffled:
+    """Batches of some rows in a new order each epoch: a function of the seed and the step alone, so
+    that nothing has to be saved."""
+
+    def __init__(self, rows: Tensor, batch_size: int, seed: int) -> None:
+        self.rows, self.size, self.seed = rows, min(batch_size, len(rows)), seed
+        self.n_per_epoch = len(rows) // self.size
         self.epoch, self.order = -1, torch.empty(0, dtype=torch.long)
 
     def at(self, step: int) -> Tensor:
         epoch, batch = divmod(step, self.n_per_epoch)
         if epoch != self.epoch:
             generator = torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)
-            self.epoch, self.order = epoch, torch.randperm(self.n, generator=generator)
+            drawn = torch.randperm(len(self.rows), generator=generator)
+            self.epoch, self.order = epoch, self.rows[drawn]
         return self.order[batch * self.size : (batch + 1) * self.size]
 
 
-def evaluation_sets(recipe: Recipe) -> dict[str, Examples]:
-    """The instances on which the four curves are measured: the first `n_evaluated` of each
-    group."""
-    train, held_out = recipe.task.sample("train"), recipe.task.sample("held_out")
-    n = recipe.optimisation.n_evaluated
+class _Mixed:
+    """Batches of a fixed number of noisy and of clean instances."""
+
+    def __init__(self, noisy: _Shuffled, clean: _Shuffled) -> None:
+        self.noisy, self.clean = noisy, clean
+
+    def at(self, step: int) -> Tensor:
+        return torch.cat([self.noisy.at(step), self.clean.at(step)])
+
+
+def evaluation_sets(task: Task, n: int) -> dict[str, Examples]:
+    """The instances on which the four curves are measured: the first `n` of each group."""
+    train, held_out = task.sample("train"), task.sample("held_out")
     groups = {"clean": (~train.is_noisy).nonzero()[:, 0], "noisy": train.is_noisy.nonzero()[:, 0]}
     return {name: train.select(rows[:n]) for name, rows in groups.items()} | {
         "held_out": held_out.select(torch.arange(min(n, len(held_out))))

@@ -13,12 +13,10 @@ from mechmem.models.architecture import Model
 from mechmem.spec.errors import InputError, suggest
 from mechmem.spec.files import FileError, read_json, read_tensors, write, write_json
 from mechmem.spec.yaml_file import write_spec
-from mechmem.training.recipe import Recipe
+from mechmem.training.recipe import SHIPPED, Recipe
 
 if TYPE_CHECKING:
     import pandas as pd
-
-SHIPPED = Path(__file__).parents[1] / "shipped"
 
 
 def own_folder(recipe: Recipe, seed: int, runs: Path) -> Path:
@@ -137,7 +135,8 @@ class Trained:
 
     @property
     def task(self) -> Task:
-        return self.recipe.task
+        """The task as this seed draws it."""
+        return self.recipe.task_of(self.seed)
 
     @property
     def phases(self) -> dict[str, int | None]:

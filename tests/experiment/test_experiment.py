@@ -17,10 +17,9 @@ from mechmem.data.examples import Examples
 from mechmem.data.label_noise import Digit, LabelNoise
 from mechmem.data.minimal_pair import MinimalPair
 from mechmem.data.tasks.four_digit_addition import FourDigitAddition
-from mechmem.experiment import spec as module
 from mechmem.experiment.claims import Claim, Condition, Quantity
 from mechmem.experiment.machine import conditions, device_of, session_options
-from mechmem.experiment.spec import CheckpointRef, Experiment, named_recipe
+from mechmem.experiment.spec import CheckpointRef, Experiment
 from mechmem.interventions.controls.random_neurons import RandomNeurons
 from mechmem.interventions.patch import Source
 from mechmem.measures.accuracy import Accuracy
@@ -32,7 +31,8 @@ from mechmem.spec.errors import InputError
 from mechmem.spec.registry import Component
 from mechmem.spec.sweep import each
 from mechmem.spec.yaml_file import SpecError
-from mechmem.training.recipe import Optimisation, Recipe
+from mechmem.training import recipe as module
+from mechmem.training.recipe import Optimisation, Recipe, named_recipe
 
 RECIPE = """\
 name: small

@@ -16,7 +16,7 @@ from mechmem.session import Session
 from mechmem.spec.errors import InputError
 from mechmem.spec.files import FileError, write_tensors
 from mechmem.training import loop as home
-from mechmem.training.loop import _Batches, accuracy, curves_of, evaluation_sets, train
+from mechmem.training.loop import _Shuffled, accuracy, curves_of, evaluation_sets, train
 from mechmem.training.recipe import Phase, Recipe
 from mechmem.training.store import Trained
 
@@ -220,7 +220,10 @@ def test_steps_are_those_of_a_plain_loop_on_the_hooked_transformer(recipe, tmp_p
         recipe, n_steps=4, evaluate_every=4, schedule="linear", weight_decay=0.1, n_warmup_steps=3
     )
     spec, examples, model = recipe.optimisation, recipe.task.training_set(), recipe.build(0)
-    sequences, batches = torch.cat([examples.prompt, examples.given], dim=1), _Batches(120, 40, 0)
+    sequences, batches = (
+        torch.cat([examples.prompt, examples.given], dim=1),
+        _Shuffled(torch.arange(120), 40, 0),
+    )
     optimizer = torch.optim.AdamW(model.parameters(), lr=1.0, betas=spec.betas, weight_decay=0.1)
     for step in range(4):
         batch = sequences[batches.at(step)]
@@ -292,14 +295,14 @@ def test_a_training_that_diverges_says_so(recipe, tmp_path):
 
 
 def test_an_epoch_takes_each_instance_once():
-    batches = _Batches(12, 4, seed=0)
+    batches = _Shuffled(torch.arange(12), 4, seed=0)
     for epoch in range(3):
         rows = torch.cat([batches.at(3 * epoch + i) for i in range(3)])
         assert sorted(rows.tolist()) == list(range(12))
 
 
 def test_the_rest_of_an_epoch_that_fills_no_batch_differs_from_epoch_to_epoch():
-    batches = _Batches(11, 4, seed=0)
+    batches = _Shuffled(torch.arange(11), 4, seed=0)
     left_out = []
     for epoch in range(20):
         rows = torch.cat([batches.at(2 * epoch + i) for i in range(2)]).tolist()
@@ -309,22 +312,24 @@ def test_the_rest_of_an_epoch_that_fills_no_batch_differs_from_epoch_to_epoch():
 
 
 def test_batches_follow_from_seed_and_step_alone():
-    forwards = [_Batches(12, 4, seed=3).at(step).tolist() for step in range(9)]
-    one = _Batches(12, 4, seed=3)
+    forwards = [_Shuffled(torch.arange(12), 4, seed=3).at(step).tolist() for step in range(9)]
+    one = _Shuffled(torch.arange(12), 4, seed=3)
     assert [one.at(step).tolist() for step in reversed(range(9))] == forwards[::-1]
     assert forwards[:3] != forwards[3:6]
-    assert forwards[:3] != [_Batches(12, 4, seed=4).at(step).tolist() for step in range(3)]
+    assert forwards[:3] != [
+        _Shuffled(torch.arange(12), 4, seed=4).at(step).tolist() for step in range(3)
+    ]
 
 
 def test_a_batch_is_never_larger_than_the_training_set():
-    assert sorted(_Batches(5, 500, seed=0).at(7).tolist()) == list(range(5))
+    assert sorted(_Shuffled(torch.arange(5), 500, seed=0).at(7).tolist()) == list(range(5))
 
 
 # --- the curves
 
 
 def test_the_curves_are_measured_on_the_first_of_each_group(recipe):
-    sets = evaluation_sets(changed(recipe, n_evaluated=10))
+    sets = evaluation_sets(recipe.task, 10)
     train_set, held_out = recipe.task.sample("train"), recipe.task.sample("held_out")
     assert torch.equal(sets["clean"].prompt, train_set.prompt[~train_set.is_noisy][:10])
     assert torch.equal(sets["noisy"].prompt, train_set.prompt[train_set.is_noisy][:10])

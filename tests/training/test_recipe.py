@@ -48,6 +48,11 @@ OTHER: dict[str, Any] = {
     "optimisation.stop_at": {"memorised": 0.9},
     "optimisation.patience": 2,
     "optimisation.device": "cpu",
+    "optimisation.noisy_share": 0.5,
+    "true_labels": True,
+    "start": {"training": {"task": {"kind": "four_digit_addition"}}},
+    "trainable": {"last_layers": 1},
+    "vary": ["weights"],
 }
 """Another value for every field that a recipe has."""
 
@@ -64,6 +69,7 @@ def with_other(path: str) -> Recipe:
 
 def test_every_field_is_asked_about():
     fields = {f"architecture.{name}" for name in Architecture.model_fields}
+    fields |= set(Recipe.model_fields) - {"task", "architecture", "optimisation", "plant"}
     fields |= {f"optimisation.{name}" for name in Optimisation.model_fields}
     assert fields <= OTHER.keys()
 
@@ -137,28 +143,29 @@ PHASED = Optimisation(
 
 
 @pytest.mark.parametrize(
-    ("rows", "generalised", "memorised"),
+    ("rows", "before", "generalised", "memorised"),
     [
         # the rule first, the memory later
-        ([(0, 0, 0), (0.9, 0.8, 0.1), (0.95, 0.2, 0.7), (0.94, 0.0, 0.95)], 100, 300),
+        ([(0, 0, 0), (0.9, 0.8, 0.1), (0.95, 0.2, 0.7), (0.94, 0.0, 0.95)], 100, 100, 300),
         # never generalised: each of the two conditions alone is not enough
-        ([(0, 0, 0), (0.95, 0.7, 0.1), (0.5, 0.9, 0.3), (0.2, 0.0, 1.0)], None, 300),
+        ([(0, 0, 0), (0.95, 0.7, 0.1), (0.5, 0.9, 0.3), (0.2, 0.0, 1.0)], 200, None, 300),
         # never memorised
-        ([(0, 0, 0), (1, 1, 0), (1, 1, 0.94)], 100, None),
+        ([(0, 0, 0), (1, 1, 0), (1, 1, 0.94)], 100, 100, None),
         # the memory first
-        ([(0, 0, 0), (0.1, 0, 0.96), (0.9, 0.8, 0.9)], 200, 100),
+        ([(0, 0, 0), (0.1, 0, 0.96), (0.9, 0.8, 0.9)], 200, 200, 100),
         # a phase that is lost again was there
-        ([(0, 0, 0), (0.9, 0.9, 0), (0, 0, 0.99), (0, 0, 0)], 100, 200),
+        ([(0, 0, 0), (0.9, 0.9, 0), (0, 0, 0.99), (0, 0, 0)], 100, 100, 200),
         # nothing at all
-        ([(0, 0, 0)], None, None),
+        ([(0, 0, 0)], None, None, None),
         # at once
-        ([(0.9, 0.8, 0.95), (0, 0, 0)], 0, 0),
+        ([(0.9, 0.8, 0.95), (0, 0, 0)], 0, 0, 0),
     ],
 )
-def test_phases_are_read_off_the_curves(rows, generalised, memorised):
+def test_phases_are_read_off_the_curves(rows, before, generalised, memorised):
     found = PHASED.phases(curve(*rows))
     assert found == {
         "initial": 0,
+        "before": before,
         "generalised": generalised,
         "memorised": memorised,
         "final": 100 * (len(rows) - 1),

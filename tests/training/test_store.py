@@ -57,7 +57,13 @@ def test_a_training_knows_its_recipe_seed_and_steps(trained, recipe):
     assert trained.task == recipe.task
     assert trained.seed == 0
     assert trained.steps == [0, 5, 10, 15, 20]
-    assert trained.phases == {"initial": 0, "generalised": None, "memorised": 0, "final": 20}
+    assert trained.phases == {
+        "initial": 0,
+        "before": None,
+        "generalised": None,
+        "memorised": 0,
+        "final": 20,
+    }
     assert (
         repr(trained)
         == "Trained(tiny, seed 0: initial 0, generalised never, memorised 0, final 20)"

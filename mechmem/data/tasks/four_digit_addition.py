@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from functools import lru_cache
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 from einops import rearrange
@@ -16,12 +16,15 @@ from mechmem.data.examples import Examples
 from mechmem.data.label_noise import LabelNoise, UniformWrong
 from mechmem.data.minimal_pair import MinimalPair
 from mechmem.data.tasks.task import Task, differs_as_asked
+from mechmem.spec.sweep import Swept
 
 N_DIGITS = 4
 DIGITS = tuple(range(10))
 PLUS, EQUALS = 10, 11
 POWERS = 10 ** torch.arange(N_DIGITS - 1, -1, -1)
 """Value of each digit of an operand, in written order."""
+Size = Annotated[int, Field(ge=1, le=1_000_000)]
+Order = Literal["most_significant_first", "least_significant_first"]
 N_SUMS = 19_998 - 2_000 + 1
 
 
@@ -36,15 +39,13 @@ class FourDigitAddition(Task):
     Source: arXiv:2507.04782.
     """
 
-    n_train: int = Field(10_000, ge=1, le=1_000_000)
+    n_train: Swept[Size] = 10_000
     """Number of training instances, including noisy ones."""
-    n_held_out: int = Field(2_000, ge=1, le=1_000_000)
+    n_held_out: Swept[Size] = 2_000
     """Number of held-out instances; no pair (a, b) is in both sets."""
-    answer_order: Literal["most_significant_first", "least_significant_first"] = (
-        "most_significant_first"
-    )
+    answer_order: Swept[Order] = "most_significant_first"
     """Order in which the digits of the sum are written."""
-    noise: LabelNoise = UniformWrong()
+    noise: Swept[LabelNoise] = UniformWrong()
     """The wrong labels of the training set."""
     seed: int = 0
     """Seed of the operands and of the split."""

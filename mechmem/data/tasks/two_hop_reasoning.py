@@ -5,11 +5,11 @@ from __future__ import annotations
 
 from dataclasses import replace
 from functools import lru_cache
-from typing import Any, ClassVar, NamedTuple, Self
+from typing import Annotated, Any, ClassVar, NamedTuple, Self
 
 import torch
 from jaxtyping import Int
-from pydantic import Field, model_validator
+from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 from torch import Tensor
 
 from mechmem.data.examples import Examples, concatenate
@@ -17,7 +17,9 @@ from mechmem.data.label_noise import LabelNoise, UniformWrong
 from mechmem.data.minimal_pair import MinimalPair
 from mechmem.data.tasks.task import Task, differs_as_asked
 from mechmem.spec.errors import InputError
+from mechmem.spec.sweep import Each, Swept
 
+AtLeastTwo = Annotated[int, Field(ge=2)]
 N_CANDIDATES = 64
 """Number of other first hops that are tried for each example's minimal pair."""
 
@@ -35,26 +37,26 @@ class TwoHopReasoning(Task):
 
     splits: ClassVar[tuple[str, ...]] = ("train", "held_out", "held_out_ood", "atomic")
 
-    n_entities: int = Field(100, ge=2)
+    n_entities: Swept[AtLeastTwo] = 100
     """Number of entities."""
-    n_relations: int = Field(30, ge=2)
+    n_relations: Swept[AtLeastTwo] = 30
     """Number of relations."""
-    n_relations_per_entity: int | None = Field(None, ge=1)
+    n_relations_per_entity: Swept[PositiveInt | None] = None
     """Number of distinct relations that an entity has; by default, all."""
-    held_out_rate: float = Field(0.1, gt=0, lt=1)
+    held_out_rate: Swept[Annotated[float, Field(gt=0, lt=1)]] = 0.1
     """Share of the (in-distribution) two-hop facts that are held out (fraction)."""
     ood_rate: float = Field(0.0, ge=0, lt=1)
     """Share of the atomic facts that no trained two-hop fact uses (fraction)."""
-    inferred_per_atomic: float | None = Field(None, gt=0)
+    inferred_per_atomic: Swept[PositiveFloat | None] = None
     """Number of two-hop training facts per in-distribution atomic fact; by default, all that are
     not held out."""
     n_held_out: int | None = Field(None, ge=1)
     """Maximum number of held-out facts of each kind; by default, all."""
-    atomic_repeats: int = Field(4, ge=1)
+    atomic_repeats: Swept[PositiveInt] = 4
     """Number of times that each atomic fact occurs in an epoch."""
     readable: bool = False
     """Whether to use pronounceable names instead of e17 and r3."""
-    noise: LabelNoise = UniformWrong()
+    noise: Swept[LabelNoise] = UniformWrong()
     """The wrong labels of the two-hop training facts."""
     seed: int = 0
     """Seed of the world and of the split."""
@@ -86,6 +88,9 @@ class TwoHopReasoning(Task):
 
     @model_validator(mode="after")
     def _can_be(self) -> Self:
+        sizes = (self.n_relations_per_entity, self.n_relations)
+        if any(isinstance(size, Each) for size in sizes):
+            return self  # each member of the sweep is checked
         if (
             self.n_relations_per_entity is not None
             and self.n_relations_per_entity > self.n_relations

@@ -286,9 +286,9 @@ def test_an_error_in_a_training_names_the_file_it_is_in():
         ),
         (
             {"checkpoints": {"a": {"phase": "final", "step": 4}}},
-            "a checkpoint is a phase (initial, generalised,",
+            "a checkpoint is a phase (initial, before,",
         ),
-        ({"checkpoints": {"a": {}}}, "a checkpoint is a phase (initial, generalised,"),
+        ({"checkpoints": {"a": {}}}, "a checkpoint is a phase (initial, before,"),
         ({"checkpoints": {"a": {"step": -2}}}, "greater than or equal to 0"),
         ({"examples": {"a": {"n": 0}}}, "greater than or equal to 1"),
         ({"examples": {"a": {"prefix": "truth"}}}, "Input should be 'given' or 'true'"),

@@ -1,151 +1,19 @@
-"""Quantities and claims: numbers from the tables with intervals, and verdicts by rules that were
-written before the run."""
+"""Claims: findings that can fail, and their verdicts."""
 
 from __future__ import annotations
 
-import string
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal, Self
 
 import numpy as np
-import pandas as pd
 from pydantic import Field, model_validator
 
-from mechmem.spec.errors import InputError, suggest
+from mechmem.experiment.measured import Measured, OfSeed
+from mechmem.experiment.quantities import Replication
 from mechmem.spec.registry import Component
-from mechmem.statistics.intervals import hierarchical_interval
-from mechmem.statistics.select import rows_where
+from mechmem.statistics.holm import holm
 
-Where = dict[str, str | int | float | bool]
-NOT_LABELS = {"seed", "value", "low", "high", "recovery", "n", "per_example"}
-
-
-@dataclass(frozen=True)
-class Measured:
-    """A quantity as found: the mean over seeds with its 95 % interval (seeds, then examples).
-
-    A single number of a single seed has no interval: NaN.
-    """
-
-    value: float
-    low: float
-    high: float
-    n_seeds: int
-    labels: Mapping[str, Any] = field(default_factory=dict)
-
-    @property
-    def percent(self) -> str:
-        """`62 % [58, 66]`."""
-        return self._format(lambda x: f"{round(100 * x)}", " %")
-
-    @property
-    def points(self) -> str:
-        """A difference of shares: `+12 points [+8, +15]`."""
-        return self._format(lambda x: f"{round(100 * x):+d}", " points")
-
-    @property
-    def number(self) -> str:
-        """`1.77 [1.70, 1.84]`."""
-        return self._format(lambda x: f"{x:.3g}", "")
-
-    def _format(self, number: Callable[[float], str], unit: str) -> str:
-        if np.isnan(self.value):
-            return "undefined"
-        ends = "" if np.isnan(self.low) else f" [{number(self.low)}, {number(self.high)}]"
-        return f"{number(self.value)}{unit}{ends}"
-
-
-Sample = tuple[np.ndarray, np.ndarray | None]
-"""The values of a seed, and those of other examples whose mean is subtracted from theirs."""
-
-
-class Quantity(Component):
-    """A number from a table: the mean of the rows of `where`, minus (example by example) that of
-    the rows of `minus`."""
-
-    table: str
-    where: Where = {}
-    minus: Where | None = None
-    """The keys in which the subtracted rows differ from `where`."""
-    value: str = "value"
-    """The column to average; of `value`, per-example values are used where the table has them."""
-    pick: Literal["largest", "smallest"] | None = None
-    """Of several rows per seed (layers, sites ...), take the one with the largest or smallest mean
-    over seeds; of equal ones the first. The interval is that of this row alone: the interval of a
-    maximum over rows would be wider, and higher."""
-
-    def measure(self, tables: Mapping[str, pd.DataFrame]) -> Measured:
-        """The quantity in these tables. Raises InputError for an unknown table or column, and where
-        several rows fit and `pick` is not set."""
-        if self.table not in tables:
-            raise InputError(f"there is no table {self.table!r}; {suggest(self.table, tables)}")
-        groups = self._groups(tables[self.table])
-        if not groups:
-            return Measured(float("nan"), float("nan"), float("nan"), 0)
-        if len(groups) > 1 and self.pick is None:
-            raise InputError(
-                f"{len(groups)} rows per seed fit {self.where}; add a key ({_differing(groups)}) "
-                "or `pick:`"
-            )
-        measured = [_over_seeds(samples, labels) for labels, samples in groups]
-        defined = [m for m in measured if not np.isnan(m.value)] or measured
-        return (min if self.pick == "smallest" else max)(defined, key=lambda m: m.value)
-
-    def _groups(self, table: pd.DataFrame) -> list[tuple[dict[str, Any], list[Sample]]]:
-        chosen = rows_where(table, self.where)
-        if chosen.empty:
-            return []
-        if self.value not in chosen:
-            raise InputError(
-                f"table {self.table!r} has no column {self.value!r}; "
-                f"{suggest(self.value, chosen.columns)}"
-            )
-        if "per_example" not in chosen or self.value != "value":
-            if self.pick:
-                raise InputError(
-                    f"`pick` needs per-example values, but column {self.value!r} of table "
-                    f"{self.table!r} has none; use `where`"
-                )
-            return [
-                (
-                    dict(self.where),
-                    [self._rows_of(table, seed, rows) for seed, rows in chosen.groupby("seed")],
-                )
-            ]
-        keys = [c for c in chosen.columns if c not in NOT_LABELS]
-        groups = []
-        for labels, rows in chosen.groupby(keys, sort=False, dropna=False):
-            named = dict(zip(keys, labels if isinstance(labels, tuple) else (labels,), strict=True))
-            groups.append((named, [self._paired(table, row, named) for _, row in rows.iterrows()]))
-        return groups
-
-    def _rows_of(self, table: pd.DataFrame, seed: Any, rows: pd.DataFrame) -> Sample:
-        values = rows[self.value].to_numpy(float)
-        if self.minus is None:
-            return values, None
-        other = rows_where(table[table["seed"] == seed], self.where | self.minus)
-        if other.empty:
-            raise InputError(f"`minus` leaves no row of seed {seed}: {self.where | self.minus}")
-        return values, other[self.value].to_numpy(float)
-
-    def _paired(self, table: pd.DataFrame, row: pd.Series, labels: Mapping[str, Any]) -> Sample:
-        values = np.asarray(row["per_example"], float)
-        if self.minus is None:
-            return values, None
-        known = {key: value for key, value in labels.items() if not _missing(value)}
-        other = rows_where(table[table["seed"] == row["seed"]], known | self.minus)
-        if len(other) != 1:
-            raise InputError(f"`minus` must leave one row, not {len(other)}: {known | self.minus}")
-        subtracted = np.asarray(other["per_example"].iloc[0], float)
-        # Paired where both rows are of the same examples, else a difference of means.
-        is_paired = len(subtracted) == len(values) and "examples" not in self.minus
-        return (values - subtracted, None) if is_paired else (values, subtracted)
-
-
-def _over_seeds(samples: Sequence[Sample], labels: Mapping[str, Any]) -> Measured:
-    values, subtracted = zip(*samples, strict=True)
-    return Measured(*hierarchical_interval(values, subtracted), len(samples), labels)
+Verdict = Literal["supported", "refuted", "undetermined", "not testable"]
 
 
 class Condition(Component):
@@ -162,132 +30,231 @@ class Condition(Component):
         return self
 
     @property
-    def rule(self) -> str:
-        if self.at_least is not None:
-            return f"{self.quantity} >= {self.at_least:g}"
-        return f"{self.quantity} <= {self.at_most:g}"
+    def threshold(self) -> float:
+        return float(self.at_least if self.at_least is not None else self.at_most or 0.0)
 
-    def outcome(self, measured: Measured) -> bool | None:
+    @property
+    def rule(self) -> str:
+        sign = ">=" if self.at_least is not None else "<="
+        return f"{self.quantity} {sign} {self.threshold:g}"
+
+    def outcome(self, measured: Measured | OfSeed) -> bool | None:
         """True if the whole interval fulfils the condition, False if none of it does, else None.
 
-        A number without an interval (a scalar of a single seed) counts as it is.
+        A number without an interval (a single number of a seed) counts as it is.
         """
         if np.isnan(measured.value):
             return None
         low, high = (
             measured.value if np.isnan(end) else end for end in (measured.low, measured.high)
         )
-        threshold = self.at_least
+        threshold = self.threshold
         if self.at_most is not None:
-            low, high, threshold = -high, -low, -self.at_most
-        return True if low >= (threshold or 0.0) else False if high < (threshold or 0.0) else None
+            low, high, threshold = -high, -low, -threshold
+        return True if low >= threshold else False if high < threshold else None
+
+    def p_of_contradiction(self, measured: Measured) -> float:
+        """One-sided p of "the quantity is on the wrong side"; 1 for an undefined one."""
+        if np.isnan(measured.value):
+            return 1.0
+        is_floor = self.at_least is not None
+        return (measured.p_below if is_floor else measured.p_above)(self.threshold)
 
 
 class Claim(Component):
-    """A finding that can fail: supported if all conditions hold, refuted if one is contradicted,
-    else (or with too few seeds) undetermined."""
+    """A finding that can fail.
+
+    It is supported if all conditions hold, each with a one-sided error of 2.5 %; refuted if one is
+    contradicted after Holm's correction; not testable if a precondition fails in a seed, or if what
+    was attainable lies below the threshold; otherwise (or with too few seeds) undetermined.
+    """
 
     id: str
     says: str
     holds_when: tuple[Condition, ...] = Field(min_length=1)
+    requires: tuple[Condition, ...] = ()
+    """Preconditions, judged in every seed on its own, such as that the labels were memorised and
+    that the control kept its answers."""
+    attainable: str | None = None
+    """The quantity that the first condition's could at most have reached: below the threshold, the
+    claim is not testable."""
+    control: str | None = None
+    """A quantity that is shown next to the effect."""
+    exploratory: bool | str = False
+    """Whether the rule was chosen after a look at the data, or how."""
     min_seeds: int = Field(3, ge=2)
     """With fewer seeds the verdict is `undetermined`, whatever the numbers are."""
 
-    def verdict(self, measured: Mapping[str, Measured]) -> dict[str, Any]:
-        """id, says, verdict, reason, rule, effect and its interval (of the first condition)."""
-        outcomes = [
-            condition.outcome(measured[condition.quantity]) for condition in self.holds_when
-        ]
+    @model_validator(mode="after")
+    def _can_be_met(self) -> Self:
+        floors: dict[str, float] = {}
+        ceilings: dict[str, float] = {}
+        for condition in (*self.holds_when, *self.requires):
+            name, threshold = condition.quantity, condition.threshold
+            if condition.at_least is not None:
+                floors[name] = max(threshold, floors.get(name, -np.inf))
+            else:
+                ceilings[name] = min(threshold, ceilings.get(name, np.inf))
+        for name in floors.keys() & ceilings.keys():
+            if floors[name] >= ceilings[name]:
+                raise ValueError(
+                    f"no outcome meets both {name} >= {floors[name]:g} and {name} <= "
+                    f"{ceilings[name]:g}"
+                )
+        return self
+
+    def quantities(self) -> Iterator[tuple[tuple[str | int, ...], str]]:
+        """The quantities that it names, each with its place in the claim."""
+        for field in ("holds_when", "requires"):
+            for i, condition in enumerate(getattr(self, field)):
+                yield (field, i, "quantity"), condition.quantity
+        for field in ("attainable", "control"):
+            if name := getattr(self, field):
+                yield (field,), name
+
+    @property
+    def rule(self) -> str:
+        return " and ".join(condition.rule for condition in self.holds_when)
+
+    def verdict(
+        self, measured: Mapping[str, Measured], per: Replication = "seed"
+    ) -> dict[str, Any]:
+        """The verdict with its reason and all that it rests on; see docs/new_experiment.md.
+
+        Args:
+            measured: the quantities by name.
+            per: `instance` judges the models at hand, however few, and no other trainings.
+        """
         first = measured[self.holds_when[0].quantity]
         n_seeds = min(measured[condition.quantity].n_seeds for condition in self.holds_when)
-        verdict, reason = self._judged(outcomes, n_seeds)
+        rejected = self._rejected(measured)
+        verdict, reason = self._judged(measured, rejected, n_seeds, per)
         return {
             "id": self.id,
             "says": self.says,
             "verdict": verdict,
             "reason": reason,
-            "rule": " and ".join(condition.rule for condition in self.holds_when),
+            "rule": self.rule,
+            "requires": [self._required(condition, measured) for condition in self.requires],
             "effect": first.value,
             "interval": [first.low, first.high],
+            "attainable": _beside(self.attainable, measured),
+            "control": _beside(self.control, measured),
+            "n_seeds": n_seeds,
+            "timing": "exploratory" if self.exploratory else "before",
+            "exploratory": self.exploratory,
             "conditions": [
-                {"rule": c.rule, "met": o, "found": measured[c.quantity].number}
-                for c, o in zip(self.holds_when, outcomes, strict=True)
+                {
+                    "rule": condition.rule,
+                    "met": condition.outcome(measured[condition.quantity]),
+                    "contradicted": is_rejected,
+                    "found": measured[condition.quantity].number,
+                }
+                for condition, is_rejected in zip(self.holds_when, rejected, strict=True)
             ],
         }
 
-    def _judged(self, outcomes: Sequence[bool | None], n_seeds: int) -> tuple[str, str]:
+    def _rejected(self, measured: Mapping[str, Measured]) -> list[bool]:
+        """Which conditions are contradicted, after Holm's correction for their number."""
+        p_values = [c.p_of_contradiction(measured[c.quantity]) for c in self.holds_when]
+        outcomes = [c.outcome(measured[c.quantity]) for c in self.holds_when]
+        return [
+            outcome is False and is_rejected
+            for outcome, is_rejected in zip(outcomes, holm(p_values), strict=True)
+        ]
+
+    def _judged(
+        self,
+        measured: Mapping[str, Measured],
+        rejected: Sequence[bool],
+        n_seeds: int,
+        per: Replication,
+    ) -> tuple[Verdict, str]:
         """The verdict and its reason."""
-        by_rule = [(c.rule, o) for c, o in zip(self.holds_when, outcomes, strict=True)]
-        failed = [rule for rule, outcome in by_rule if outcome is False]
-        unclear = [rule for rule, outcome in by_rule if outcome is None]
-        if failed:
-            verdict, found = "refuted", f"contradicted: {'; '.join(failed)}"
-        elif unclear:
-            verdict, found = "undetermined", f"unclear: {'; '.join(unclear)}"
-        else:
-            verdict, found = "supported", "all hold"
+        if obstacle := self._obstacle(measured):
+            return "not testable", obstacle
+        verdict, found = self._by_rule(measured, rejected)
+        if per == "instance":
+            return verdict, f"over the instances of {_counted(n_seeds, 'model')}: {found}"
         if n_seeds < self.min_seeds:
             needed = f"{n_seeds} of the {self.min_seeds} seeds that a verdict needs"
             return "undetermined", f"{needed}; so far {found}"
         return verdict, f"over {n_seeds} seeds: {found}"
 
+    def _by_rule(
+        self, measured: Mapping[str, Measured], rejected: Sequence[bool]
+    ) -> tuple[Verdict, str]:
+        """The verdict of the conditions alone."""
+        unsure = [c.rule for c in self.requires if self._met(c, measured) is None]
+        if unsure:
+            return "undetermined", f"unclear in some seed whether {'; '.join(unsure)}"
+        failed = [c.rule for c, r in zip(self.holds_when, rejected, strict=True) if r]
+        unclear = [c.rule for c in self.holds_when if not c.outcome(measured[c.quantity])]
+        if failed:
+            return "refuted", f"contradicted: {'; '.join(failed)}"
+        if unclear:
+            return "undetermined", f"unclear: {'; '.join(unclear)}"
+        return "supported", "all hold"
 
-class _Sentence(string.Formatter):
-    """str.format on measured quantities, without a way to anything private."""
+    def _obstacle(self, measured: Mapping[str, Measured]) -> str:
+        """Why the claim cannot be tested; empty if it can."""
+        for _, name in self.quantities():
+            if lost := measured[name].missing:
+                seed, reason = next(iter(lost.items()))
+                others = f", and so {_counted(len(lost) - 1, 'other')}" if len(lost) > 1 else ""
+                return f"{name}: seed {seed} {reason}{others}"
+        for condition in self.requires:
+            if self._met(condition, measured) is False:
+                failed = _failing(condition, measured[condition.quantity])
+                return f"the precondition {condition.rule} fails: {failed}"
+        for _, name in self.quantities():
+            if measured[name].untestable:
+                return f"{name}: {measured[name].untestable}"
+        first = self.holds_when[0]
+        if self.attainable is not None:
+            most = measured[self.attainable]
+            if np.isnan(most.value):
+                return f"{self.attainable}, which was attainable, is undefined"
+            if abs(most.value) < abs(first.threshold):
+                return f"only {most.number} was attainable, {first.rule} asks for more"
+        return ""
 
-    def get_field(
-        self, field_name: str, args: Sequence[Any], kwargs: Mapping[str, Any]
-    ) -> tuple[Any, str]:
-        name, _, attribute = field_name.partition(".")
-        if isinstance(kwargs.get(name), str) and attribute == "verdict":
-            return kwargs[name], name
-        if not isinstance(kwargs.get(name), Measured):
-            raise InputError(
-                f"the answer template refers to unknown quantity {name!r}; {suggest(name, kwargs)}"
-            )
-        measured: Measured = kwargs[name]
-        if attribute in ("value", "low", "high", "n_seeds", "percent", "points", "number"):
-            return getattr(measured, attribute), name
-        if attribute in measured.labels or np.isnan(measured.value):
-            return measured.labels.get(attribute, "undefined"), name
-        known = ["percent", "number", *measured.labels]
-        raise InputError(f"{name} has no {attribute!r}; {suggest(attribute, known)}")
+    def _met(self, condition: Condition, measured: Mapping[str, Measured]) -> bool | None:
+        """Whether a precondition holds in every seed: False if it fails in one, None if that is
+        unclear."""
+        found = measured[condition.quantity]
+        outcomes = [condition.outcome(one) for one in found.by_seed.values()]
+        outcomes = outcomes or [condition.outcome(found)]
+        if False in outcomes:
+            return False
+        return None if None in outcomes else True
 
-
-def template_fields(template: str) -> list[str]:
-    """The names in a template's braces. Raises InputError if it is not a valid template."""
-    try:
-        return [
-            field.partition(".")[0]
-            for _, field, _, _ in string.Formatter().parse(template)
-            if field is not None
-        ]
-    except ValueError as error:
-        raise InputError(f"the answer {template!r} cannot be filled in: {error}") from error
-
-
-def render_answer(
-    template: str, measured: Mapping[str, Measured], verdicts: Mapping[str, str] | None = None
-) -> str:
-    """The sentence that answers the question. Raises InputError for an unknown name.
-
-    Args:
-        template: such as `{returned.percent} of the true answers return; C7 is {C7.verdict}`.
-        measured: quantities by name.
-        verdicts: of claims, by their id.
-    """
-    try:
-        return " ".join(_Sentence().vformat(template, (), {**(verdicts or {}), **measured}).split())
-    except InputError:
-        raise
-    except ValueError as error:
-        raise InputError(f"the answer {template!r} cannot be filled in: {error}") from error
-
-
-def _differing(groups: Sequence[tuple[Mapping[str, Any], Any]]) -> str:
-    keys = [key for key in groups[0][0] if len({str(labels[key]) for labels, _ in groups}) > 1]
-    return ", ".join(keys)
+    def _required(self, condition: Condition, measured: Mapping[str, Measured]) -> dict[str, Any]:
+        found = measured[condition.quantity]
+        by_seed = {str(seed): _ends(one) for seed, one in found.by_seed.items()}
+        return {"rule": condition.rule, "met": self._met(condition, measured), "found": by_seed}
 
 
-def _missing(value: Any) -> bool:
-    return value is None or (isinstance(value, float) and np.isnan(value))
+def _beside(name: str | None, measured: Mapping[str, Measured]) -> dict[str, Any] | None:
+    if name is None:
+        return None
+    found = measured[name]
+    return {"quantity": name, "value": found.value, "interval": [found.low, found.high]}
+
+
+def _failing(condition: Condition, measured: Measured) -> str:
+    """`seed 2: 0.31 [0.25, 0.37]`, the first seed in which it fails."""
+    for seed, one in measured.by_seed.items():
+        if condition.outcome(one) is False:
+            return f"seed {seed}: {_ends(one)}"
+    return measured.number
+
+
+def _ends(one: OfSeed) -> str:
+    if np.isnan(one.low):
+        return f"{one.value:.3g}"
+    return f"{one.value:.3g} [{one.low:.3g}, {one.high:.3g}]"
+
+
+def _counted(n: int, what: str) -> str:
+    return f"{n} {what}{'' if n == 1 else 's'}"

@@ -120,7 +120,8 @@ def _finish(
         "question": experiment.question,
         "answer": answer.text or "See the tables: the spec states no answer.",
         "quantities": {
-            name: vars(m) | {"labels": _readable(m.labels)} for name, m in answer.quantities.items()
+            name: m.record() | {"labels": _readable(m.labels)}
+            for name, m in answer.quantities.items()
         },
         "claims": answer.claims,
     }

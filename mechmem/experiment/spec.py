@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import difflib
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Literal, Self
@@ -22,7 +22,9 @@ from pydantic_core import CoreSchema
 
 from mechmem.analyses.analysis import Analysis
 from mechmem.data.example_set import ExampleSet
-from mechmem.experiment.claims import Claim, Quantity, template_fields
+from mechmem.experiment.claims import Claim
+from mechmem.experiment.quantities import Quantity
+from mechmem.experiment.sentence import template_fields
 from mechmem.report.figures.figure import Figure
 from mechmem.spec.errors import InputError, error_details, suggest
 from mechmem.spec.references import References
@@ -132,18 +134,39 @@ class Experiment(Component):
             twice = max(tables, key=tables.count)
             raise ValueError(f"two analyses make the table {twice!r}; give one a `name:`")
         readers = {f"figures.{i}": figure.table for i, figure in enumerate(self.figures)}
-        readers |= {f"quantities.{name}": q.table for name, q in self.quantities.items()}
+        readers |= {
+            f"quantities.{name}": q.table
+            for name, q in self.quantities.items()
+            if q.table is not None
+        }
         for reader, table in readers.items():
             if table not in tables:
                 raise ValueError(f"{reader} reads the table {table!r}; {suggest(table, tables)}")
-        for claim in self.claims:
-            for condition in claim.holds_when:
-                if condition.quantity not in self.quantities:
-                    raise ValueError(
-                        f"claim {claim.id} refers to unknown quantity {condition.quantity!r}; "
-                        f"{suggest(condition.quantity, self.quantities)}"
-                    )
+        known = self.quantities
+        named = [
+            (f"claim {claim.id}", name) for claim in self.claims for _, name in claim.quantities()
+        ]
+        named += [(f"quantity {by}", name) for by, q in known.items() for name in q.names]
+        for by, name in named:
+            if name not in known:
+                raise ValueError(
+                    f"{by} refers to unknown quantity {name!r}; {suggest(name, known)}"
+                )
+        for name in known:
+            if name in self.quantities_behind(known[name].names):
+                raise ValueError(f"quantity {name} is made from itself")
         return self
+
+    def quantities_behind(self, names: Iterable[str]) -> frozenset[str]:
+        """These quantities, and those that they are made from."""
+        found: set[str] = set()
+        waiting = list(names)
+        while waiting:
+            name = waiting.pop()
+            if name not in found:
+                found.add(name)
+                waiting += self.quantities[name].names
+        return frozenset(found)
 
     @model_validator(mode="after")
     def _checkpoints_will_be_kept(self) -> Self:

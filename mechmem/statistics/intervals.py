@@ -1,8 +1,7 @@
-"""Bootstrap intervals over examples and seeds, and the ratio of two means."""
+"""Intervals over examples: bootstrap for means, exact for shares; and the ratio of two means."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from functools import lru_cache
 
 import numpy as np
@@ -77,47 +76,7 @@ def ratio(numerators: Floats, denominators: Floats, tolerance: float = 1e-6) -> 
     return found + (numerators - found * denominators) / whole
 
 
-def hierarchical_interval(
-    by_seed: Sequence[Floats], minus: Sequence[Floats | None] | None = None, seed: int = 0
-) -> tuple[float, float, float]:
-    """Mean over seeds with its bootstrap 95 % interval: seeds are resampled first, then the
-    examples within each.
-
-    Examples of one seed share a model, so the seed is the unit of replication. With one seed the
-    interval describes that model only. A scalar from a single seed gets no interval (NaN).
-
-    Args:
-        by_seed: for each seed, the values of its examples.
-        minus: for each seed, the values of other examples whose mean is subtracted, or None; they
-            are resampled independently of the first.
-        seed: seed of the resamples.
-
-    Returns:
-        (mean, low, high).
-    """
-    generator, others = np.random.default_rng(seed), minus or [None] * len(by_seed)
-    pairs = [
-        (values, other if other is not None else np.zeros(1))
-        for values, other in zip(by_seed, others, strict=True)
-    ]
-    mean = float(np.mean([values.mean() - other.mean() for values, other in pairs]))
-    if len(pairs) == 1 and len(pairs[0][0]) == 1:
-        return mean, float("nan"), float("nan")
-    resampled = np.stack(
-        [_resampled_mean(v, generator) - _resampled_mean(o, generator) for v, o in pairs]
-    )
-    drawn = generator.integers(len(pairs), size=(len(pairs), N_RESAMPLES))
-    means = resampled[drawn, generator.integers(N_RESAMPLES, size=drawn.shape)].mean(axis=0)
-    low, high = middle(means)
-    return mean, float(low), float(high)
-
-
 def middle(values: Floats) -> tuple[Floats, Floats]:
     """The two ends of the middle 95 % of the values along the last axis."""
     low, high = np.quantile(values, [(1 - LEVEL) / 2, (1 + LEVEL) / 2], axis=-1)
     return low, high
-
-
-def _resampled_mean(values: Floats, generator: np.random.Generator) -> Floats:
-    n = len(values)
-    return values @ generator.multinomial(n, np.full(n, 1 / n), N_RESAMPLES).T / n

@@ -8,15 +8,40 @@ from typing import Any
 import numpy as np
 
 from mechmem.statistics.intervals import Floats, interval, middle
+from mechmem.statistics.proportions import clopper_pearson, is_binary
+
+FRACTION = "fraction"
+"""The unit of shares of examples."""
 
 Row = dict[str, Any]
 """value, low, high, n and per_example; an analysis adds the labels."""
 
 
-def over_examples(values: Floats) -> Row:
-    """A mean over examples, with its bootstrap 95 % interval."""
-    low, high = interval(values[None])
+def over_examples(values: Floats, unit: str = "") -> Row:
+    """A mean over examples, with its 95 % interval.
+
+    Args:
+        values: of the examples.
+        unit: of the values. Zeros and ones in fractions are right and wrong answers, whose interval
+            is exact; that of all else is a bootstrap interval.
+    """
+    low, high = interval_by_unit(values[None], [unit])
     return _row(values.mean(), low[0], high[0], len(values), values)
+
+
+def interval_by_unit(values: Floats, units: Sequence[str]) -> tuple[Floats, Floats]:
+    """The 95 % interval of the mean of each row (rows x examples): exact (Clopper-Pearson) for
+    zeros and ones in fractions, so that twelve of twelve are no certainty; bootstrap for the rest.
+
+    Args:
+        values: of the examples, `rows n`.
+        units: the unit of each row.
+    """
+    low, high = interval(values)
+    for i, unit in enumerate(units):
+        if unit == FRACTION and is_binary(values[i]):
+            low[i], high[i] = clopper_pearson(values[i].sum(), values.shape[1])
+    return low, high
 
 
 def over_draws(draws: Sequence[Floats]) -> Row:

@@ -8,7 +8,10 @@ import pandas as pd
 import pytest
 from pydantic import ValidationError
 
-from mechmem.experiment.claims import Claim, Condition, Measured, Quantity, render_answer
+from mechmem.experiment.claims import Claim, Condition
+from mechmem.experiment.measured import Measured
+from mechmem.experiment.quantities import Quantity
+from mechmem.experiment.sentence import render_answer
 from mechmem.spec.errors import InputError
 
 NAN = float("nan")

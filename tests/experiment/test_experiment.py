@@ -17,8 +17,9 @@ from mechmem.data.examples import Examples
 from mechmem.data.label_noise import Digit, LabelNoise
 from mechmem.data.minimal_pair import MinimalPair
 from mechmem.data.tasks.four_digit_addition import FourDigitAddition
-from mechmem.experiment.claims import Claim, Condition, Quantity
+from mechmem.experiment.claims import Claim, Condition
 from mechmem.experiment.machine import conditions, device_of, session_options
+from mechmem.experiment.quantities import Quantity
 from mechmem.experiment.spec import CheckpointRef, Experiment
 from mechmem.interventions.controls.random_neurons import RandomNeurons
 from mechmem.interventions.patch import Source

@@ -16,7 +16,8 @@ from mechmem.analyses.effects.patch_grid import PatchGrid
 from mechmem.data.label_noise import Digit, LabelNoise, Systematic, UniformWrong
 from mechmem.data.tasks.four_digit_addition import FourDigitAddition
 from mechmem.data.tasks.task import Task
-from mechmem.experiment.claims import Condition, Quantity
+from mechmem.experiment.claims import Condition
+from mechmem.experiment.quantities import Quantity
 from mechmem.experiment.spec import Experiment
 from mechmem.interventions.patch import Patch, Source
 from mechmem.interventions.patch_path import PatchPath, Receiver

@@ -7,7 +7,7 @@ import pytest
 from pydantic import ValidationError
 
 import mechmem.experiment.spec  # noqa: F401  imports the base class of every registry
-from mechmem.experiment.claims import Quantity
+from mechmem.experiment.quantities import Quantity
 from mechmem.report.figures.bars import Bars
 from mechmem.spec.errors import InputError, suggest
 from mechmem.spec.registry import Component, load_all

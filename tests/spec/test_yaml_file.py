@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mechmem.data.label_noise import Digit
-from mechmem.experiment.claims import Claim, Quantity
+from mechmem.experiment.claims import Claim
+from mechmem.experiment.quantities import Quantity
 from mechmem.spec.yaml_file import SpecError, SpecFile, write_spec
 from mechmem.training.recipe import Recipe
 

@@ -28,7 +28,7 @@ from mechmem.spec.errors import InputError
 from mechmem.spec.references import ExampleSetName
 from mechmem.spec.sweep import Swept
 from mechmem.statistics.intervals import LEVEL, ratio, resampled_means
-from mechmem.statistics.rows import Row, over_draws, over_examples
+from mechmem.statistics.rows import FRACTION, Row, over_draws, over_examples
 
 Curve = Float[np.ndarray, "k n"]
 Reader = Callable[[frozenset["Component"], bool], Readings]
@@ -238,7 +238,7 @@ class Ablation(AnswerAnalysis):
             draws = [_matrix(draw, key) for draw in random if key in draw[0].values]
             rows += [
                 _named(key, row["condition"]) | row
-                for row in _curves(sizes, shares, _matrix(curve, key), draws)
+                for row in _curves(sizes, shares, _matrix(curve, key), draws, self.units[key[2]])
             ]
         if self.component != "neuron":
             rows += self._alone(ranked, read)
@@ -262,12 +262,13 @@ class Ablation(AnswerAnalysis):
         for rank, component in enumerate(ranked, start=1):
             labels = {"part": component.name, "layer": component.layer, "rank": rank, "k": 1}
             for key, values in read(frozenset([component]), self.greedy).values.items():
-                row = over_examples(values.double().numpy()) | labels | {"condition": "alone"}
+                row = over_examples(values.double().numpy(), self.units[key[2]])
+                row |= labels | {"condition": "alone"}
                 rows.append(row | _named(key, "alone"))
         return rows
 
     def _tidy(self, rows: Sequence[Row]) -> pd.DataFrame:
-        units = {measure.name: measure.unit for measure in self.measures}
+        units = self.units
         units |= {f"area_{measure.name}": "0 as random, 1 at most" for measure in self.measures}
         units["ranked_on_too"] = "fraction"
         labels = {
@@ -293,13 +294,26 @@ def area(shares: Sequence[float], ranked: Curve, random: Curve) -> Float[np.ndar
 
 
 def _curves(
-    sizes: Sequence[int], shares: Sequence[float], ranked: Curve, draws: Sequence[Curve]
+    sizes: Sequence[int],
+    shares: Sequence[float],
+    ranked: Curve,
+    draws: Sequence[Curve],
+    unit: str,
 ) -> list[Row]:
     """The rows of one reading: one per size for the ranked and for the random curve, and one for
-    the area between them."""
+    the area between them.
+
+    Args:
+        sizes: numbers of components that are knocked out.
+        shares: the same as shares of all components.
+        ranked: values in the ranked order, `k n`.
+        draws: values in each random order.
+        unit: of the values.
+    """
     at = [{"k": k, "share": share} for k, share in zip(sizes, shares, strict=True)]
     rows = [
-        over_examples(ranked[i]) | point | {"condition": "ranked"} for i, point in enumerate(at)
+        over_examples(ranked[i], unit) | point | {"condition": "ranked"}
+        for i, point in enumerate(at)
     ]
     if draws:
         points = [over_draws([draw[i] for draw in draws]) | point for i, point in enumerate(at)]
@@ -328,7 +342,7 @@ def _seen(examples: Examples, ranked_on: Examples) -> Row:
         "place": "all",
         "measure": "ranked_on_too",
     }
-    return over_examples(is_seen) | labels
+    return over_examples(is_seen, FRACTION) | labels
 
 
 def _named(key: Key, condition: str) -> Row:

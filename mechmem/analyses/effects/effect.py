@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Annotated, ClassVar
 
 import numpy as np
@@ -25,7 +26,9 @@ from mechmem.spec.errors import InputError
 from mechmem.spec.references import CheckpointName, ExampleSetName
 from mechmem.spec.selection import distinct
 from mechmem.spec.sweep import Swept
-from mechmem.statistics.intervals import interval
+from mechmem.statistics.estimate import ERROR
+from mechmem.statistics.rows import interval_by_unit
+from mechmem.statistics.shares import share_over_examples
 
 Interventions = Sequence[Intervention]
 Key = tuple[str, str, str]
@@ -33,7 +36,11 @@ Key = tuple[str, str, str]
 Prefixes = Annotated[tuple[Label, ...], AfterValidator(distinct)]
 
 TOLERANCE = 1e-6
-"""Difference between source and baseline below which a normalised recovery is undefined."""
+"""Baseline below which a value cannot be expressed as a fraction of it."""
+LEAST_SPAN = 0.05
+"""Difference between source and baseline, in the unit of the measure, below which a normalised
+recovery is undefined: 5 points of an accuracy, 0.05 nats."""
+NO_RECOVERY = dict.fromkeys(("recovery", "recovery_low", "recovery_high"))
 
 
 @dataclass(frozen=True)
@@ -61,10 +68,13 @@ class AnswerAnalysis(Analysis):
         "nats",
         "unit": "unit of the measure",
         "value": "mean over the examples, in the unit of the measure",
-        "low": "lower end of the bootstrap 95 % interval over examples",
+        "low": "lower end of the 95 % interval over examples: exact for right and wrong, "
+        "otherwise bootstrap",
         "high": "upper end of that interval",
-        "recovery": "(value - baseline) / (source - baseline); undefined below a difference of "
-        "1e-6",
+        "recovery": "(value - baseline) / (source - baseline); undefined unless source and "
+        "baseline differ by 0.05 (in the unit of the measure) and their interval excludes 0",
+        "recovery_low": "lower end of the 95 % interval of the recovery over examples (Fieller)",
+        "recovery_high": "upper end of that interval",
         "n": "number of examples",
         "per_example": "the values of the examples, in the order of the set",
     }
@@ -126,10 +136,12 @@ class AnswerAnalysis(Analysis):
         source = self._source_readings(session, examples)
         if source is not None:
             conditions["source"] = source
-        table = effect_table(self.examples, conditions)
-        units = {measure.name: measure.unit for measure in self.measures}
-        table["unit"] = table["measure"].map(units)
-        return table[[*AnswerAnalysis.columns]]
+        return effect_table(self.examples, conditions, self.units)[[*AnswerAnalysis.columns]]
+
+    @property
+    def units(self) -> dict[str, str]:
+        """The unit of each measure, by its name."""
+        return {measure.name: measure.unit for measure in self.measures}
 
     def check_measures(self, examples: Examples) -> None:
         """Raises InputError for a measure that is the same for every model on these examples."""
@@ -264,18 +276,23 @@ def _width(model: Model) -> int:
     return int(model.cfg.d_vocab_out)
 
 
-def effect_table(examples: str, conditions: Mapping[str, Readings]) -> pd.DataFrame:
-    """The tidy table of an effect; its columns are those of `AnswerAnalysis`."""
+def effect_table(
+    examples: str,
+    conditions: Mapping[str, Readings],
+    units: Mapping[str, str] = MappingProxyType({}),
+) -> pd.DataFrame:
+    """The tidy table of an effect; its columns are those of `AnswerAnalysis`.
+
+    Args:
+        examples: name of the example set.
+        conditions: the readings, by condition.
+        units: the unit of each measure, by its name.
+    """
     rows = []
     for condition, readings in conditions.items():
         matrix = np.stack([values.double().numpy() for values in readings.values.values()])
-        low, high = interval(matrix)
+        low, high = interval_by_unit(matrix, [units.get(key[2], "") for key in readings.values])
         for i, key in enumerate(readings.values):
-            recovery = (
-                _recovery(conditions, key, matrix[i].mean())
-                if condition not in ("baseline", "source")
-                else None
-            )
             prefix, place, measure = key
             rows.append(
                 {
@@ -284,23 +301,40 @@ def effect_table(examples: str, conditions: Mapping[str, Readings]) -> pd.DataFr
                     "prefix": prefix,
                     "place": place,
                     "measure": measure,
+                    "unit": units.get(measure, ""),
                     "value": matrix[i].mean(),
                     "low": low[i],
                     "high": high[i],
-                    "recovery": recovery,
+                    **_recovery(conditions, condition, key),
                     "n": matrix.shape[1],
                     "per_example": matrix[i].astype(np.float32),
                 }
             )
-    return pd.DataFrame(rows).astype({"recovery": "Float64"})
+    return pd.DataFrame(rows).astype(dict.fromkeys(NO_RECOVERY, "Float64"))
 
 
-def _recovery(conditions: Mapping[str, Readings], key: Key, value: float) -> float | None:
-    if "source" not in conditions or key not in conditions["source"].values:
-        return None
-    low = conditions["baseline"].values[key].double().mean().item()
-    span = conditions["source"].values[key].double().mean().item() - low
-    return None if abs(span) < TOLERANCE else (value - low) / span
+def _recovery(
+    conditions: Mapping[str, Readings], condition: str, key: Key
+) -> Mapping[str, float | None]:
+    """The share of the way from the baseline to the source, with its interval; None where there is
+    no source or hardly a way to go."""
+    source = conditions["source"].values.get(key) if "source" in conditions else None
+    if source is None or condition in ("baseline", "source"):
+        return NO_RECOVERY
+    baseline = conditions["baseline"].values[key].double()
+    span = (source.double() - baseline).numpy()
+    gained = (conditions[condition].values[key].double() - baseline).numpy()
+    if len(span) < 2 or not abs(span.mean()) >= LEAST_SPAN:
+        return NO_RECOVERY
+    # Defined only if the span's own interval excludes 0: otherwise these ends are infinite.
+    low, high = share_over_examples(gained, span).ends(ERROR)
+    if not np.isfinite([low, high]).all():
+        return NO_RECOVERY
+    return {
+        "recovery": gained.mean() / span.mean(),
+        "recovery_low": low,
+        "recovery_high": high,
+    }
 
 
 def _mean(draws: Sequence[Readings]) -> Readings:

@@ -12,7 +12,7 @@ from jaxtyping import Float
 from pydantic import Field, PositiveFloat, field_validator
 from torch import Tensor
 
-from mechmem.analyses.effects.effect import EffectAnalysis, Interventions
+from mechmem.analyses.effects.effect import NO_RECOVERY, EffectAnalysis, Interventions
 from mechmem.analyses.readouts.classifier import (
     PENALTIES,
     Classifier,
@@ -126,12 +126,13 @@ class Erasure(EffectAnalysis):
                 self._first(fit),
             )
         rows = [
-            {"examples": self.examples, "condition": condition, "place": "all", "recovery": None}
-            | row
+            {"examples": self.examples, "condition": condition, "place": "all", **NO_RECOVERY} | row
             for condition, draws in self._draws.items()
             for row in (*self._sizes(session, fit, draws), *self._probed(session, fit, draws))
         ]
-        checks = pd.DataFrame(rows)[list(self.columns)].astype({"recovery": "Float64"})
+        checks = pd.DataFrame(rows)[list(self.columns)].astype(
+            dict.fromkeys(NO_RECOVERY, "Float64")
+        )
         return pd.concat([super()._table(session), checks], ignore_index=True)
 
     def _sizes(
@@ -170,7 +171,7 @@ class Erasure(EffectAnalysis):
                         hits.append(probe(self._read(session, fed, draw, *place)) == right)
                 row = {"prefix": prefix, "measure": f"probe_{variable}", "unit": "fraction"}
                 mean = torch.stack(hits).double().mean(dim=0).cpu().numpy()
-                rows.append(row | over_examples(mean))
+                rows.append(row | over_examples(mean, row["unit"]))
         return rows
 
     def _probe(

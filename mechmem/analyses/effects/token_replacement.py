@@ -23,7 +23,7 @@ from mechmem.spec.errors import InputError
 from mechmem.spec.references import CheckpointName, ExampleSetName
 from mechmem.spec.sweep import Swept
 from mechmem.statistics.intervals import ratio
-from mechmem.statistics.rows import Row, over_examples, single
+from mechmem.statistics.rows import FRACTION, Row, over_examples, single
 
 Hits = Mapping[str, Float[np.ndarray, "n place"]]
 """For each measure, whether the whole answer (column 0) and each of its tokens is right by it."""
@@ -241,7 +241,7 @@ def _rows(hits: Hits, examples: Examples, condition: str, n_replaced: int) -> li
     places = ("all", *(examples.places if examples.n_answer > 1 else ()))
     labels = {"condition": condition, "n_replaced": n_replaced}
     return [
-        over_examples(values[:, i]) | labels | {"measure": measure, "place": place}
+        over_examples(values[:, i], FRACTION) | labels | {"measure": measure, "place": place}
         for measure, values in hits.items()
         for i, place in enumerate(places)
     ]

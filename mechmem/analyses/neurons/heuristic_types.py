@@ -17,7 +17,8 @@ from mechmem.session import Session
 from mechmem.spec.errors import InputError
 from mechmem.spec.references import CheckpointName, ExampleSetName
 from mechmem.spec.sweep import Swept
-from mechmem.statistics.intervals import N_RESAMPLES, interval
+from mechmem.statistics.intervals import N_RESAMPLES
+from mechmem.statistics.rows import FRACTION, interval_by_unit
 
 
 class HeuristicTypes(GridAnalysis):
@@ -124,6 +125,6 @@ def permutation_p(first: np.ndarray, second: np.ndarray, seed: int = 0) -> float
 
 def _shares(types: np.ndarray) -> pd.DataFrame:
     matrix = np.stack([types == kind for kind in TYPES]).astype(float)
-    low, high = interval(matrix)
+    low, high = interval_by_unit(matrix, [FRACTION] * len(TYPES))
     numbers = {"value": matrix.mean(1), "low": low, "high": high, "n": len(types)}
     return pd.DataFrame({"type": TYPES} | numbers | {"per_example": [*matrix.astype(np.float32)]})

@@ -17,7 +17,7 @@ from mechmem.analyses.analysis import Analysis
 from mechmem.analyses.effects.effect import Prefixes, prefixes
 from mechmem.data.examples import Examples
 from mechmem.interventions.ablate import derangement
-from mechmem.measures.rank import Rank
+from mechmem.measures.rank import Rank, mean_rank
 from mechmem.models.architecture import Model
 from mechmem.session import Session
 from mechmem.spec.errors import InputError
@@ -200,7 +200,7 @@ def _probability(logits: Logits, tokens: Int[Tensor, " n"]) -> Float[Tensor, "n 
 
 
 def _rank(logits: Logits, tokens: Int[Tensor, " n"]) -> Float[Tensor, "n pos"]:
-    return (logits > _at(logits, tokens)[..., None]).sum(-1).to(logits.dtype)
+    return mean_rank(logits, _at(logits, tokens))
 
 
 def _at(

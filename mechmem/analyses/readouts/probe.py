@@ -30,7 +30,7 @@ from mechmem.session import Session
 from mechmem.spec.errors import InputError
 from mechmem.spec.references import CheckpointName, ExampleSetName
 from mechmem.spec.sweep import Swept
-from mechmem.statistics.rows import over_examples, single
+from mechmem.statistics.rows import FRACTION, over_examples, single
 
 
 class Probe(Analysis):
@@ -57,7 +57,7 @@ class Probe(Analysis):
         "chosen one)",
         "unit": "unit of the measure",
         "value": "mean over the examples, in the unit of the measure",
-        "low": "lower end of the bootstrap 95 % interval over examples",
+        "low": "lower end of the exact 95 % interval over examples",
         "high": "upper end of that interval",
         "n": "number of test examples",
         "per_example": "1 for each example that is read correctly, otherwise 0, in the order of "
@@ -146,4 +146,4 @@ class Probe(Analysis):
 def _row(hit: Bool[Tensor, " n"], examples: str, condition: str, prefix: str) -> dict[str, Any]:
     labels = {"examples": examples, "condition": condition, "prefix": prefix}
     measured = {"measure": "accuracy", "unit": "fraction"}
-    return labels | measured | over_examples(hit.double().cpu().numpy())
+    return labels | measured | over_examples(hit.double().cpu().numpy(), FRACTION)

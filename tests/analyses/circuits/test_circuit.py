@@ -16,7 +16,7 @@ from mechmem.analyses.circuits.circuit import Circuit
 from mechmem.analyses.circuits.edge_scores import EdgeScores
 from mechmem.analyses.circuits.faithfulness import Runs, areas, areas_of_draws
 from mechmem.data.minimal_pair import MinimalPair
-from mechmem.experiment.claims import Quantity
+from mechmem.experiment.quantities import Quantity
 from mechmem.interventions.patch import Source
 from mechmem.session import Session
 from mechmem.statistics.rows import over_draws, over_examples

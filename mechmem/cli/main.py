@@ -151,12 +151,14 @@ def _check_experiment(spec: Path, experiment: Any, file: Any, runs: Path, as_jso
         as_json: print JSON.
     """
     from mechmem.experiment.cost import cost_of_training, seconds_per_example
-    from mechmem.experiment.dry_run import dry_run
+    from mechmem.experiment.dry_run import rehearse
+    from mechmem.experiment.results import spreads_of_last_run
     from mechmem.experiment.run import missing_trainings
     from mechmem.progress import showing_progress
 
     with showing_progress(bars_only=True) as progress, _placed(file):
-        costs = dry_run(experiment, progress.say)
+        costs, plan = rehearse(experiment, progress.say)
+    effects = plan.smallest_effects(spreads_of_last_run(experiment.name, runs))
     seconds = seconds_per_example(experiment.training)
     n = len(experiment.seeds)
     analyses = [
@@ -167,13 +169,25 @@ def _check_experiment(spec: Path, experiment: Any, file: Any, runs: Path, as_jso
     minutes = {recipe: cost_of_training(recipe)["minutes"] for recipe in missing.values()}
     trainings = [{"training": name, "minutes": minutes[recipe]} for name, recipe in missing.items()]
     if as_json:
-        _output({"valid": True, "analyses": analyses, "trainings": trainings}, True)
+        _output(
+            {"valid": True, "analyses": analyses, "trainings": trainings, "effects": effects}, True
+        )
     else:
         _echo(
             f"{spec} is valid: {_counted(len(costs), 'analysis', 'analyses')}, "
             f"{_counted(n, 'seed', 'seeds')}"
         )
         _print_costs(analyses, trainings)
+        _print_effects(effects)
+
+
+def _print_effects(effects: list[dict[str, Any]]) -> None:
+    """What the planned seeds can establish, a line for each condition and seed spread."""
+    import pandas as pd
+
+    if effects:
+        _echo("smallest distance from the threshold that these seeds can establish:")
+        _echo(pd.DataFrame(effects).to_string(index=False, na_rep="-"))
 
 
 def _print_costs(analyses: list[dict[str, Any]], trainings: list[dict[str, Any]]) -> None:

@@ -10,6 +10,14 @@ from mechmem.experiment.results import Run
 from mechmem.spec.registry import Component
 from mechmem.training.store import Trained
 
+TIMINGS = {
+    "before": "fixed before the run",
+    "after": "exploratory: not on record before its data",
+    "changed": "exploratory: changed after a run",
+    "exploratory": "exploratory",
+}
+"""When the rule of a claim was fixed."""
+
 
 def run_text(finished: Run) -> str:
     """Question, answer, claims and quantities of a run, and where its report and tables are."""
@@ -17,7 +25,8 @@ def run_text(finished: Run) -> str:
     for claim in finished.claims:
         lines += [f"{claim['id']}: {claim['verdict']} ({claim['reason']})", f"  {claim['says']}"]
         lines.append(
-            f"  rule: {claim['rule']}; effect {claim['effect']:.3g} {_interval(*claim['interval'])}"
+            f"  rule ({TIMINGS[claim.get('timing', 'after')]}): {claim['rule']}; "
+            f"effect {claim['effect']:.3g} {_interval(*claim['interval'])}"
         )
     quantities = finished.record["quantities"]
     lines += [""] if quantities else []

@@ -26,7 +26,7 @@ class Answer:
     """What an experiment's tables say about its question."""
 
     quantities: Mapping[str, Measured]
-    claims: Sequence[Mapping[str, Any]]
+    claims: Sequence[dict[str, Any]]
     """The verdict of every claim, with all that it rests on."""
     text: str
     """The answer's sentence; empty where the spec has none."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
@@ -16,7 +17,7 @@ from mechmem.analyses.analysis import Analysis, joined
 from mechmem.experiment.cell_store import CellStore
 from mechmem.experiment.code import code_hash
 from mechmem.experiment.machine import conditions, session_options
-from mechmem.experiment.spec import Experiment
+from mechmem.experiment.spec import CheckpointRef, Experiment
 from mechmem.progress import ProgressCallback
 from mechmem.session import Session
 from mechmem.spec.errors import BlockError, InputError
@@ -69,6 +70,8 @@ class TrainedRun:
         self.experiment, self.recipe, self.seed = experiment, recipe, seed
         self.runs, self.progress = runs, progress
         self.trained = self.training(recipe, swept)
+        self.missing: dict[str, str] = {}
+        """By the name of a table, why it lacks rows: a checkpoint that this training never had."""
         self._session: Session | None = None
 
     def training(self, recipe: Recipe, swept: Mapping[str, Any] = MappingProxyType({})) -> Trained:
@@ -94,11 +97,24 @@ class TrainedRun:
         return self._session
 
     def _models(self) -> dict[str, Any]:
-        models = {}
+        return {
+            name: self._trained(ref).at(ref.at)
+            for name, ref in self.experiment.checkpoints.items()
+            if name not in self._never_reached
+        }
+
+    def _trained(self, ref: CheckpointRef) -> Trained:
+        return self.trained if ref.training is None else self.training(ref.training)
+
+    @cached_property
+    def _never_reached(self) -> dict[str, str]:
+        """By the name of a checkpoint, its phase, if this training never reached it."""
+        found = {}
         for name, ref in self.experiment.checkpoints.items():
-            trained = self.trained if ref.training is None else self.training(ref.training)
-            models[name] = trained.at(ref.at)
-        return models
+            if ref.phase is not None and not self._trained(ref).reached(ref.phase):
+                of = f" of {ref.training.name}" if ref.training is not None else ""
+                found[name] = f"never reached phase {ref.phase!r}{of}"
+        return found
 
     @property
     def backends(self) -> dict[str, tuple[str, str]]:
@@ -107,6 +123,9 @@ class TrainedRun:
 
     def table(self, i: int, analysis: Analysis) -> tuple[pd.DataFrame, bool]:
         """The table of an analysis, and whether a cell of it had to be computed.
+
+        Cells that need a phase which this training never reached have no rows; `missing` then has
+        the reason.
 
         Args:
             i: the place of the analysis in the experiment, named by errors.
@@ -117,7 +136,7 @@ class TrainedRun:
             FileError: the cells cannot be written or read.
         """
         try:
-            cells = list(self._cells(analysis))
+            cells = self._possible(list(self._cells(analysis)), analysis.table_name)
             store = CellStore(self._folder(analysis))
             is_new = self._compute([cell for cell in cells if cell.key not in store], store)
             rows = store.read([cell.key for cell in cells])
@@ -130,7 +149,31 @@ class TrainedRun:
         if len(rows) < len(cells):
             raise FileError(f"{store.folder} cannot be read back; check the disk and run again")
         tables = [rows.pop(cell.key) for cell in cells]
+        if not tables:
+            import pandas as pd
+
+            return pd.DataFrame(), False
         return joined(tables, [cell.labels for cell in cells]), is_new
+
+    def has_cells(self, analysis: Analysis) -> bool:
+        """Whether a cell of an analysis has been computed before."""
+        try:
+            store = CellStore(self._folder(analysis))
+            return any(cell.key in store for cell in self._cells(analysis))
+        except InputError:  # the run will say what is wrong
+            return False
+
+    def _possible(self, cells: Sequence[Cell], table: str) -> list[Cell]:
+        """The cells whose checkpoints this training has."""
+        possible = []
+        for cell in cells:
+            names = self.experiment.references_of(cell.analysis).checkpoints
+            never = [reason for name, reason in self._never_reached.items() if name in names]
+            if never:
+                self.missing[table] = never[0]
+            else:
+                possible.append(cell)
+        return possible
 
     def _compute(self, cells: Sequence[Cell], store: CellStore) -> bool:
         """Compute and keep these cells, in chunks; False if there was nothing to do."""

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from mechmem.data.examples import Examples
 from mechmem.experiment.answer import answer_from, labelled, one_below_the_other
 from mechmem.experiment.machine import session_options
+from mechmem.experiment.planning import Plan
 from mechmem.experiment.spec import Experiment
 from mechmem.session import Session
 from mechmem.spec.errors import BlockError, InputError
@@ -35,6 +36,18 @@ def dry_run(experiment: Experiment, say: Callable[[str], None] = lambda _: None)
     Raises:
         InputError: whatever the real run would refuse.
     """
+    return rehearse(experiment, say)[0]
+
+
+def rehearse(
+    experiment: Experiment, say: Callable[[str], None] = lambda _: None
+) -> tuple[dict[str, int], Plan]:
+    """`dry_run`, with what it knows of the rules.
+
+    Args:
+        experiment: what to try.
+        say: is called with what is being tried.
+    """
     costs = {analysis.table_name: 0 for analysis in experiment.analyses}
     tables: dict[str, list[pd.DataFrame]] = {name: [] for name in costs}
     for labels, recipe in experiment.recipes():
@@ -43,13 +56,24 @@ def dry_run(experiment: Experiment, say: Callable[[str], None] = lambda _: None)
             for seed in experiment.seeds:
                 tables[name].append(labelled(table.copy(), labels | {"seed": seed}))
     whole = one_below_the_other(tables)
-    answer_from(whole, experiment)
+    plan = Plan(experiment, answer_from(whole, experiment).quantities, _sizes(experiment))
+    plan.check_rules()
     for i, figure in enumerate(experiment.figures):
         try:
             figure.draw(whole[figure.table])
         except InputError as error:
             raise BlockError(("figures", i), str(error)) from error
-    return costs
+    return costs, plan
+
+
+def _sizes(experiment: Experiment) -> dict[str, int]:
+    """By the name of an example set, its number of examples; the smallest over the trainings."""
+    sizes: dict[str, int] = {}
+    for _, recipe in experiment.recipes():
+        for name, chosen in experiment.examples.items():
+            n = len(chosen.of(recipe.task))
+            sizes[name] = min(n, sizes.get(name, n))
+    return sizes
 
 
 def _of_one_training(

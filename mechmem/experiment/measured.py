@@ -45,6 +45,8 @@ class Measured:
     """Why nothing can be concluded from it; empty if something can."""
     missing: Mapping[int, str] = field(default_factory=dict)
     """The seeds that have no such number, each with the reason."""
+    is_proportion: bool = False
+    """Whether it is a share of examples, from which nothing is subtracted."""
     estimate: Estimate | None = field(default=None, repr=False, compare=False)
 
     @property

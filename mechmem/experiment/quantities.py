@@ -456,6 +456,7 @@ def _measured(reading: Reading, spreads: Mapping[str, float], per: Replication) 
         samples.limits,
         "",
         reading.missing,
+        samples.is_proportion,
         estimate,
     )
 

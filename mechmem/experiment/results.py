@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mechmem.experiment.spec import Experiment
+from mechmem.report.figures.figure import Figure
 from mechmem.spec.errors import InputError
 from mechmem.spec.files import FileError, read_json, write
 
@@ -17,6 +18,11 @@ if TYPE_CHECKING:
     import plotly.graph_objects as go
 
 RUNS = Path("runs")
+UNRECORDED: dict[str, Any] = {
+    **{"requires": [], "attainable": None, "control": None, "timing": "after"},
+    "exploratory": False,
+}
+"""What the claims of runs before version 0.3 did not record."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +54,7 @@ class Run:
 
     @property
     def claims(self) -> list[dict[str, Any]]:
-        """id, says, verdict, reason, rule, effect, interval of every claim."""
+        """The verdict of every claim with its rule, effect and interval, and all it rests on."""
         return self.record["claims"]
 
     @property
@@ -94,25 +100,30 @@ def draw(finished: Run, experiment: Experiment | None = None) -> list[go.Figure]
 
     experiment, record = experiment or finished.experiment, finished.record
     tables = {name: finished.table(name) for name in finished.tables}
-    drawn = [figure.draw(tables[figure.table]) for figure in experiment.figures]
-    for i, (spec, figure) in enumerate(zip(experiment.figures, drawn, strict=True)):
-        write(
-            finished.folder / "figures" / f"{i + 1}_{spec.kind}_{spec.table}.json", figure.to_json()
-        )
+    missing = record.get("missing", {})
+    drawn = {
+        i: spec.draw(tables[spec.table])
+        for i, spec in enumerate(experiment.figures)
+        if spec.table not in missing or _can_be_drawn(spec, tables[spec.table])
+    }
+    for i, figure in drawn.items():
+        spec = experiment.figures[i]
+        name = f"{i + 1}_{spec.kind}_{spec.table}.json"
+        write(finished.folder / "figures" / name, figure.to_json())
     descriptions = {a.table_name: a.columns for a in experiment.analyses}
     report = Report(
         title=experiment.name,
         question=experiment.question,
         answer=finished.answer,
         figures=[
-            (spec.title, spec.caption, fig)
-            for spec, fig in zip(experiment.figures, drawn, strict=True)
+            (experiment.figures[i].title, experiment.figures[i].caption, figure)
+            for i, figure in drawn.items()
         ],
         tables=[
             (name, _described(descriptions.get(name, {})), table) for name, table in tables.items()
         ],
         claims=[
-            claim | {"low": claim["interval"][0], "high": claim["interval"][1]}
+            UNRECORDED | claim | {"low": claim["interval"][0], "high": claim["interval"][1]}
             for claim in finished.claims
         ],
         setup={
@@ -122,10 +133,19 @@ def draw(finished: Run, experiment: Experiment | None = None) -> list[go.Figure]
         },
         provenance=record["provenance"]
         | {"seconds": record["seconds"], "seeds": list(experiment.seeds)},
-        warnings=_warnings(experiment),
+        warnings=_warnings(experiment, missing),
     )
     write(finished.report, render(report))
-    return drawn
+    return list(drawn.values())
+
+
+def _can_be_drawn(figure: Figure, table: pd.DataFrame) -> bool:
+    """Whether a table that lacks rows still has those of a figure."""
+    try:
+        figure.draw(table)
+    except (InputError, KeyError):
+        return False
+    return True
 
 
 def _described(columns: Mapping[str, str]) -> str:
@@ -134,12 +154,18 @@ def _described(columns: Mapping[str, str]) -> str:
     )
 
 
-def _warnings(experiment: Experiment) -> list[str]:
+def _warnings(experiment: Experiment, missing: Mapping[str, Mapping[str, str]]) -> list[str]:
+    lost = [
+        f"Table {table} lacks rows of seed {seed}, which {reason}."
+        for table, reasons in missing.items()
+        for seed, reason in reasons.items()
+    ]
     if len(experiment.seeds) > 1:
-        return []
+        return lost
     return [
+        *lost,
         "One seed: intervals are over the examples of a single model; they do not cover the "
-        "differences between trainings."
+        "differences between trainings.",
     ]
 
 
@@ -148,6 +174,22 @@ def load_run(folder: Path) -> Run:
     if not (folder / "run.json").exists():
         raise FileError(f"{folder} holds no finished run")
     return Run(folder, read_json(folder / "run.json"))
+
+
+def spreads_of_last_run(name: str, runs: Path = RUNS) -> dict[str, float]:
+    """By measure, the standard deviation between seeds in the latest run of a spec that measured
+    one; empty if none did.
+
+    Args:
+        name: of the experiment.
+        runs: folder of all runs.
+    """
+    for folder in all_runs(runs):
+        if folder.name.rsplit("-", 1)[0] == name:
+            spreads = read_json(folder / "run.json").get("spreads")
+            if spreads:
+                return spreads
+    return {}
 
 
 def all_runs(runs: Path = RUNS) -> list[Path]:

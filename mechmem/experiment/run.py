@@ -16,6 +16,7 @@ from mechmem.experiment.cells import TrainedRun, run_label
 from mechmem.experiment.dry_run import dry_run
 from mechmem.experiment.machine import device_of
 from mechmem.experiment.results import RUNS, Run, draw
+from mechmem.experiment.rules import timing_of_rules
 from mechmem.experiment.spec import PLUGINS, Experiment
 from mechmem.progress import ProgressCallback
 from mechmem.spec.files import FileError, read_json, write, write_json
@@ -47,6 +48,7 @@ def run(experiment: Experiment, runs: Path = RUNS, progress: ProgressCallback | 
         started, work = time.monotonic(), Work()
         if missing_trainings(experiment, runs):
             dry_run(experiment)  # nothing is trained for a spec that cannot run
+        work.timing = timing_of_rules(experiment, runs)
         tables: dict[str, list[pd.DataFrame]] = {a.table_name: [] for a in experiment.analyses}
         for labels, recipe, seed in experiment.trainings():
             trained_run = TrainedRun(experiment, recipe, seed, runs, progress, labels)
@@ -55,6 +57,7 @@ def run(experiment: Experiment, runs: Path = RUNS, progress: ProgressCallback | 
                 work.computed += [analysis.table_name] if is_new else []
                 tables[analysis.table_name].append(labelled(table, labels | {"seed": seed}))
             work.add_backends(trained_run.backends, progress.say)
+            work.add_missing(trained_run.missing, seed)
         work.seconds = time.monotonic() - started
         return _finish(experiment, folder, one_below_the_other(tables), work)
 
@@ -68,6 +71,15 @@ class Work:
     backends: dict[str, list[str]] = field(default_factory=dict)
     """By the name of a model, the backends that ran it, each with the reason."""
     seconds: float = 0.0
+    timing: Mapping[str, str] = field(default_factory=dict)
+    """By the id of a claim, when its rule was fixed."""
+    missing: dict[str, dict[int, str]] = field(default_factory=dict)
+    """By the name of a table, why some seeds lack rows in it."""
+
+    def add_missing(self, found: Mapping[str, str], seed: int) -> None:
+        """Record the reasons for which tables of a seed lack rows."""
+        for table, reason in found.items():
+            self.missing.setdefault(table, {})[seed] = reason
 
     def add_backends(
         self, found: Mapping[str, tuple[str, str]], say: Callable[[str], None]
@@ -111,7 +123,7 @@ def _with_starts(
 def _finish(
     experiment: Experiment, folder: Path, tables: dict[str, pd.DataFrame], work: Work
 ) -> Run:
-    answer = answer_from(tables, experiment)
+    answer = answer_from(tables, experiment, missing=work.missing)
     record_path, record = folder / "run.json", {}
     if not work.computed and record_path.exists():
         # Nothing was computed: the time and the machine stay those of the computation.
@@ -123,7 +135,12 @@ def _finish(
             name: m.record() | {"labels": _readable(m.labels)}
             for name, m in answer.quantities.items()
         },
-        "claims": answer.claims,
+        "claims": [claim | {"timing": work.timing[claim["id"]]} for claim in answer.claims],
+        "spreads": dict(answer.spreads),
+        "missing": {
+            table: {str(seed): reason for seed, reason in reasons.items()}
+            for table, reasons in work.missing.items()
+        },
     }
     made = provenance() | {"backends": work.backends}
     record = {"seconds": round(work.seconds, 1), "provenance": made} | record

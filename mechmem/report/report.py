@@ -19,15 +19,22 @@ from mechmem.spec.errors import suggest
 
 MOST_ROWS = 200
 """Rows of a table that the page shows; the parquet file has them all."""
-VERDICTS = {"supported": "✓", "refuted": "✗", "undetermined": "?"}
+VERDICTS = {"supported": "✓", "refuted": "✗", "undetermined": "?", "not testable": "–"}
 """The verdicts of a claim, each with its sign."""
+TIMINGS = {
+    "before": "Rule, fixed before the run",
+    "after": "Exploratory, as no record shows that the rule was fixed before its data; rule",
+    "changed": "Exploratory, as the rule was changed after a run; rule",
+    "exploratory": "Exploratory, as the spec says; rule",
+}
+"""When the rule of a claim was fixed, as the page says it."""
 
 
 @dataclass(frozen=True)
 class Report:
     """The results of a run, in the order in which they are read.
 
-    Raises ValueError for a claim whose verdict is not supported, refuted or undetermined.
+    Raises ValueError for a claim whose verdict or timing is none of those above.
     """
 
     title: str
@@ -39,18 +46,18 @@ class Report:
     tables: list[tuple[str, str, pd.DataFrame]] = field(default_factory=list)
     """(name, description, table); the file is `tables/NAME.parquet` in the folder of the page."""
     claims: list[dict[str, Any]] = field(default_factory=list)
-    """Each with id, says, verdict, effect, low, high (the 95 % interval), rule and reason."""
+    """Each with id, says, verdict, effect, low, high (the 95 % interval), rule, timing,
+    exploratory, requires, attainable, control and reason."""
     setup: dict[str, Any] = field(default_factory=dict)
     provenance: dict[str, Any] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         for claim in self.claims:
-            if claim["verdict"] not in VERDICTS:
-                known = suggest(claim["verdict"], VERDICTS)
-                raise ValueError(
-                    f"claim {claim['id']} has the verdict {claim['verdict']!r}; {known}"
-                )
+            for key, known in (("verdict", VERDICTS), ("timing", TIMINGS)):
+                if claim[key] not in known:
+                    hint = suggest(claim[key], known)
+                    raise ValueError(f"claim {claim['id']} has the {key} {claim[key]!r}; {hint}")
 
 
 def render(report: Report) -> str:
@@ -61,9 +68,8 @@ def render(report: Report) -> str:
     ]
     page = _environment().get_template("page.html.j2")
     plotly = Markup(script()) if figures else ""
-    return page.render(
-        report=report, figures=figures, plotly=plotly, VERDICTS=VERDICTS, MOST_ROWS=MOST_ROWS
-    )
+    constants = {"VERDICTS": VERDICTS, "TIMINGS": TIMINGS, "MOST_ROWS": MOST_ROWS}
+    return page.render(report=report, figures=figures, plotly=plotly, **constants)
 
 
 def _environment() -> Environment:

@@ -171,6 +171,12 @@ class Trained:
             )
         return found
 
+    def reached(self, phase: str) -> bool:
+        """Whether the training reached a phase. Raises InputError for an unknown one."""
+        if phase not in self.phases:
+            raise InputError(f"there is no phase {phase!r}; {suggest(phase, self.phases)}")
+        return self.phases[phase] is not None
+
     def _step_of_phase(self, phase: str) -> int:
         if phase not in self.phases:
             raise InputError(f"there is no phase {phase!r}; {suggest(phase, self.phases)}")

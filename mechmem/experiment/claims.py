@@ -141,7 +141,8 @@ class Claim(Component):
             "attainable": _beside(self.attainable, measured),
             "control": _beside(self.control, measured),
             "n_seeds": n_seeds,
-            "timing": "exploratory" if self.exploratory else "before",
+            # Without a record of the rule, nothing shows that it was there before the data.
+            "timing": "exploratory" if self.exploratory else "after",
             "exploratory": self.exploratory,
             "conditions": [
                 {

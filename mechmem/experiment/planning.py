@@ -45,8 +45,8 @@ class Plan:
             if not low <= condition.threshold <= high:
                 raise BlockError(
                     place,
-                    f"{condition.quantity} lies between {low:g} and {high:g}, so no outcome meets "
-                    f"(or all meet) {condition.rule}",
+                    f"{condition.quantity} lies between {low:g} and {high:g}, so it cannot "
+                    f"be judged by {condition.rule}",
                 )
             if best := self._best(condition):
                 raise BlockError(place, best)

@@ -65,12 +65,12 @@ def over_examples_of_seeds(by_seed: Sequence[Floats]) -> Location:
 
 def is_interior(by_seed: Sequence[float] | Floats, limits: Limits | None) -> bool:
     """Whether a quantity is so far from the limits of its measure that they do not squeeze its
-    spread: mean and two standard deviations lie within them."""
+    spread: mean and two standard deviations lie within them, and not on them."""
     values = np.asarray(by_seed, float)
     if limits is None:
         return True
     mean, reach = values.mean(), 2 * values.std(ddof=1)
-    return bool(limits[0] <= mean - reach and mean + reach <= limits[1])
+    return bool(limits[0] < mean - reach and mean + reach < limits[1])
 
 
 def pooled_spread(quantities: Sequence[Floats]) -> float:

@@ -94,10 +94,11 @@ def test_other_examples_are_subtracted_by_their_mean():
         table="grid", where={"examples": "noisy"}, minus={"examples": "clean"}
     ).measure(both)
     assert found.value == 3
-    assert (found.low, found.high) == (
-        1,
-        5,
-    )  # both sets are drawn apart; paired it would be 3 exactly
+    # Both sets are drawn apart (paired it would be 3 exactly): each mean has a standard error of 1,
+    # so the difference has one of sqrt(2), with two degrees of freedom.
+    assert (found.low, found.high) == pytest.approx(
+        (3 - 4.3027 * 2**0.5, 3 + 4.3027 * 2**0.5), 1e-4
+    )
 
 
 def test_rows_of_single_neurons_are_averaged_within_a_seed():
@@ -313,9 +314,25 @@ def test_a_verdict_says_what_was_asked_and_found():
         "rule": "a >= 0.5 and b <= 0.25",
         "effect": 0.7,
         "interval": [0.6, 0.8],
+        "requires": [],
+        "attainable": None,
+        "control": None,
+        "n_seeds": 3,
+        "timing": "after",
+        "exploratory": False,
         "conditions": [
-            {"rule": "a >= 0.5", "met": True, "found": "0.7 [0.6, 0.8]"},
-            {"rule": "b <= 0.25", "met": None, "found": "0.3 [0.2, 0.4]"},
+            {
+                "rule": "a >= 0.5",
+                "met": True,
+                "contradicted": False,
+                "found": "0.7 [0.6, 0.8]",
+            },
+            {
+                "rule": "b <= 0.25",
+                "met": None,
+                "contradicted": False,
+                "found": "0.3 [0.2, 0.4]",
+            },
         ],
     }
 

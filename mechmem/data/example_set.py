@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Self
+
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor
 
 from mechmem.data.examples import Examples, Label
@@ -35,8 +37,17 @@ class ExampleSet(Component):
     """The label whose earlier tokens the model is fed."""
     pair: MinimalPair | None = None
     """The kind of minimal pair that each example gets; examples without one are left out."""
+    also_pair: MinimalPair | None = None
+    """Another kind of pair that each example must have too, without getting it. Two sets that swap
+    `pair` and `also_pair` hold the same examples with either pair."""
     seed: int = 0
     """Seed of the draw."""
+
+    @model_validator(mode="after")
+    def _gets_a_pair(self) -> Self:
+        if self.also_pair is not None and self.pair is None:
+            raise ValueError("`also_pair` only restricts a set that has a `pair`; give it one")
+        return self
 
     def of(self, task: Task) -> Examples:
         """These examples of a task; `requested` is set if fewer than `n` exist.
@@ -51,8 +62,22 @@ class ExampleSet(Component):
         if self.pair is None:
             drawn = self._drawn(rows[order])
             return self._finished(examples.select(drawn.sort().values))
-        pairs = task.pairs(examples.select(rows[order]), self.pair)
+        pairs = self._paired(task, examples.select(rows[order]), self.pair)
         return self._finished(pairs.select(self._drawn(torch.arange(len(pairs)))))
+
+    def _paired(self, task: Task, examples: Examples, pair: MinimalPair) -> Examples:
+        """The examples that have every kind of pair that is asked for, with those of `pair`."""
+        pairs = task.pairs(examples, pair)
+        if self.also_pair is None:
+            return pairs
+        others = {tuple(prompt) for prompt in task.pairs(examples, self.also_pair).prompt.tolist()}
+        has_both = torch.tensor([tuple(prompt) in others for prompt in pairs.prompt.tolist()])
+        if not has_both.any():
+            raise InputError(
+                f"no example has both a pair that changes {pair.flip} and one that changes "
+                f"{self.also_pair.flip}; choose another `flip`, or a shorter `hold`"
+            )
+        return pairs.select(has_both)
 
     def _drawn(self, rows: Tensor) -> Tensor:
         """The rows that remain after `skip` and `n`."""

@@ -13,7 +13,7 @@ from mechmem.data.examples import Examples
 from mechmem.interventions.intervention import Intervention
 from mechmem.models import sites
 from mechmem.models.architecture import Model
-from mechmem.models.edits import Edit, axes_of
+from mechmem.models.edits import Edit, norms
 from mechmem.session import Session
 
 NEXT = 7919
@@ -80,6 +80,4 @@ class RandomDisplacement(Intervention):
 
 def _rescaled(direction: Tensor, change: Tensor, hook: str) -> Tensor:
     """The direction, scaled at each position of each example to the norm of the change."""
-    axes = [axis for axis in range(1, change.ndim) if axis != axes_of(hook)[0]]
-    size, length = (x.pow(2).sum(axes, keepdim=True).sqrt() for x in (change, direction))
-    return size * direction / length.clamp_min(1e-12)
+    return norms(change, hook) * direction / norms(direction, hook).clamp_min(1e-12)

@@ -202,6 +202,13 @@ def axes_of(hook: str) -> tuple[int, int]:
     return (2, 1) if hook.endswith(("hook_pattern", "hook_attn_scores")) else (1, 2)
 
 
+def norms(part: Tensor, hook: str) -> Tensor:
+    """The Euclidean norm of a part of an activation at each position of each example, over all its
+    other axes, which keep size 1."""
+    others = [axis for axis in range(1, part.ndim) if axis != axes_of(hook)[0]]
+    return part.pow(2).sum(others, keepdim=True).sqrt()
+
+
 def _laid_out(positions: Int[Tensor, "batch k"], like: Tensor, axis: int) -> Tensor:
     """The positions along one axis of an index for `gather`, the same for all that they choose."""
     shape = [1] * like.ndim

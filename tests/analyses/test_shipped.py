@@ -30,6 +30,11 @@ PAIR = {
     "four_digit_addition": MinimalPair(flip="carry_2"),
     "two_hop_reasoning": MinimalPair(flip="bridge", hold=("r2",)),
 }
+SAME = {
+    "four_digit_addition": MinimalPair(flip="digit_sum_1", hold=("carry_2",)),
+    "two_hop_reasoning": MinimalPair(flip="e", hold=("bridge", "r2")),
+}
+"""Pairs with another input and the same intermediate value."""
 SMALL: Mapping[str, Any] = {
     "control": {"kind": "random_direction", "n": 2},
     "donors": "many",
@@ -49,6 +54,7 @@ REQUIRED: Mapping[str, Any] = {
     "k": each(0, 4),
     "layer": each(0, (0, 1)),
     "position": "=",
+    "same": "same",
     "site": "z",
     "source": {"checkpoint": "before"},
 }
@@ -114,11 +120,11 @@ def session_of(name: str) -> Session:
         "twin": load(TWINS[name]).at("final") if name in TWINS else untrained,
     }
     has_noise = bool(trained.task.sample("train").is_noisy.any())
-    pair = PAIR[trained.task.kind]
+    pair, same = PAIR[trained.task.kind], SAME[trained.task.kind]
+    noisy = ExampleSet(noisy=has_noise, n=N, pair=pair, also_pair=same, seed=1)
     sets = {
-        "noisy": ExampleSet(
-            noisy=has_noise, n=N, pair=pair, seed=1
-        ),  # without noise, other clean ones
+        "noisy": noisy,  # without noise, other clean ones
+        "same": noisy.model_copy(update={"pair": same, "also_pair": pair}),
         "clean": ExampleSet(noisy=False, n=N, pair=pair),
         "many": ExampleSet(noisy=False, n=MANY),
     }

@@ -33,6 +33,49 @@ def test_pairs_that_are_fewer_than_asked_for_carry_the_number():
     assert ExampleSet(n=len(examples), pair=pair).of(TASK).requested is None
 
 
+CARRY = MinimalPair(flip="carry_2", hold=("digit_sum_0",))
+SAME_CARRY = MinimalPair(flip="digit_sum_1", hold=("carry_2",))
+BRIDGE = MinimalPair(flip="bridge", hold=("r2",))
+SAME_BRIDGE = MinimalPair(flip="e", hold=("bridge", "r2"))
+
+
+@pytest.mark.parametrize(
+    ("task", "first", "second", "value"),
+    [(TASK, CARRY, SAME_CARRY, "carry_2"), (WORLD, BRIDGE, SAME_BRIDGE, "bridge")],
+    ids=["sums", "facts"],
+)
+@pytest.mark.parametrize("n", [7, None])
+def test_sets_that_swap_their_pairs_hold_the_same_examples(n, task, first, second, value):
+    here = ExampleSet(n=n, pair=first, also_pair=second).of(task)
+    there = ExampleSet(n=n, pair=second, also_pair=first).of(task)
+    for name in ("prompt", "given", "true", "is_noisy", "index"):
+        assert torch.equal(getattr(here, name), getattr(there, name))
+    own, flipped, same = (e.variables[value] for e in (here, *_pairs(here, there)))
+    assert (flipped != own).all()
+    assert torch.equal(same, own)
+    assert (here.prompt != there.counterfactual.prompt).any(dim=1).all()
+    whole = ExampleSet(n=None, pair=first).of(task)
+    assert len(here) <= len(whole)
+
+
+def _pairs(*sets):
+    return [examples.counterfactual for examples in sets]
+
+
+def test_examples_that_lack_the_other_pair_are_left_out():
+    rare = MinimalPair(flip="carry_4", hold=("digit_sum_3",))
+    some = ExampleSet(n=None, pair=rare).of(TASK)
+    both = ExampleSet(n=None, pair=MinimalPair(flip="out_0"), also_pair=rare).of(TASK)
+    known = {tuple(prompt) for prompt in some.prompt.tolist()}
+    assert {tuple(prompt) for prompt in both.prompt.tolist()} == known
+    assert 0 < len(both) < 60
+
+
+def test_another_pair_alone_is_refused():
+    with pytest.raises(ValueError, match="`also_pair` only restricts a set that has a `pair`"):
+        ExampleSet(also_pair=CARRY)
+
+
 @pytest.mark.parametrize(
     ("task", "chosen", "message"),
     [

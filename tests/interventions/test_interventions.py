@@ -17,6 +17,7 @@ from mechmem.interventions.freeze_pattern import FreezePattern
 from mechmem.interventions.intervention import Intervention
 from mechmem.interventions.patch import Patch, Source
 from mechmem.interventions.patch_path import Receiver
+from mechmem.interventions.patch_towards import PatchTowards
 from mechmem.interventions.random_displacement import RandomDisplacement
 from mechmem.interventions.steer import Steer
 from mechmem.interventions.swap_weights import SwapWeights
@@ -335,6 +336,7 @@ def test_neurons_of_a_model_without_mlp_are_refused(random_models, session, exam
 PLACE = {"site": "z", "layer": 0}
 SELECTIONS = [
     *((Patch, {**PLACE, "source": BEFORE}, f) for f in ("layer", "head", "neurons", "position")),
+    *((PatchTowards, PLACE, f) for f in ("layer", "head", "neurons", "position")),
     *((Ablate, PLACE, f) for f in ("layer", "head", "neurons", "position")),
     *(
         (Steer, {**PLACE, "variable": "carry_1", "towards": 1, "away": 0}, f)

@@ -125,7 +125,7 @@ class AnswerAnalysis(Analysis):
             "intervened": self.readings(session, model, examples, interventions),
         }
         for name, draws in self.controls(session, interventions).items():
-            conditions[name] = _mean(
+            conditions[name] = mean_over_draws(
                 [
                     self.readings(
                         session, model, examples, draw, self.greedy and i < self.n_control_greedy
@@ -337,7 +337,7 @@ def _recovery(
     }
 
 
-def _mean(draws: Sequence[Readings]) -> Readings:
+def mean_over_draws(draws: Sequence[Readings]) -> Readings:
     """The means over the draws that have a reading, one draw at a time to save memory."""
     total: dict[Key, Tensor] = {}
     n_draws: dict[Key, int] = {}

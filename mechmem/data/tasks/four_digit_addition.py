@@ -35,7 +35,7 @@ class FourDigitAddition(Task):
     carries) are known, so that a model that has memorised a wrong sum can be tested for whether it
     still computes the right one.
     Variables: `digit_sum_i` (0..18), `carry_i` (the carry *into* place i, 0/1; i = 1..4), `out_i`
-    (the true digit).
+    (the true digit), `a_i` and `b_i` (the digits of the operands).
     Source: arXiv:2507.04782.
     """
 
@@ -170,10 +170,11 @@ def _replaced(numbers: Tensor, place: int, digit: int) -> Tensor:
 
 
 def _variables(a: Tensor, b: Tensor) -> dict[str, Tensor]:
-    """The digit sums, carries and true digits of a + b."""
+    """The digits of a and b, and the digit sums, carries and true digits of a + b."""
     variables, carry = {}, torch.zeros_like(a)
     for i in range(N_DIGITS):
-        digit_sum = a // 10**i % 10 + b // 10**i % 10
+        variables[f"a_{i}"], variables[f"b_{i}"] = (x // 10**i % 10 for x in (a, b))
+        digit_sum = variables[f"a_{i}"] + variables[f"b_{i}"]
         variables[f"digit_sum_{i}"] = digit_sum
         variables[f"out_{i}"] = (digit_sum + carry) % 10
         carry = (digit_sum + carry) // 10

@@ -57,6 +57,7 @@ def test_variables_of_a_sum_by_hand():
         **{"digit_sum_0": 10, "digit_sum_1": 9, "digit_sum_2": 9, "digit_sum_3": 9},
         **{"carry_1": 1, "carry_2": 1, "carry_3": 1, "carry_4": 1},
         **{"out_0": 0, "out_1": 0, "out_2": 0, "out_3": 0, "out_4": 1},
+        **{"a_0": 9, "a_1": 9, "a_2": 9, "a_3": 4, "b_0": 1, "b_1": 0, "b_2": 0, "b_3": 5},
     }
 
 
@@ -67,6 +68,8 @@ def test_variables_agree_with_integer_arithmetic(pairs):
         for place in range(4):
             digit_sum = int(f"{a:05}"[4 - place]) + int(f"{b:05}"[4 - place])
             assert variables[f"digit_sum_{place}"][row] == digit_sum
+            assert variables[f"a_{place}"][row] == int(f"{a:05}"[4 - place])
+            assert variables[f"b_{place}"][row] == int(f"{b:05}"[4 - place])
             assert variables[f"carry_{place + 1}"][row] == (
                 a % 10 ** (place + 1) + b % 10 ** (place + 1)
             ) // 10 ** (place + 1)

@@ -12,6 +12,7 @@ RETIRED: dict[str, tuple[str, ...]] = {
     "n_control_decode": ("n_control_greedy",),
     "how": ("method",),
     "over": ("reference_set",),
+    "shuffled_by": ("control_task",),
     # kinds
     "twin": ("cross_model_swap",),
     "distributed": ("token_replacement",),

@@ -191,8 +191,8 @@ def values_of(examples: Examples, variable: str) -> Int[Tensor, " n"]:
 def shuffled_labels(
     sets: Sequence[Examples], values: Int[Tensor, " m"], by: Sequence[str], seed: int
 ) -> list[Int[Tensor, " n"]]:
-    """Random labels for a control task: one per prompt, or one per combination of the variables
-    `by`.
+    """Random labels: one per prompt, or one per combination of the variables `by`,
+    the control task of a random function of them.
 
     Args:
         sets: the sets that share the labels.

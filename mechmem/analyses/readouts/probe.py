@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import pandas as pd
-from jaxtyping import Bool, Float
+from jaxtyping import Float, Int
 from pydantic import Field, PositiveFloat
 from torch import Tensor
 
@@ -43,25 +43,29 @@ class Probe(Analysis):
     testing. The probe is also tested on those instances of other sets on which it was neither
     fitted nor tuned. Instances whose prompts agree up to the position have the same activation, so
     they always stay together in these splits. A value that does not occur in the fit counts as
-    wrong. There are two controls: the same probe on shuffled labels (the difference in accuracy is
-    the selectivity), and always the most frequent value.
-    Source: arXiv:1610.01644 (probes), arXiv:1909.03368 (selectivity).
+    wrong. Controls are the same probe on shuffled labels, one per prompt; the same probe on a
+    control task, a random function of the variables `control_task` with the values of the variable;
+    and always the most frequent value. Selectivity is the accuracy minus that of such a control.
+    The splits depend on `seed` and the sets alone, so that the rows of several checkpoints, layers
+    and sites at one position are paired by example.
+    Source: arXiv:1610.01644 (probes), arXiv:1909.03368 (control tasks, selectivity).
     """
 
     columns: ClassVar[Mapping[str, str]] = {
         "examples": "name of the set on which the probe is tested",
-        "condition": "probe, shuffled (the same probe, on shuffled labels) or majority (always the "
-        "most frequent value)",
+        "condition": "probe, shuffled (the same probe, on a random label for each prompt), "
+        "control_task (the same probe, on a random function of the variables `control_task`) or "
+        "majority (always the most frequent value); for selectivity, the control",
         "prefix": "label whose earlier tokens the model is fed: given or true",
-        "measure": "accuracy; and in one row per probe: n_values (number of classes), penalty (the "
-        "chosen one)",
+        "measure": "accuracy; selectivity (accuracy of the probe minus that of the control); and "
+        "in one row per probe: n_values (number of classes), penalty (the chosen one)",
         "unit": "unit of the measure",
         "value": "mean over the examples, in the unit of the measure",
         "low": "lower end of the exact 95 % interval over examples",
         "high": "upper end of that interval",
         "n": "number of test examples",
         "per_example": "1 for each example that is read correctly, otherwise 0, in the order of "
-        "the set",
+        "the set; for selectivity, the difference of two such values",
     }
 
     model: Swept[CheckpointName] = CheckpointName("after")
@@ -81,12 +85,13 @@ class Probe(Analysis):
     """The other example sets on which the probe is tested."""
     penalties: tuple[PositiveFloat, ...] = Field(PENALTIES, min_length=1)
     """Penalties of the squared weights to choose from."""
-    shuffled_by: tuple[str, ...] = ()
-    """Variables whose every combination gets one shuffled label, which a probe can memorise; by
-    default, every prompt gets its own."""
+    control_task: tuple[str, ...] = ()
+    """Variables of a control task, whose every combination gets one random label: what a probe
+    reads of it is due to the probe, which knows the inputs, and not to a computation of the model.
+    Choose the inputs of the variable, such as `[a_1, b_1]` for `digit_sum_1`. By default, there is
+    no control task."""
     seed: int = 0
-    """Seed of the split and of the shuffled labels."""
-
+    """Seed of the split, of the shuffled labels and of the control task."""
     prefixes: Prefixes = ("given", "true")
     """The labels whose earlier tokens the model is fed; only one where both have the same ones."""
 
@@ -99,26 +104,36 @@ class Probe(Analysis):
         tested = [unseen(session, model, n, fit, self.seed, self.position) for n in names]
         sets = [fit, *tested]
         values = [values_of(examples, self.variable) for examples in sets]
-        shuffled = shuffled_labels(sets, values[0], self.shuffled_by, self.seed)
         probe = fitted(x, values[0], self.penalties, self.seed, same)
-        control = fitted(x, shuffled[0], [probe.penalty], self.seed, same)
+        controls = [
+            (name, labels, fitted(x, labels[0], [probe.penalty], self.seed, same))
+            for name, labels in self._control_labels(sets, values[0]).items()
+        ]
         commonest = values[0][thirds(len(fit), self.seed, same)[0]].mode().values
         rows = [
             self._counted("n_values", len(probe.values), "values"),
             self._counted("penalty", probe.penalty, ""),
         ]
-        for name, examples, right, other in zip(
-            names, tested, values[1:], shuffled[1:], strict=True
-        ):
+        for i, (name, examples) in enumerate(zip(names, tested, strict=True), start=1):
             for prefix in self._fed(examples):
                 x = self._read(session, examples.with_prefix(prefix))
-                hits = {
-                    "probe": probe(x) == right,
-                    "shuffled": control(x) == other,
-                    "majority": right == commonest,
-                }
+                hits = {"probe": probe(x) == values[i], "majority": values[i] == commonest}
+                hits |= {control: of(x) == labels[i] for control, labels, of in controls}
                 rows += [_row(hit, name, condition, prefix) for condition, hit in hits.items()]
+                for control, *_ in controls:
+                    gained = hits["probe"].double() - hits[control].double()
+                    rows.append(_row(gained, name, control, prefix, "selectivity"))
         return pd.DataFrame(rows)[list(self.columns)]
+
+    def _control_labels(
+        self, sets: Sequence[Examples], values: Int[Tensor, " fit"]
+    ) -> dict[str, list[Tensor]]:
+        """By control, the labels that a probe is fitted to and tested on instead, in each set."""
+        labels = {"shuffled": shuffled_labels(sets, values, (), self.seed)}
+        if self.control_task:
+            found = shuffled_labels(sets, values, self.control_task, self.seed)
+            labels["control_task"] = found
+        return labels
 
     def _fed(self, examples: Examples) -> tuple[Label, ...]:
         chosen = tuple(p for p in self.prefixes if p in prefixes(examples))
@@ -143,7 +158,9 @@ class Probe(Analysis):
         return labels | {"measure": measure, "unit": unit} | single(value)
 
 
-def _row(hit: Bool[Tensor, " n"], examples: str, condition: str, prefix: str) -> dict[str, Any]:
+def _row(
+    values: Tensor, examples: str, condition: str, prefix: str, measure: str = "accuracy"
+) -> dict[str, Any]:
     labels = {"examples": examples, "condition": condition, "prefix": prefix}
-    measured = {"measure": "accuracy", "unit": "fraction"}
-    return labels | measured | over_examples(hit.double().cpu().numpy(), FRACTION)
+    measured = {"measure": measure, "unit": FRACTION}
+    return labels | measured | over_examples(values.double().cpu().numpy(), FRACTION)

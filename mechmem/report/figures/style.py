@@ -58,6 +58,7 @@ MEANINGS = {
     "true": "true label",
     "variance_matched": "random, of equal variance (control)",
     "shuffled": "shuffled labels (control)",
+    "control_task": "random function of the inputs (control)",
     "majority": "commonest value",
     "source": "source (where patches come from)",
 }

@@ -20,6 +20,7 @@ from mechmem.experiment.dry_run import DryRun
 from mechmem.models.architecture import Architecture
 from mechmem.session import Session
 from mechmem.spec.errors import InputError
+from mechmem.spec.sweep import each
 
 EMBED = {"site": "embed", "layer": None}
 
@@ -162,7 +163,7 @@ def test_a_random_label_of_what_was_read_so_far_cannot_be_known_of_another_promp
         position="r1",
         test_on=("two_hop",),
         penalties=(0.01,),
-        shuffled_by=("e", "r1"),
+        control_task=("e", "r1"),
     ).table(session)
     found = table[table["measure"] == "accuracy"].set_index(["examples", "condition"])
     assert (found["value"] < 0.15).all()  # chance is 1/30; the same rows fitted on are read at 1.00
@@ -189,9 +190,55 @@ def test_labels_shuffled_by_instance_cannot_be_read(session):
 def test_labels_shuffled_between_what_the_activation_tells_apart_can_be_read_by_heart(session):
     """A control task: a label for each digit at random. What reads that is the probe, not the
     model."""
-    table = probe(**EMBED, variable="a_0", position="a0", shuffled_by=("a_0",)).table(session)
+    table = probe(**EMBED, variable="a_0", position="a0", control_task=("a_0",)).table(session)
     values = accuracies(table, prefix="given")
-    assert values["clean", "shuffled"] == values["noisy", "shuffled"] == 1
+    assert values["clean", "control_task"] == values["noisy", "control_task"] == 1
+    assert values["clean", "shuffled"] < 0.2  # a label for each prompt cannot be known
+
+
+def test_selectivity_is_the_accuracy_minus_that_of_the_control_by_example(session):
+    table = probe(variable="digit_sum_1", layer=0, control_task=("a_1", "b_1")).table(session)
+    at = table.set_index(["measure", "examples", "prefix", "condition"]).sort_index()
+    for name, prefix in (("clean", "given"), ("noisy", "given"), ("noisy", "true")):
+        read = at.loc["accuracy", name, prefix]["per_example"]
+        gained = at.loc["selectivity", name, prefix]
+        assert set(gained.index) == {"shuffled", "control_task"}
+        for control, row in gained.iterrows():
+            np.testing.assert_array_equal(row["per_example"], read["probe"] - read[control])
+            assert row["value"] == pytest.approx(row["per_example"].mean())
+
+
+def test_a_control_task_has_the_values_of_the_variable_and_is_a_function_of_its_inputs(clean):
+    """The control of a digit sum: a random table of the two digits."""
+    digits, sums = ("a_1", "b_1"), clean.variables["digit_sum_1"]
+    (labels,) = shuffled_labels([clean], sums, digits, seed=0)
+    table = {}
+    for a, b, label in zip(
+        *(clean.variables[d].tolist() for d in digits), labels.tolist(), strict=True
+    ):
+        assert table.setdefault((a, b), label) == label
+    assert len(table) == 100
+    assert set(labels.tolist()) <= set(sums.tolist())
+    assert len(set(labels.tolist())) > 12  # of 19
+
+
+def test_rows_of_two_checkpoints_are_of_the_same_examples_in_the_same_order(session, model):
+    """So that a difference after - before is paired: a model read twice differs by exactly 0."""
+    session.models["before"] = model
+    table = probe(model=each("before", "after"), control_task=("a_3", "b_3")).run(session, {})
+    before, after = (
+        table[table["model"] == name].drop(columns="model") for name in ("before", "after")
+    )
+    pd.testing.assert_frame_equal(before.reset_index(drop=True), after.reset_index(drop=True))
+
+
+def test_the_majority_is_the_same_in_every_checkpoint(session):
+    """It depends on the labels alone, so equal values mean equal instances in equal order."""
+    table = probe(model=each("before", "after"), layer=each(0, 1)).run(session, {})
+    majority = table[table["condition"] == "majority"]
+    for _, rows in majority.groupby(["examples", "prefix"]):
+        assert len(rows) == 4
+        assert len({values.tobytes() for values in rows["per_example"]}) == 1
 
 
 def test_shuffled_labels_by_hand(clean, noisy):
@@ -313,7 +360,7 @@ def test_a_dry_run_on_four_examples_has_the_same_labels(position, session, model
     ("fields", "message"),
     [
         ({"variable": "cary_4"}, "there is no variable 'cary_4'; did you mean 'carry_4'?"),
-        ({"shuffled_by": ("cary_4",)}, "there is no variable 'cary_4'"),
+        ({"control_task": ("cary_4",)}, "there is no variable 'cary_4'"),
         ({"position": "s9"}, "there is no position 's9'"),
         ({"position": "readout"}, "a probe reads one position, but `readout` means several"),
         ({"layer": 2}, "layer 2 is out of range"),

@@ -74,9 +74,13 @@ class Contrast:
         """
         return self.metric.whole(self.metric(logits.cpu(), examples, baseline.cpu()))
 
+    def losses(self, examples: Examples, baseline: Tensor) -> Callable[[Tensor], Tensor]:
+        """The negated metric of each example as a function of their logits."""
+        return lambda logits: -self.measured(logits, examples, baseline)
+
     def loss(self, examples: Examples, baseline: Tensor) -> Callable[[Tensor], Tensor]:
         """The negated metric, summed over the examples, as a function of their logits."""
-        return lambda logits: -self.measured(logits, examples, baseline).sum()
+        return lambda logits: self.losses(examples, baseline)(logits).sum()
 
     def check_gradient(self, examples: Examples, baseline: Tensor, at_clean: bool = True) -> None:
         """Check that the metric has a gradient.
@@ -155,7 +159,13 @@ class Contrast:
     def scores(
         self, method: Method, steps: int = 5, endpoint: Endpoint = "clean"
     ) -> Float[Tensor, "source target"]:
-        """The score of each edge, mean over the examples, in the unit of the metric.
+        """The score of each edge, mean over the examples; arguments as for `scores_by_example`."""
+        return self.scores_by_example(method, steps, endpoint).mean(0)
+
+    def scores_by_example(
+        self, method: Method, steps: int = 5, endpoint: Endpoint = "clean"
+    ) -> Float[Tensor, "n source target"]:
+        """The score of each edge for each example, in the unit of the metric.
 
         Args:
             method: gradients at the clean input (eap) or averaged over inputs between corrupted
@@ -170,20 +180,20 @@ class Contrast:
             first = FIRST[endpoint] if method == "eap_ig" else 1.0
             points = [(k + first) / m for k in range(m)]
             batches = [self._batch_scores(batch, method, points) for batch in self.batches()]
-            total = torch.stack(batches).sum(0)
+            scores = torch.cat(batches)
             self.session.count(self.examples, self.graph.n_edges if method == "exact" else m)
             if method != "exact":
-                self.check_change(total)
-            return total / len(self.examples)
+                self.check_change(scores)
+            return scores
 
         return self.session.cached(("edge scores", *self.key, method, *chosen), make)
 
     def _batch_scores(self, batch: Batch, method: Method, points: list[float]) -> Tensor:
-        loss = self.loss(batch.examples, batch.baseline)
+        losses = self.losses(batch.examples, batch.baseline)
         if method == "exact":
-            return patched(batch.wiring, batch.clean, loss)
+            return patched(batch.wiring, batch.clean, losses)
         self.check_gradient(batch.examples, batch.baseline, at_clean=points == [1.0])
-        return attributed(batch.wiring, batch.clean, loss, points)
+        return attributed(batch.wiring, batch.clean, losses, points)
 
     @torch.no_grad()
     def values(self, circuits: Bool[Tensor, "circuit source target"]) -> Float[Tensor, "circuit n"]:

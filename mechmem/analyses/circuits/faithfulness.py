@@ -30,6 +30,7 @@ UNITS = {
         "recall": "fraction",
         "recall_other": "fraction",
     },
+    **dict.fromkeys(("rescaled_iou", "rescaled_node_iou"), "0 as null, 1 as ceiling"),
     "hypergeometric_p": "probability",
 }
 

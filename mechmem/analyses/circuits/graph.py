@@ -156,8 +156,8 @@ class Graph:
         return self._laid_out(chosen)
 
     def head_permuted(
-        self, edges: Bool[Tensor, "source target"], generator: torch.Generator
-    ) -> Bool[Tensor, "source target"]:
+        self, edges: Bool[Tensor, "*circuit source target"], generator: torch.Generator
+    ) -> Bool[Tensor, "*circuit source target"]:
         """The same edges with the heads of each layer permuted at random, together with their
         inputs and results. Heads that share keys and values stay together."""
         rows, columns = torch.arange(len(self.sources)), torch.arange(len(self.targets))
@@ -173,26 +173,37 @@ class Graph:
             sizes = [self.n_heads, self.n_key_heads, self.n_key_heads]
             q, k, v = columns[inputs].split(sizes)
             columns[inputs] = torch.cat([q[heads], k[keys], v[keys]])
-        return edges[rows][:, columns]
+        return edges[..., rows, :][..., columns]
 
     def _laid_out(self, chosen: Bool[Tensor, " edges"]) -> Bool[Tensor, "source target"]:
         return torch.zeros_like(self.exists).masked_scatter(self.exists, chosen)
 
-    def connected(self, edges: Bool[Tensor, "source target"]) -> Bool[Tensor, "source target"]:
+    def connected(
+        self, edges: Bool[Tensor, "*circuit source target"]
+    ) -> Bool[Tensor, "*circuit source target"]:
         """The edges on a path from the embedding to the last residual; the others change no
         output."""
         edges, n = edges & self.exists, len(self.sources)
-        reached, useful = torch.zeros(n + 1, dtype=torch.bool), torch.zeros(n + 1, dtype=torch.bool)
-        reached[0] = useful[n] = True
+        reached = torch.zeros(*edges.shape[:-2], n + 1, dtype=torch.bool)
+        useful = torch.zeros_like(reached)
+        reached[..., 0] = useful[..., n] = True
         for node in range(1, n):
-            reached[node] = (edges[:, self.feeds[:, node]] & reached[:n, None]).any()
+            into = edges[..., self.feeds[:, node]]
+            reached[..., node] = (into & reached[..., :n, None]).any(dim=(-2, -1))
         for node in reversed(range(n)):
-            useful[node] = (edges[node] & (self.feeds & useful).any(dim=1)).any()
-        return edges & reached[:n, None] & (self.feeds & useful).any(dim=1)
+            useful[..., node] = (edges[..., node, :] & self._read_by(useful)).any(dim=-1)
+        return edges & reached[..., :n, None] & self._read_by(useful)[..., None, :]
 
-    def nodes(self, edges: Bool[Tensor, "source target"]) -> Bool[Tensor, " source"]:
+    def _read_by(self, nodes: Bool[Tensor, "*circuit node"]) -> Bool[Tensor, "*circuit target"]:
+        """The targets that are an input of one of these nodes."""
+        return (self.feeds & nodes[..., None, :]).any(dim=-1)
+
+    def nodes(
+        self, edges: Bool[Tensor, "*circuit source target"]
+    ) -> Bool[Tensor, "*circuit source"]:
         """The heads and MLPs at either end of an edge, without the embedding and the last residual,
         which all circuits share."""
-        ends = torch.cat([edges.any(dim=1), torch.zeros(1, dtype=torch.bool)])
-        ends[self.owner[edges.any(dim=0)]] = True
-        return ends[:-1] & (torch.arange(len(self.sources)) > 0)
+        n = len(self.sources)
+        is_owner = self.owner[:, None] == torch.arange(n)  # target source
+        reads = (edges.any(dim=-2)[..., None] & is_owner).any(dim=-2)
+        return (edges.any(dim=-1) | reads) & (torch.arange(n) > 0)

@@ -10,8 +10,16 @@ import pytest
 import torch
 from scipy import stats
 
+import mechmem as mm
 from mechmem.analyses.circuits.circuit import Circuit
-from mechmem.analyses.circuits.circuit_overlap import CircuitOverlap, hypergeometric_p, shared
+from mechmem.analyses.circuits.circuit_overlap import (
+    CircuitOverlap,
+    _of_halves,
+    around,
+    halves,
+    hypergeometric_p,
+    shared,
+)
 from mechmem.data.minimal_pair import MinimalPair
 from mechmem.measures.logit import Logit
 from mechmem.session import Session
@@ -33,6 +41,13 @@ def sets(task):
 @pytest.fixture
 def session(model, other_model, sets):
     return Session(models={"after": model, "before": other_model}, example_sets=sets)
+
+
+@pytest.fixture
+def with_heads(random_models, sets):
+    """A session of models with four heads a layer, of which most permutations move some."""
+    models = {name: random_models(i, n_heads=4) for i, name in enumerate(("after", "before"))}
+    return Session(models, sets)
 
 
 def overlap(**fields) -> CircuitOverlap:
@@ -218,6 +233,96 @@ def test_two_architectures_share_no_edges(random_models, model, sets):
         overlap(other_model="before").table(session)
 
 
+def test_halves_are_halves_and_another_seed_others():
+    found = halves(9, 50, 0)
+    assert found.sum(1).unique().tolist() == [4]
+    assert len(found.unique(dim=0)) > 30
+    assert torch.equal(found, halves(9, 50, 0))
+    assert not torch.equal(found, halves(9, 50, 1))
+
+
+def test_what_halves_share_is_what_circuits_of_those_examples_share(with_heads, sets):
+    """Each half as an example set of its own, by the way that circuits of whole sets go."""
+    analysis = overlap(other_examples="clean", n_halves=4, fractions=(0.3,), seed=2)
+    table = analysis.table(with_heads)
+    expected = {name: [] for name in ("halves", "null", "ceiling", "ceiling_other")}
+    for i, first in enumerate(halves(7, 4, 2)):
+        parts = {
+            (name, half): examples.select(rows).as_set()
+            for name, examples in sets.items()
+            for half, rows in ((1, first), (2, ~first))
+        }
+        part_session = Session(with_heads.models, {f"{n}{h}": e for (n, h), e in parts.items()})
+        circuit = {}
+        for name in part_session.example_sets:
+            contrast = analysis.contrast(part_session, None, name)
+            circuit[name] = analysis.circuits(contrast)[0]
+        a, b = circuit["noisy1"], circuit["clean2"]
+        other = contrast.graph.head_permuted(a, torch.Generator().manual_seed(2 + i))
+        pairs = {"halves": (a, b), "null": (other, b)}
+        pairs |= {"ceiling": (a, circuit["noisy2"]), "ceiling_other": (circuit["clean1"], b)}
+        for name, pair in pairs.items():
+            expected[name].append(shared(contrast, *pair)["edge_iou"])
+    means = {name: np.mean(values) for name, values in expected.items()}
+    for name, mean in means.items():
+        assert value(table, measure="edge_iou", condition=name) == pytest.approx(mean)
+    assert len(set(means.values())) == 4
+
+
+def test_rescaled_overlap_by_hand():
+    draws = {
+        "halves": {"edge_iou": np.array([0.5, 0.7]), "node_iou": np.array([0.5, np.nan])},
+        "null": {"edge_iou": np.array([0.2, 0.4]), "node_iou": np.array([0.5, 0.1])},
+        "ceiling": {"edge_iou": np.array([0.9, 0.7]), "node_iou": np.array([0.55, 0.3])},
+    }
+    rows = {(row["measure"], row["condition"]): row for row in _of_halves(draws)}
+    assert rows["edge_iou", "halves"]["value"] == pytest.approx(0.6)
+    assert rows["rescaled_iou", "halves"]["value"] == pytest.approx(0.3 / 0.5)
+    # contributions: .6 + (.3 - .6 * .7) / .5 and .6 + (.3 - .6 * .3) / .5
+    low, high = np.quantile([0.36, 0.84], [0.025, 0.975])
+    assert rows["rescaled_iou", "halves"]["low"] == pytest.approx(low)
+    assert rows["rescaled_iou", "halves"]["high"] == pytest.approx(high)
+    assert rows["node_iou", "halves"]["n"] == 1  # undefined in one draw
+    assert np.isnan(rows["rescaled_node_iou", "halves"]["value"])  # a range of .05 only
+
+
+def test_the_interval_of_a_share_is_centred_on_it():
+    assert around(0.5, np.array([0.2, 0.4])) == pytest.approx({"low": 0.405, "high": 0.595})
+    assert around(0.95, np.array([0.2, 0.4])) == pytest.approx({"low": 0.855, "high": 1.0})
+    assert around(0.5, np.array([np.nan])) == {"low": 0.5, "high": 0.5}
+
+
+def test_the_spread_of_halves_is_that_of_whole_samples():
+    """For a mean: the deviations over halves of one sample, and those of many samples."""
+    generator = np.random.default_rng(0)
+    chosen = halves(200, 2000, 0).double().numpy()
+    spread = [((chosen @ x) / 100).std() for x in generator.normal(size=(20, 200))]
+    assert np.mean(spread) == pytest.approx(1 / np.sqrt(200), rel=0.1)
+
+
+def test_two_samples_of_one_kind_share_what_the_ceiling_allows():
+    """On a trained model: the same set twice exactly, two sets of one kind about as much."""
+    trained = mm.load("fda_small")
+    clean = mm.ExampleSet(noisy=False, n=120, pair=MinimalPair(flip="carry_2")).of(trained.task)
+    sets = {
+        "noisy": clean.select(slice(0, 60)).as_set(),
+        "again": clean.select(slice(0, 60)).as_set(),
+        "clean": clean.select(slice(60, 120)).as_set(),
+    }
+    session = Session({"after": trained.at("memorised")}, sets)
+    fields = {"fractions": (0.1,), "n_halves": 20, "n_random": 2, "method": "eap"}
+    same = overlap(other_examples="again", **fields).table(session)
+    assert value(same, measure="rescaled_iou", condition="halves") == pytest.approx(1)
+    assert value(same, measure="edge_iou", condition="ceiling") < 1
+    table = overlap(other_examples="clean", **fields).table(session)
+    assert value(table, measure="rescaled_iou", condition="halves") == pytest.approx(1, abs=0.3)
+    row = table[(table["measure"] == "edge_iou") & (table["condition"] == "circuits")].squeeze()
+    assert row["low"] < row["value"] < row["high"]
+
+
 def test_with_one_head_a_layer_there_are_no_other_heads(random_models, sets):
     session = Session(models={"after": random_models(0, n_heads=1, d_head=16)}, example_sets=sets)
-    assert "head_permuted" not in set(overlap(other_examples="clean").table(session)["condition"])
+    table = overlap(other_examples="clean").table(session)
+    assert not set(table["condition"]) & {"head_permuted", "null"}
+    assert not set(table["measure"]) & {"rescaled_iou", "rescaled_node_iou"}
+    assert "ceiling" in set(table["condition"])

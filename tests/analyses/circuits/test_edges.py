@@ -75,6 +75,10 @@ def batch_of(contrast):
     return batch
 
 
+def losses_of(contrast, batch):
+    return contrast.losses(batch.examples, batch.baseline)
+
+
 def loss_of(contrast, batch):
     return contrast.loss(batch.examples, batch.baseline)
 
@@ -350,7 +354,7 @@ def circuit_hooks(graph, model, circuit, corrupted):
 def test_patching_each_edge_is_what_transformer_lens_hooks_make_of_it(fields, contrast_of):
     contrast = contrast_of(fields)
     graph, batch, model = contrast.graph, batch_of(contrast), switched_on(contrast.model)
-    found = patched(batch.wiring, batch.clean, loss_of(contrast, batch))
+    found = patched(batch.wiring, batch.clean, losses_of(contrast, batch)).sum(0)
     change, before = (
         batch.wiring.corrupted - batch.clean,
         contrast.measured(batch.baseline, batch.examples, batch.baseline),
@@ -374,7 +378,7 @@ def test_patching_each_edge_is_what_transformer_lens_hooks_make_of_it(fields, co
 def test_scores_of_all_edges_into_a_node_sum_to_the_score_of_its_input(fields, contrast_of):
     contrast = contrast_of(fields)
     graph, batch, model = contrast.graph, batch_of(contrast), switched_on(contrast.model)
-    scores = attributed(batch.wiring, batch.clean, loss_of(contrast, batch))
+    scores = attributed(batch.wiring, batch.clean, losses_of(contrast, batch)).sum(0)
     clean, gradients, corrupted = {}, {}, {}
     names = {target_hook(graph, model, t)[0] for t in range(len(graph.targets))}
     forwards = [(name, lambda x, hook: clean.update({hook.name: x.detach()})) for name in names]
@@ -401,7 +405,7 @@ def test_eap_is_the_slope_of_patching_the_edge_by_central_differences(config, pa
     contrast = Attribution().contrast(session)
     graph, batch, switched = contrast.graph, batch_of(contrast), switched_on(model)
     loss, step = loss_of(contrast, batch), 1e-4
-    found = attributed(batch.wiring, batch.clean, loss)
+    found = attributed(batch.wiring, batch.clean, losses_of(contrast, batch)).sum(0)
     change = [
         theirs - own
         for own, theirs in zip(
@@ -442,6 +446,19 @@ def written(graph, model, tokens):
     return found
 
 
+@pytest.mark.parametrize("method", ["eap", "eap_ig", "exact"])
+def test_the_scores_of_an_example_are_those_of_a_set_of_it_alone(method, contrast_of):
+    contrast = contrast_of({})
+    found = contrast.scores_by_example(method)
+    assert len(found) == len(contrast.examples)
+    close(found.mean(0), contrast.scores(method))
+    for row in (0, 4):
+        one = contrast.examples.select([row]).as_set()
+        alone = Session({"after": contrast.model}, {"noisy": one})
+        close(Attribution().contrast(alone).scores(method), found[row])
+    assert not torch.allclose(found[0], found[4], atol=1e-2)
+
+
 @MODELS
 def test_scores_of_all_edges_out_of_a_node_sum_to_its_attribution(fields, contrast_of):
     contrast = contrast_of(fields)
@@ -458,13 +475,15 @@ def test_on_a_model_that_is_linear_in_its_edges_eap_is_exact(contrast_of):
     patterns = list(contrast.session.activations(contrast.model, contrast.examples, hooks).values())
     frozen = Wiring(contrast.model, batch.wiring.corrupted, 5, patterns)
     close(frozen.logits(batch.clean[:1])[0], batch.baseline)
-    loss = loss_of(contrast, batch)
-    eap = attributed(frozen, batch.clean, loss)
-    close(eap, patched(frozen, batch.clean, loss))
+    losses = losses_of(contrast, batch)
+    eap = attributed(frozen, batch.clean, losses)
+    close(eap, patched(frozen, batch.clean, losses))
+    eap = eap.sum(0)
     values = [node.kind in ("v", "logits") for node in contrast.graph.targets]
     assert eap[:, values].abs().max() > 0.1
     assert not eap[:, [not v for v in values]].any()  # nothing goes through queries and keys
-    assert not torch.allclose(eap, attributed(batch.wiring, batch.clean, loss), atol=0.01)
+    unfrozen = attributed(batch.wiring, batch.clean, losses).sum(0)
+    assert not torch.allclose(eap, unfrozen, atol=0.01)
 
 
 @pytest.mark.parametrize("norm", ["layer_norm", "rms_norm"])
@@ -472,20 +491,20 @@ def test_with_frozen_norms_too_eap_is_exact(norm, contrast_of, monkeypatch):
     contrast = contrast_of({"attn_only": True, "norm": norm, "n_layers": 3})
     batch, hooks = batch_of(contrast), [f"blocks.{i}.attn.hook_pattern" for i in range(3)]
     patterns = list(contrast.session.activations(contrast.model, contrast.examples, hooks).values())
-    frozen, loss = (
+    frozen, losses = (
         Wiring(contrast.model, batch.wiring.corrupted, 5, patterns),
-        loss_of(contrast, batch),
+        losses_of(contrast, batch),
     )
     assert not torch.allclose(
-        attributed(frozen, batch.clean, loss), patched(frozen, batch.clean, loss), atol=0.01
+        attributed(frozen, batch.clean, losses), patched(frozen, batch.clean, losses), atol=0.01
     )
     monkeypatch.setattr(
         "mechmem.analyses.circuits.wiring.normed",
         frozen_norms(contrast.model, contrast.examples.tokens),
     )
     close(frozen.logits(batch.clean[:1])[0], batch.baseline)
-    eap = attributed(frozen, batch.clean, loss)
-    close(eap, patched(frozen, batch.clean, loss))
+    eap = attributed(frozen, batch.clean, losses)
+    close(eap, patched(frozen, batch.clean, losses))
     assert eap.abs().max() > 0.1
 
 
@@ -519,7 +538,7 @@ def test_eap_ig_takes_the_mean_over_its_inputs(contrast_of):
     contrast = contrast_of({})
     batch = batch_of(contrast)
     at = {
-        p: attributed(batch.wiring, batch.clean, loss_of(contrast, batch), (p,)) / 9
+        p: attributed(batch.wiring, batch.clean, losses_of(contrast, batch), (p,)).mean(0)
         for p in (0.0, 0.25, 0.5, 0.75, 1.0)
     }
     assert FIRST == {"clean": 1.0, "corrupted": 0.0, "midpoint": 0.5}

@@ -43,6 +43,7 @@ from .interventions.intervention import SiteIntervention as SiteIntervention
 from .interventions.intervention import UnitIntervention as UnitIntervention
 from .interventions.patch import Patch as Patch
 from .interventions.patch import Source as Source
+from .interventions.patch_contributions import PatchContributions as PatchContributions
 from .interventions.patch_path import PatchPath as PatchPath
 from .interventions.steer import Steer as Steer
 from .interventions.swap_weights import SwapWeights as SwapWeights

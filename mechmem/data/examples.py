@@ -335,6 +335,10 @@ class Examples:
         """The same examples with the number that was requested; None if all were found."""
         return self._derived(requested=n)
 
+    def with_true(self, labels: Int[Tensor, "n n_answer"]) -> Self:
+        """The same examples with other labels in the place of the true ones."""
+        return self._derived(true=labels)
+
     def continued_with(self, answer: Int[Tensor, "n n_answer"]) -> Self:
         """The same examples, with the model fed the earlier tokens of `answer`, as in greedy
         decoding."""
@@ -461,6 +465,35 @@ class Examples:
         columns = dict(zip(FRAME_COLUMNS, first, strict=True))
         variables = {name: value.tolist() for name, value in self.variables.items()}
         return pd.DataFrame(columns | variables, index=pd.Index(self.index.tolist(), name="row"))
+
+
+N_TRIES = 100
+"""Draws after which a third label counts as impossible."""
+
+
+def third_labels(examples: Examples, seed: int = 0) -> Int[Tensor, "n n_answer"]:
+    """A third label for each example, neither the given nor the true one: the given label of
+    another example, drawn at random.
+
+    Args:
+        examples: with their labels.
+        seed: seed of the draw.
+
+    Raises:
+        InputError: if the examples have too few different labels.
+    """
+    generator, given = torch.Generator().manual_seed(seed), examples.given
+    drawn = torch.randint(len(given), (len(given),), generator=generator)
+    for _ in range(N_TRIES):
+        taken = [(given[drawn] == examples.labels(x)).all(dim=1) for x in ("given", "true")]
+        open_rows = (taken[0] | taken[1]).nonzero()[:, 0]
+        if not len(open_rows):
+            return given[drawn]
+        drawn[open_rows] = torch.randint(len(given), (len(open_rows),), generator=generator)
+    raise InputError(
+        "an example has no third label: its set has too few different given labels; take more "
+        "examples"
+    )
 
 
 def concatenate(first: Examples, second: Examples) -> Examples:

@@ -347,19 +347,23 @@ class Session:
         examples: Examples,
         loss: Callable[[Tensor, Int[Tensor, " batch"]], Tensor],
         wrt: Sequence[str],
+        edits: Sequence[Edit] = (),
     ) -> Iterator[Differentiated]:
-        """Activations and gradients of a loss at hooks, batch by batch, without intervention.
+        """Activations and gradients of a loss at hooks, batch by batch.
 
         Args:
             model: what is run.
             examples: what it reads; all of one length.
             loss: (logits of the answer tokens on the model's device, row numbers) -> one number.
             wrt: TransformerLens's names of the hooks.
+            edits: applied in this order; activations and gradients are those after them. They must
+                not mix rows.
         """
         self._check_rectangular(examples)
-        runner = self._choose(model, wrt, gradients=True)
+        runner = self._choose(model, [*wrt, *(edit.hook for edit in edits)], gradients=True)
+        n_answer = examples.n_answer
         for rows, tokens in self.budget.batches(model, examples, gradients=True):
-            found = runner.gradients(model, tokens, rows, examples.n_answer, loss, wrt)
+            found = runner.gradients(model, tokens, rows, n_answer, loss, wrt, edits=edits)
             yield Differentiated(rows, *found)
         self.count(examples)
 

@@ -11,7 +11,7 @@ import torch
 from data.sets import example_sets
 from hypothesis import strategies as st
 
-from mechmem.data.examples import Examples, concatenate
+from mechmem.data.examples import Examples, concatenate, third_labels
 from mechmem.spec.errors import InputError
 
 PROMPT, GIVEN, TRUE = (
@@ -548,3 +548,24 @@ def test_keys_are_equal_where_the_model_reads_the_same(first, second):
     for other in (second, reversed_, first.with_prefix("true")):
         if len(other) and len(first):
             assert (other.key == first.key) == (read(other) == read(first))
+
+
+def test_third_labels_are_other_examples_given_ones(examples):
+    found = third_labels(examples, 0)
+    given = {tuple(row) for row in examples.given.tolist()}
+    assert {tuple(row) for row in found.tolist()} <= given
+    for label in (examples.given, examples.true):
+        assert not (found == label).all(1).any()
+    assert torch.equal(found, third_labels(examples, 0))
+    assert not torch.equal(found, third_labels(examples, 1))
+
+
+def test_there_is_no_third_label_of_two(examples):
+    with pytest.raises(InputError, match="an example has no third label"):
+        third_labels(examples.select([0, 0]))
+
+
+def test_true_labels_can_be_replaced(examples):
+    changed = examples.with_true(examples.given)
+    assert torch.equal(changed.true, examples.given)
+    assert changed.content_key != examples.content_key

@@ -16,6 +16,7 @@ from mechmem.interventions.erase import Erase
 from mechmem.interventions.freeze_pattern import FreezePattern
 from mechmem.interventions.intervention import Intervention
 from mechmem.interventions.patch import Patch, Source
+from mechmem.interventions.patch_contributions import PatchContributions
 from mechmem.interventions.patch_path import Receiver
 from mechmem.interventions.patch_towards import PatchTowards
 from mechmem.interventions.random_displacement import RandomDisplacement
@@ -337,6 +338,10 @@ PLACE = {"site": "z", "layer": 0}
 SELECTIONS = [
     *((Patch, {**PLACE, "source": BEFORE}, f) for f in ("layer", "head", "neurons", "position")),
     *((PatchTowards, PLACE, f) for f in ("layer", "head", "neurons", "position")),
+    *(
+        (PatchContributions, {**PLACE, "site": "neurons", "source": BEFORE}, f)
+        for f in ("layer", "head", "neurons", "position")
+    ),
     *((Ablate, PLACE, f) for f in ("layer", "head", "neurons", "position")),
     *(
         (Steer, {**PLACE, "variable": "carry_1", "towards": 1, "away": 0}, f)

@@ -102,6 +102,10 @@ class AnswerAnalysis(Analysis):
     def interventions(self, session: Session) -> Interventions:
         """The interventions, applied together."""
 
+    def answered(self, session: Session) -> Examples:
+        """The examples that are answered, with the labels by which the answers are judged."""
+        return session.examples(self.examples)
+
     def target(self, session: Session, examples: Examples) -> Tensor | None:
         """Logits of the run that is patched in; None if there is no such run."""
         return None
@@ -117,7 +121,7 @@ class AnswerAnalysis(Analysis):
             return self._table(session)
 
     def _table(self, session: Session) -> pd.DataFrame:
-        model, examples = session.model(self.model), session.examples(self.examples)
+        model, examples = session.model(self.model), self.answered(session)
         self.check_measures(examples)
         interventions = self.interventions(session)
         conditions = {

@@ -10,15 +10,12 @@ import pandas as pd
 from scipy import stats
 
 from mechmem.analyses.analysis import Analysis
+from mechmem.analyses.neurons.ranking import SPREAD_FLOOR, spread_of
 from mechmem.interventions.intervention import shared
 from mechmem.models.edits import At
 from mechmem.session import Session
 from mechmem.spec.references import CheckpointName, ExampleSetName
 from mechmem.spec.sweep import Swept
-
-SPREAD_FLOOR = 0.01
-"""Minimum spread of a neuron, as a share of its layer's median: avoids a division by zero for
-silent neurons."""
 
 
 class NeuronShift(Analysis):
@@ -74,8 +71,7 @@ class NeuronShift(Analysis):
                 for m in (self.before, self.after)
             )
             change[name], at_before = after - before, before
-        spread = at_before.std(axis=0)
-        spread = np.maximum(spread, SPREAD_FLOOR * np.median(spread)) + 1e-12
+        spread = spread_of(at_before, SPREAD_FLOOR)
         noisy, clean = (
             np.abs(change[name] / spread).mean(axis=1) for name in (self.examples, self.matched)
         )

@@ -3,12 +3,16 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from plain_hooks import activations_of, logits_of
 from pydantic import ValidationError
 from sklearn.metrics import roc_auc_score
 
 from mechmem.analyses.effects.neuron_top_k import NeuronTopK
-from mechmem.analyses.neurons.neuron_shift import SPREAD_FLOOR, NeuronShift
+from mechmem.analyses.neurons.neuron_shift import NeuronShift
+from mechmem.analyses.neurons.ranking import SPREAD_FLOOR
+from mechmem.data.examples import third_labels
 from mechmem.interventions.patch import Patch, Source
+from mechmem.interventions.patch_contributions import PatchContributions
 from mechmem.session import Session
 from mechmem.spec.errors import InputError
 
@@ -180,7 +184,8 @@ def test_real_activations_are_those_of_the_two_checkpoints(session, model, other
 
 
 def top_k(k: int, layer: int | tuple[int, ...] = 1, **fields) -> NeuronTopK:
-    return NeuronTopK(layer=layer, k=k, **({"n_random": 2, "greedy": False} | fields))
+    given = {"n_random": 2, "greedy": False, "ranking": "spread"} | fields
+    return NeuronTopK(layer=layer, k=k, **given)
 
 
 def neurons(patches) -> set[tuple[int, int]]:
@@ -246,11 +251,72 @@ def test_all_neurons_patched_is_the_patched_layer(session):
 
 
 def test_neurons_are_ranked_once_for_a_whole_sweep(session, monkeypatch):
-    calls, table = [], NeuronShift.table
+    calls, gradients = [], Session.gradients
     monkeypatch.setattr(
-        NeuronShift, "table", lambda self, session: calls.append(self) or table(self, session)
+        Session, "gradients", lambda self, *args: calls.append(args) or gradients(self, *args)
     )
     for k in (1, 2):
-        top_k(k).table(session)
-        top_k(k, layer=0).table(session)
-    assert len(calls) == 1
+        top_k(k, ranking="attribution").table(session)
+        top_k(k, layer=0, ranking="attribution").table(session)
+    assert len(calls) == 2
+
+
+def test_rankings_share_their_random_neurons(session, monkeypatch):
+    top_k(4).table(session)
+    done = session.n_forwarded
+    found = top_k(4, ranking="activation").table(session)
+    assert session.n_forwarded - done == 24  # the patched answers under two prefixes
+    assert set(found["condition"]) == {"baseline", "intervened", "control", "source"}
+
+
+def test_the_source_is_what_can_be_attained(session, other_model, examples):
+    table = top_k(48, layer=(0, 1)).table(session)
+    values = table.set_index(["condition", "prefix", "place", "measure"])["value"]
+    right = logits_of(other_model, examples).argmax(-1) == examples.true
+    assert values["source", "given", "all", "accuracy_true"] == right.all(1).double().mean()
+
+
+def test_the_norm_is_that_of_the_change_in_mlp_out(session, model, other_model, examples):
+    table = top_k(3, ranking="activation").table(session)
+    norm = table.groupby("condition")["norm"].first()
+    (patch,) = top_k(3, ranking="activation").interventions(session)
+    chosen = list(patch.neurons)
+    own, theirs = (
+        activations_of(m, examples)["blocks.1.mlp.hook_post"][:, READOUT, chosen]
+        for m in (model, other_model)
+    )
+    moved = (theirs - own) @ model.blocks[1].mlp.W_out[chosen]
+    assert norm["intervened"] == pytest.approx(moved.norm(dim=-1).mean().item(), rel=1e-5)
+    assert norm["baseline"] == 0
+    assert np.isnan(norm["source"])
+
+
+def test_neurons_can_be_patched_forward(session, model, other_model):
+    back = top_k(5, ranking="attribution", model="before", before="after", towards="given")
+    (patch,) = back.interventions(session)
+    assert patch.source == Source(checkpoint="after")
+    change = back.change(session)
+    assert change.model is other_model
+    assert change.source is model
+
+
+def test_contributions_are_patched_where_asked(session):
+    (patch,) = top_k(2, patch="contributions").interventions(session)
+    assert isinstance(patch, PatchContributions)
+    (draw, _) = top_k(2, patch="contributions").controls(session, [])["control"]
+    assert all(isinstance(part, PatchContributions) for part in draw)
+
+
+def test_positions_are_those_that_are_patched(session):
+    (patch,) = top_k(2, position="=").interventions(session)
+    assert patch.position == "="
+
+
+def test_a_third_label_takes_the_place_of_the_true_one(session, examples):
+    table = top_k(2, towards="third", greedy=True).table(session)
+    assert set(table["measure"]) == {"accuracy_third", "accuracy_given"}
+    assert set(table["prefix"]) == {"given", "greedy"}
+    third = top_k(2, towards="third").answered(session)
+    assert torch.equal(third.true, third_labels(examples, 0))
+    ranked = top_k(24, ranking="attribution").ranked(session)
+    assert top_k(24, ranking="attribution", towards="third").ranked(session) != ranked

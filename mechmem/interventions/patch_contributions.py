@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import torch
-from jaxtyping import Float
 from torch import Tensor
 
 from mechmem.data.examples import Examples
@@ -12,6 +10,7 @@ from mechmem.interventions.patch import Patch
 from mechmem.models import sites
 from mechmem.models.architecture import Model
 from mechmem.models.edits import At, Edit, lacks
+from mechmem.models.outputs import check_adds_up, output_of, weights_out
 from mechmem.session import Session
 from mechmem.spec.errors import InputError
 from mechmem.spec.sweep import Swept
@@ -36,10 +35,7 @@ class PatchContributions(Patch):
             raise InputError(
                 f"only neurons have contributions: write `site: neurons`, not {self.site!r}"
             )
-        if sites.normalises_outputs(model.cfg):
-            raise InputError(
-                "this model normalises the output of its MLP, so neurons do not add up"
-            )
+        check_adds_up(model)
         return super().hooks(model)
 
     def edits(self, session: Session, model: Model, examples: Examples) -> list[Edit]:
@@ -57,8 +53,8 @@ class PatchContributions(Patch):
 
         theirs = self.source.activation(place, session, model, examples)
         session.demand(not lacks(theirs, at), f"the source {LACKING.format(at.hook)}")
-        written = theirs @ rows_out(self.source.model_of(session, model), at)
-        own_rows = rows_out(model, at)
+        written = theirs @ weights_out(self.source.model_of(session, model), at.hook, at.units)
+        own_rows = weights_out(model, at.hook, at.units)
         seen: list[Tensor] = []
 
         def look(own: Tensor, rows: Tensor) -> Tensor:
@@ -70,16 +66,5 @@ class PatchContributions(Patch):
             chosen = written if len(written) == 1 else written[rows.to(written.device)]
             return own + chosen.to(own) - neurons @ own_rows
 
-        mlp_out = At(at.hook.replace("mlp.hook_post", "hook_mlp_out"), at.pos)
+        mlp_out = At(output_of(at.hook), at.pos)
         return [Edit(At(at.hook), look, only_reads=True), Edit(mlp_out, exchanged, only_reads=True)]
-
-
-def rows_out(model: Model, at: At) -> Float[Tensor, "unit d_model"]:
-    """The rows of W_out of the chosen neurons of a layer.
-
-    Args:
-        model: the model that has them.
-        at: the hook of the neurons, and which of them.
-    """
-    weights = model.blocks[at.layer].mlp.W_out.detach()
-    return weights if at.units is None else weights[torch.tensor(at.units, device=weights.device)]

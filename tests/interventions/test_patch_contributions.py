@@ -73,7 +73,7 @@ def test_nothing_changes_from_the_model_itself(model, examples):
 
 def test_in_chunks_as_at_once(model, other_model, examples):
     part = patch(other_model, layer=0, neurons=(1, 2))
-    small = Session(memory=2**20)
+    small = Session(memory=2**18)
     assert small.budget.rows_at_once(model, examples) < len(examples)
     close(small.logits(model, examples, [part]), Session().logits(model, examples, [part]))
 
@@ -93,6 +93,6 @@ def test_a_random_displacement_is_as_large(model, other_model, examples):
 def test_other_sites_and_normalised_outputs_are_refused(model, examples):
     with pytest.raises(InputError, match="only neurons have contributions"):
         Session().logits(model, examples, [patch(model, site="z")])
-    normal = configured(12, 14, use_normalization_before_and_after=True)
-    with pytest.raises(InputError, match="normalises the output of its MLP"):
+    normal = configured(12, 14, use_normalization_before_and_after=True, normalization_type="RMS")
+    with pytest.raises(InputError, match="normalises the outputs of attention"):
         Session().logits(normal, examples, [patch(normal)])

@@ -14,10 +14,11 @@ from torch import Tensor
 from mechmem.data.examples import Examples
 from mechmem.interventions.intervention import shared
 from mechmem.interventions.patch import Patch, Source
-from mechmem.interventions.patch_contributions import PatchContributions, rows_out
+from mechmem.interventions.patch_contributions import PatchContributions
 from mechmem.measures.measure import of_labels
 from mechmem.models.architecture import Model
 from mechmem.models.edits import At, Edit
+from mechmem.models.outputs import OUTPUTS, check_adds_up, output_of, weights_out
 from mechmem.session import Session
 
 Method = Literal[
@@ -32,6 +33,7 @@ Method = Literal[
 ]
 Target = Literal["true", "given", "third"]
 Unit = Literal["activations", "contributions"]
+Site = Literal["neurons", "z"]
 Metric = Callable[[Tensor, Int[Tensor, " batch"]], Float[Tensor, " batch"]]
 """(logits of the answer tokens, row numbers) -> a number per example."""
 Scores = list[Float[Tensor, "n neuron"]]
@@ -59,91 +61,100 @@ class Change:
     """Clean instances: for the spread, and for the shift that all instances share."""
     layers: tuple[int, ...]
     """Layers whose neurons are moved."""
-    position: str | tuple[str, ...] = "readout"
-    """The positions over which scores are summed."""
+    position: str | tuple[str, ...] | None = "readout"
+    """The positions over which scores are summed; None for all."""
     unit: Unit = "activations"
     """Whether neurons get the source's activations, or also its weights out of them."""
     minus_clean: bool = False
     """Whether the mean change on the clean instances is subtracted from each change."""
+    site: Site = "neurons"
+    """Neurons, or heads: a head is scored by the sum over its dimensions."""
 
     @property
     def key(self) -> tuple[Any, ...]:
         """Under which results are cached on the session."""
-        chosen = (self.layers, self.position, self.unit, self.minus_clean)
+        chosen = (self.layers, self.position, self.unit, self.minus_clean, self.site)
         return (self.model, self.source, self.examples, self.clean, *chosen)
 
-    def at(self, layer: int, name: str, examples: Examples) -> At:
-        """A hook of a layer at the chosen positions of these examples."""
-        return At(f"blocks.{layer}.{name}", shared(examples.indices(self.position)))
+    def hook(self, layer: int) -> str:
+        """The hook of the units of a layer."""
+        return f"blocks.{layer}.{OUTPUTS[self.site][0]}"
+
+    def at(self, hook: str, examples: Examples) -> At:
+        """A hook at the chosen positions of these examples."""
+        found = None if self.position is None else shared(examples.indices(self.position))
+        return At(hook, found)
 
     def values(
         self, layer: int, examples: Examples | None = None
-    ) -> tuple[Float[Tensor, "n pos neuron"], Float[Tensor, "n pos neuron"]]:
-        """The activations in the source and in the model, at the chosen positions.
+    ) -> tuple[Float[Tensor, "n pos width"], Float[Tensor, "n pos width"]]:
+        """The activations in the source and in the model, at the chosen positions; those of heads
+        are flattened.
 
         Args:
             layer: the layer.
             examples: other examples than those of the change; then nothing is subtracted.
         """
         rows = self.examples if examples is None else examples
-        at = self.at(layer, "mlp.hook_post", rows)
-        theirs, own = (self.session.activation(m, rows, at) for m in (self.source, self.model))
+        at = self.at(self.hook(layer), rows)
+        theirs, own = (
+            self.session.activation(m, rows, at).flatten(2) for m in (self.source, self.model)
+        )
         if self.minus_clean and examples is None:
             both = self.values(layer, self.clean)
             return theirs - both[0].mean(0, keepdim=True), own - both[1].mean(0, keepdim=True)
         return theirs, own
 
-    def shift(self, layer: int) -> Float[Tensor, "n pos neuron"]:
-        """How far each neuron is moved."""
+    def shift(self, layer: int) -> Float[Tensor, "n pos width"]:
+        """How far each activation is moved."""
         theirs, own = self.values(layer)
         return theirs - own
 
     def written(
-        self, layer: int, neurons: Sequence[int] | None = None
+        self, layer: int, units: Sequence[int] | None = None
     ) -> Float[Tensor, "n pos d_model"]:
-        """How far moving these neurons moves the MLP's output.
+        """How far moving these units moves their sum in the residual stream.
 
         Args:
             layer: the layer.
-            neurons: their indices; by default, all.
+            units: indices of neurons; by default, all units.
         """
-        at = At(f"blocks.{layer}.mlp.hook_post", None, None if neurons is None else tuple(neurons))
-        chosen = slice(None) if neurons is None else list(neurons)
-        theirs, own = (values[..., chosen] for values in self.values(layer))
+        hook, chosen = self.hook(layer), None if units is None else tuple(units)
+        theirs, own = (v if units is None else v[..., list(units)] for v in self.values(layer))
+        weights = weights_out(self.model, hook, chosen)
         if self.unit == "activations":
-            return (theirs - own) @ rows_out(self.model, at)
-        return theirs @ rows_out(self.source, at) - own @ rows_out(self.model, at)
+            return (theirs - own) @ weights
+        return theirs @ weights_out(self.source, hook, chosen) - own @ weights
 
-    def along(
-        self, gradient: Float[Tensor, "n pos width"], layer: int
-    ) -> Float[Tensor, "n neuron"]:
-        """The change of each neuron times the gradient, summed over the positions.
+    def along(self, gradient: Float[Tensor, "n pos ..."], layer: int) -> Float[Tensor, "n unit"]:
+        """The change of each unit times the gradient, summed over the positions.
 
         Args:
-            gradient: at the neurons, or for contributions at the MLP's output.
+            gradient: at the activations, or for contributions at their sum in the residual stream.
             layer: the layer.
         """
         if self.unit == "activations":
-            return (gradient * self.shift(layer)).sum(1)
+            return self.by_unit((gradient.flatten(2) * self.shift(layer)).sum(1))
         theirs, own = self.values(layer)
-        out = At(f"blocks.{layer}.mlp.hook_post")
-        gains = (gradient @ rows_out(model, out).T for model in (self.source, self.model))
-        return (next(gains) * theirs - next(gains) * own).sum(1)
+        to_source, to_own = (
+            gradient @ weights_out(model, self.hook(layer)).T for model in (self.source, self.model)
+        )
+        return self.by_unit((to_source * theirs - to_own * own).sum(1))
 
-    def patch(self, layer: int, neurons: Sequence[int], everywhere: bool = False) -> Patch:
-        """The patch that moves these neurons.
+    def by_unit(self, values: Float[Tensor, "n width"]) -> Float[Tensor, "n unit"]:
+        """The sums over the dimensions of each head; values of neurons as they are."""
+        if self.site == "neurons":
+            return values
+        return values.unflatten(1, (self.model.cfg.n_heads, -1)).sum(2)
 
-        Args:
-            layer: their layer.
-            neurons: their indices.
-            everywhere: whether at all positions.
-        """
+    def patch(self, layer: int, neurons: Sequence[int]) -> Patch:
+        """The patch that moves these neurons of a layer."""
         kind = PatchContributions if self.unit == "contributions" else Patch
         return kind(
             site="neurons",
             layer=layer,
             neurons=tuple(neurons),
-            position=None if everywhere else self.position,
+            position=self.position,
             source=Source(live=self.source),
         )
 
@@ -295,10 +306,9 @@ def _integrated(change: Change, metric: Metric, points: Sequence[float]) -> Scor
 
 def _gradients(
     change: Change, metric: Metric, edits: Sequence[Edit]
-) -> list[Float[Tensor, "n pos width"]]:
-    """The gradient of the metric at the neurons, or the MLP's outputs, of each layer."""
-    name = "mlp.hook_post" if change.unit == "activations" else "hook_mlp_out"
-    places = [change.at(layer, name, change.examples) for layer in change.layers]
+) -> list[Float[Tensor, "n pos ..."]]:
+    """The gradient of the metric at the activations of each layer, or at their sum."""
+    places = [_moved_at(change, layer) for layer in change.layers]
 
     def loss(logits: Tensor, rows: Tensor) -> Tensor:
         return metric(logits, rows).sum()
@@ -314,13 +324,20 @@ def _gradients(
 def _moved(change: Change, layer: int, point: float) -> Edit:
     """All neurons of a layer, set to a point of the line from the model's to the source's values.
     The edit starts a graph of its own, so that the gradient is that of what comes after."""
-    session, model, examples = change.session, change.model, change.examples
-    if change.unit == "activations":
-        at, moved = change.at(layer, "mlp.hook_post", examples), change.shift(layer)
-    else:
-        at, moved = change.at(layer, "hook_mlp_out", examples), change.written(layer)
-    value = session.activation(model, examples, at) + point * moved
+    at, session, model = _moved_at(change, layer), change.session, change.model
+    own = session.activation(model, change.examples, at)
+    moved = change.shift(layer) if change.unit == "activations" else change.written(layer)
+    value = own + point * moved.reshape(own.shape)
     return Edit(at, lambda own, rows: value[rows].to(own).clone().requires_grad_())
+
+
+def _moved_at(change: Change, layer: int) -> At:
+    """Where the change is made: at the activations, or at their sum in the residual stream."""
+    hook = change.hook(layer)
+    if change.unit == "contributions":
+        check_adds_up(change.model)
+        hook = output_of(hook)
+    return change.at(hook, change.examples)
 
 
 def _one_by_one(change: Change, layer: int, metric: Metric) -> Float[Tensor, "n neuron"]:

@@ -197,3 +197,26 @@ def test_random_scores_are_those_of_the_seed(change):
 def test_neurons_are_ranked_by_their_mean_score_over_all_layers():
     of_layers = [torch.tensor([[1.0, -9.0], [3.0, -9.0]]), torch.tensor([[0.0, 9.0], [2.0, 9.0]])]
     assert ranked(of_layers, (1, 4)) == [(4, 1), (1, 0), (4, 0), (1, 1)]
+
+
+@pytest.mark.parametrize("unit", ["activations", "contributions"])
+def test_heads_are_scored_by_the_sum_over_their_dimensions(
+    session, model, other_model, examples, others, unit
+):
+    change = Change(
+        session, model, other_model, examples, others, (0, 1), None, unit=unit, site="z"
+    )
+    hook, summed = "blocks.1.attn.hook_z", "blocks.1.hook_attn_out"
+    own, theirs = (activations_of(m, examples)[hook] for m in (model, other_model))
+    metric = plain_metric(examples)
+    if unit == "activations":
+        gradient = plain_gradients(model, examples, metric, [hook])[hook]
+        expected = (gradient * (theirs - own)).sum((1, 3))
+    else:
+        gradient = plain_gradients(model, examples, metric, [summed])[summed]
+        written = [
+            torch.einsum("nphd,hdm->nphm", z, m.blocks[1].attn.W_O)
+            for z, m in ((theirs, other_model), (own, model))
+        ]
+        expected = torch.einsum("npm,nphm->nh", gradient, written[0] - written[1])
+    close(scores(change, "attribution")[1].float(), expected)

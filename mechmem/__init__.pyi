@@ -23,6 +23,7 @@ from .analyses.readouts.probe import Probe as Probe
 from .analyses.readouts.tuned_lens import TunedLens as TunedLens
 from .api import load as load
 from .api import run as run
+from .api import run_study as run_study
 from .api import train as train
 from .data.example_set import ExampleSet as ExampleSet
 from .data.examples import Examples as Examples

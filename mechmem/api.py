@@ -1,13 +1,17 @@
-"""The Python entry points train(), load() and run(); they show a progress bar on a terminal."""
+"""The Python entry points train(), load(), run() and run_study(); on a terminal they show progress
+bars."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from mechmem.data.tasks.task import Task
 from mechmem.experiment import run as runs
 from mechmem.experiment.results import Run
 from mechmem.experiment.spec import Experiment
+from mechmem.experiment.study import StudyRun
+from mechmem.experiment.study import run_study as run_folder
 from mechmem.models.architecture import Architecture
 from mechmem.progress import showing_progress
 from mechmem.training import store as checkpoints
@@ -65,3 +69,21 @@ def run(experiment: Experiment, folder: Path = runs.RUNS) -> Run:
     """Run an experiment, as `mechmem run` does. Raises InputError or FileError."""
     with showing_progress() as progress:
         return runs.run(experiment, folder, progress)
+
+
+def run_study(
+    study: str | Path, overrides: Sequence[str] = (), folder: Path = runs.RUNS
+) -> StudyRun:
+    """Run all experiments of a folder with a `study.yaml`, as `mechmem run FOLDER` does.
+
+    Args:
+        study: the folder.
+        overrides: changes to `study.yaml`, such as `seeds=[0]`.
+        folder: of all runs and trainings.
+
+    Raises:
+        InputError: `study.yaml` is wrong.
+        FileError: a page cannot be written.
+    """
+    with showing_progress() as progress:
+        return run_folder(Path(study), overrides, runs=folder, progress=progress)

@@ -34,6 +34,11 @@ class ProgressCallback:
     """Called with a line of text: what is being worked on now."""
     train: Callable[[str, int, int, dict[str, float]], None] = lambda *_: None
     """Called with a training's name, its step, its number of steps and its four curves."""
+    note: Callable[[str], None] = lambda _: None
+    """Called with a line of text that has to stay readable, such as a failure."""
+    part: Callable[[str, int, int, float | None], None] = lambda *_: None
+    """Called with the part of a larger job that begins now (a spec of a study, a file to fetch),
+    the number of parts that are done, the number of all parts, and the seconds left if known."""
 
 
 @contextmanager
@@ -53,12 +58,13 @@ def showing_progress(bars_only: bool = False) -> Generator[ProgressCallback, Non
 
 
 class _Bars:
-    """One bar for each training, and one for the analysis that is running."""
+    """One bar for each training, one for the analysis that is running, and one for the parts of a
+    larger job."""
 
     def __init__(self, progress: Progress) -> None:
         self.progress = progress
         self.tasks: dict[str, TaskID] = {}
-        self.callback = ProgressCallback(say=self.say, train=self.train)
+        self.callback = ProgressCallback(self.say, self.train, self.note, self.part)
 
     def say(self, text: str) -> None:
         done, total = _counted(text)
@@ -66,6 +72,12 @@ class _Bars:
 
     def train(self, name: str, step: int, n_steps: int, curves: dict[str, float]) -> None:
         self._show(name, f"training {name}: {curves_line(curves)}", step, n_steps)
+
+    def note(self, text: str) -> None:
+        self.progress.console.print(text, highlight=False, markup=False, soft_wrap=True)
+
+    def part(self, name: str, done: int, total: int, seconds_left: float | None) -> None:
+        self._show("part", f"{name}{time_left(seconds_left)}", done, total)
 
     def _show(self, key: str, text: str, done: int, total: int | None) -> None:
         if key not in self.tasks:
@@ -89,7 +101,13 @@ class _Lines:
         self.console = Console(stderr=True)
         self.last_line = 0.0
         self.started: dict[str, tuple[int, float]] = {}
-        self.callback = ProgressCallback(say=self.say, train=self.train)
+        self.callback = ProgressCallback(self.say, self.train, self.note, self.part)
+
+    def note(self, text: str) -> None:
+        self.console.print(text, highlight=False, markup=False, soft_wrap=True)
+
+    def part(self, name: str, done: int, total: int, seconds_left: float | None) -> None:
+        self.say(f"{done + 1}/{total} {name}{time_left(seconds_left)}")
 
     def say(self, text: str) -> None:
         if time.monotonic() - self.last_line > QUIET_SECONDS:
@@ -109,3 +127,15 @@ def curves_line(curves: dict[str, float]) -> str:
     """The four curves in a line."""
     names = ("clean", "memorised", "corrected", "held_out")
     return " ".join(f"{name} {curves[name]:.3f}" for name in names)
+
+
+def time_left(seconds: float | None) -> str:
+    """The end of a line of progress; empty if the time is not known.
+
+    >>> time_left(None), time_left(20.0), time_left(130.0)
+    ('', ', about 20 s left', ', about 2 min left')
+    """
+    if seconds is None:
+        return ""
+    rounded = f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.0f} min"
+    return f", about {rounded} left"

@@ -21,7 +21,10 @@ app = typer.Typer(
 )
 Spec = Annotated[
     Path,
-    typer.Argument(help="an experiment, such as experiments/fda_patching.yaml", show_default=False),
+    typer.Argument(
+        help="an experiment, such as experiments/fda_patching.yaml, or a folder with study.yaml",
+        show_default=False,
+    ),
 ]
 Overrides = Annotated[
     list[str] | None, typer.Argument(help="key.sub=value, replacing the value in the file")
@@ -93,7 +96,12 @@ def run(
     backend: Backend = None,
     as_json: Json = False,
 ) -> None:
-    """Answer an experiment's question. A second run reuses everything that is unchanged."""
+    """Answer an experiment's question, or run every experiment of a study's folder. A second run
+    reuses everything that is unchanged."""
+    if spec.is_dir():
+        options = _options(device=device, memory=memory, backend=backend)
+        _run_study(spec, overrides, options, runs, as_json)
+        return
     from mechmem.cli import summaries
     from mechmem.experiment import run as engine
     from mechmem.progress import showing_progress
@@ -114,9 +122,12 @@ def check(
     backend: Backend = None,
     as_json: Json = False,
 ) -> None:
-    """Validate an experiment or a training, including sites and shapes, and estimate its cost.
-    Nothing is trained or computed."""
-    if _is_training(spec):
+    """Validate an experiment, a study's folder or a training, including sites and shapes, and
+    estimate its cost. Nothing is trained or computed."""
+    if spec.is_dir():
+        options = _options(device=device, memory=memory, backend=backend)
+        _check_study(spec, overrides, options, runs, as_json)
+    elif _is_training(spec):
         _refuse_for_trainings(device=device, memory=memory, backend=backend)
         _check_training(spec, overrides, as_json)
     else:
@@ -400,10 +411,47 @@ def _experiment(
     from mechmem.experiment.spec import Experiment
     from mechmem.spec.yaml_file import SpecFile
 
-    options = {"device": device, "memory": memory, "backend": backend}
-    set_options = [f"{name}={value}" for name, value in options.items() if value is not None]
-    changes = [*(overrides or ()), *set_options]
+    options = _options(device=device, memory=memory, backend=backend)
+    changes = [*(overrides or ()), *options]
     return Experiment.from_yaml(spec, changes), SpecFile(spec, changes)
+
+
+def _options(**values: str | None) -> list[str]:
+    """The options that were given, as overrides."""
+    return [f"{name}={value}" for name, value in values.items() if value is not None]
+
+
+def _run_study(
+    folder: Path, overrides: list[str] | None, options: list[str], runs: Path, as_json: bool
+) -> None:
+    from mechmem.cli import study
+
+    found = study.run(folder, overrides or (), options, runs)
+    _tell(study.run_text, study.run_numbers, found, as_json)
+    _fail_for(list(found.failed), len(found.failed) + len(found.runs))
+
+
+def _check_study(
+    folder: Path, overrides: list[str] | None, options: list[str], runs: Path, as_json: bool
+) -> None:
+    from mechmem.cli import study
+
+    found = study.check(folder, overrides or (), options, runs)
+    _tell(lambda found: study.check_text(folder, found), dict, found, as_json)
+    _fail_for(list(found["failed"]), len(found["failed"]) + len(found["specs"]))
+
+
+def _fail_for(failed: list[str], n: int) -> None:
+    """End with an exit code if specs of a study failed.
+
+    Args:
+        failed: the names of these specs.
+        n: number of all specs.
+    """
+    from mechmem.cli.study import failure
+
+    if failed:
+        _fail(failure(failed, n), 1)
 
 
 def _refuse_for_trainings(**options: str | None) -> None:

@@ -42,7 +42,7 @@ def run(experiment: Experiment, runs: Path = RUNS, progress: ProgressCallback | 
         FileError: a file is damaged or cannot be written.
     """
     progress = progress or ProgressCallback()
-    folder = runs / f"{experiment.name}-{experiment.content_hash}"
+    folder = run_folder(experiment, runs)
     device_of(experiment)  # refuses a device that is not there, before anything is trained for it
     with locked(folder, progress.say):
         started, work = time.monotonic(), Work()
@@ -60,6 +60,11 @@ def run(experiment: Experiment, runs: Path = RUNS, progress: ProgressCallback | 
             work.add_missing(trained_run.missing, seed)
         work.seconds = time.monotonic() - started
         return _finish(experiment, folder, one_below_the_other(tables), work)
+
+
+def run_folder(experiment: Experiment, runs: Path) -> Path:
+    """The folder of an experiment's run."""
+    return runs / f"{experiment.name}-{experiment.content_hash}"
 
 
 @dataclass

@@ -66,13 +66,14 @@ def render(report: Report) -> str:
         {"title": title, "caption": caption, "html": Markup(division(figure, f"figure-{number}"))}
         for number, (title, caption, figure) in enumerate(report.figures, 1)
     ]
-    page = _environment().get_template("page.html.j2")
+    page = page_environment().get_template("page.html.j2")
     plotly = Markup(script()) if figures else ""
     constants = {"VERDICTS": VERDICTS, "TIMINGS": TIMINGS, "MOST_ROWS": MOST_ROWS}
     return page.render(report=report, figures=figures, plotly=plotly, **constants)
 
 
-def _environment() -> Environment:
+def page_environment() -> Environment:
+    """The templates of pages, with the filters that they use."""
     loader = FileSystemLoader(Path(__file__).parent)
     environment = Environment(
         loader=loader,

@@ -161,7 +161,7 @@ def _check_experiment(spec: Path, experiment: Any, file: Any, runs: Path, as_jso
         runs: folder of the trainings that were made before.
         as_json: print JSON.
     """
-    from mechmem.experiment.cost import cost_of_training, seconds_per_example
+    from mechmem.experiment.cost import fetch_or_train, seconds_per_example, training_costs
     from mechmem.experiment.dry_run import rehearse
     from mechmem.experiment.results import spreads_of_last_run
     from mechmem.experiment.run import missing_trainings
@@ -177,8 +177,7 @@ def _check_experiment(spec: Path, experiment: Any, file: Any, runs: Path, as_jso
         for a, c in costs.items()
     ]
     missing = missing_trainings(experiment, runs)
-    minutes = {recipe: cost_of_training(recipe)["minutes"] for recipe in missing.values()}
-    trainings = [{"training": name, "minutes": minutes[recipe]} for name, recipe in missing.items()]
+    trainings = training_costs(missing)
     if as_json:
         _output(
             {"valid": True, "analyses": analyses, "trainings": trainings, "effects": effects}, True
@@ -189,6 +188,8 @@ def _check_experiment(spec: Path, experiment: Any, file: Any, runs: Path, as_jso
             f"{_counted(n, 'seed', 'seeds')}"
         )
         _print_costs(analyses, trainings)
+        for line in fetch_or_train(missing.values()):
+            _echo(line)
         _print_effects(effects)
 
 
@@ -249,6 +250,27 @@ def train(
     if as_json:
         found = [summaries.training_numbers(trained) for trained in made]
         _json(found if len(found) > 1 else found[0])
+
+
+@app.command()
+def fetch(
+    name: Annotated[str, typer.Argument(help="a shipped training, such as fda_small")],
+    seeds: Annotated[str, typer.Option("--seeds", help="such as 1-5 or 1,3")],
+    source: Annotated[
+        str, typer.Option("--from", help="a clone's mechmem/shipped, or the address of one")
+    ],
+    runs: Runs = HERE,
+    as_json: Json = False,
+) -> None:
+    """Get the other seeds of a shipped training; every file is verified. An interrupted fetch is
+    resumed."""
+    from mechmem.progress import showing_progress
+    from mechmem.training.fetch import fetch as fetch_seeds
+    from mechmem.training.fetch import seeds_of
+
+    with showing_progress() as progress:
+        folders = fetch_seeds(name, seeds_of(seeds), source, runs, progress.part)
+    _output({"training": name, "folders": [str(path) for path in folders]}, as_json)
 
 
 @app.command("list")
@@ -375,9 +397,10 @@ def schema() -> None:
 
 @app.command(hidden=True)
 def ship(training: str, steps: list[int], seed: Seed = 0, runs: Runs = HERE) -> None:
-    """For maintainers: copy a training that was made here into the package."""
+    """For maintainers: copy a training that was made here into the package, and index it."""
     from mechmem.spec.errors import InputError, suggest
     from mechmem.training import store as checkpoints
+    from mechmem.training.fetch import write_index
 
     made = checkpoints.made_here(training, seed, runs)
     if not made:
@@ -385,7 +408,17 @@ def ship(training: str, steps: list[int], seed: Seed = 0, runs: Runs = HERE) -> 
         raise InputError(f"no training {training!r} of seed {seed} was made in {runs}; {found}")
     target = checkpoints.SHIPPED / training / f"seed_{seed}"
     checkpoints.ship(checkpoints.Trained(made[-1]), steps, target)
+    write_index(checkpoints.SHIPPED)
     _echo(str(target))
+
+
+@app.command(hidden=True)
+def index() -> None:
+    """For maintainers: write the checksums of all shipped files again."""
+    from mechmem.training import store as checkpoints
+    from mechmem.training.fetch import write_index
+
+    _echo(str(write_index(checkpoints.SHIPPED)))
 
 
 def _run_names(folders: list[Path]) -> list[str]:

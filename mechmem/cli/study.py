@@ -67,9 +67,10 @@ def check(
 
     Returns:
         valid; specs (spec, analyses, seeds, seconds); trainings that must be made first (training,
-        minutes); claims without an interpretation; failed (by name, why).
+        minutes); to_fetch (how to get those that are shipped); without_interpretation (claims);
+        failed (by name, why).
     """
-    from mechmem.experiment.cost import cost_of_training
+    from mechmem.experiment.cost import fetch_or_train, training_costs
 
     study = Study.from_folder(folder, overrides)
     members, failed = members_of(study, folder, options)
@@ -89,11 +90,11 @@ def check(
                 for claim in member.experiment.claims
                 if claim.id not in texts
             ]
-    minutes = {recipe: cost_of_training(recipe)["minutes"] for recipe in missing.values()}
     return {
         "valid": not failed,
         "specs": rows,
-        "trainings": [{"training": k, "minutes": minutes[recipe]} for k, recipe in missing.items()],
+        "trainings": training_costs(missing),
+        "to_fetch": fetch_or_train(missing.values()),
         "without_interpretation": silent,
         "failed": failed,
     }
@@ -129,7 +130,7 @@ def check_text(folder: Path, found: dict[str, Any]) -> str:
         whole = sum(training["minutes"] for training in trainings)
         models = "1 model" if len(trainings) == 1 else f"{len(trainings)} models"
         lines.append(f"{models} must be trained first (about {whole:.0f} min)")
-        lines.append(pd.DataFrame(trainings).to_string(index=False))
+        lines += [pd.DataFrame(trainings).to_string(index=False), *found["to_fetch"]]
     if silent := found["without_interpretation"]:
         lines.append(f"without an interpretation in study.yaml: {', '.join(silent)}")
     lines += [f"{name} is not valid: {why}" for name, why in found["failed"].items()]

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import torch
 
 from mechmem.models.fast import plain_logits
+from mechmem.training.fetch import how_to_get
 from mechmem.training.recipe import Recipe
+from mechmem.training.store import shipped_name
 
 
 def seconds_per_example(recipe: Recipe) -> float:
@@ -38,3 +41,34 @@ def cost_of_training(recipe: Recipe) -> dict[str, Any]:
         "steps": recipe.optimisation.n_steps,
         "minutes": round(seconds * recipe.optimisation.n_steps / 60, 1),
     }
+
+
+def training_costs(missing: Mapping[str, tuple[Recipe, int]]) -> list[dict[str, Any]]:
+    """The minutes of each training that has to be made.
+
+    Args:
+        missing: recipe and seed of each, by its label.
+    """
+    recipes = {recipe for recipe, _ in missing.values()}
+    minutes = {recipe: cost_of_training(recipe)["minutes"] for recipe in recipes}
+    return [
+        {"training": label, "minutes": minutes[recipe]} for label, (recipe, _) in missing.items()
+    ]
+
+
+def fetch_or_train(missing: Collection[tuple[Recipe, int]]) -> list[str]:
+    """A line for each shipped training of which seeds are not installed: how to fetch them, and
+    what training them would take.
+
+    Args:
+        missing: recipe and seed of each training that is not here.
+    """
+    lines = []
+    for name, command in how_to_get(missing).items():
+        of_name = [recipe for recipe, _ in missing if shipped_name(recipe) == name]
+        minutes = len(of_name) * cost_of_training(of_name[0])["minutes"]
+        lines.append(
+            f"{name}: seeds are not installed; fetch them with `{command}`, or they are trained "
+            f"(about {minutes:.0f} min)"
+        )
+    return lines

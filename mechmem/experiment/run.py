@@ -13,6 +13,7 @@ from filelock import FileLock, Timeout
 
 from mechmem.experiment.answer import answer_from, labelled, one_below_the_other
 from mechmem.experiment.cells import TrainedRun, run_label
+from mechmem.experiment.cost import fetch_or_train
 from mechmem.experiment.dry_run import dry_run
 from mechmem.experiment.machine import device_of
 from mechmem.experiment.results import RUNS, Run, draw
@@ -46,8 +47,10 @@ def run(experiment: Experiment, runs: Path = RUNS, progress: ProgressCallback | 
     device_of(experiment)  # refuses a device that is not there, before anything is trained for it
     with locked(folder, progress.say):
         started, work = time.monotonic(), Work()
-        if missing_trainings(experiment, runs):
+        if missing := missing_trainings(experiment, runs):
             dry_run(experiment)  # nothing is trained for a spec that cannot run
+            for line in fetch_or_train(missing.values()):
+                progress.note(line)
         work.timing = timing_of_rules(experiment, runs)
         tables: dict[str, list[pd.DataFrame]] = {a.table_name: [] for a in experiment.analyses}
         for labels, recipe, seed in experiment.trainings():
@@ -98,8 +101,8 @@ class Work:
                 say(f"model {name} ran on the backend {text}")
 
 
-def missing_trainings(experiment: Experiment, runs: Path = RUNS) -> dict[str, Recipe]:
-    """By their labels, the trainings that a run would have to make first."""
+def missing_trainings(experiment: Experiment, runs: Path = RUNS) -> dict[str, tuple[Recipe, int]]:
+    """By their labels, the trainings that a run would have to make first: recipe and seed."""
     others = [ref.training for ref in experiment.checkpoints.values() if ref.training is not None]
     named = [
         *experiment.trainings(),
@@ -109,7 +112,7 @@ def missing_trainings(experiment: Experiment, runs: Path = RUNS) -> dict[str, Re
         part for swept, recipe, seed in named for part in _with_starts(swept, recipe, seed, runs)
     ]
     return {
-        run_label(recipe, swept, seed): recipe
+        run_label(recipe, swept, seed): (recipe, seed)
         for swept, recipe, seed in wanted
         if not (folder_of(recipe, seed, runs) / "training.json").exists()
     }

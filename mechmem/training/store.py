@@ -32,7 +32,7 @@ def own_folder(recipe: Recipe, seed: int, runs: Path) -> Path:
 
 def folder_of(recipe: Recipe, seed: int, runs: Path) -> Path:
     """The folder of a training: of one made on this machine if it is finished, else of the shipped
-    one, else of the one to be made.
+    one, else of a fetched one, else of the one to be made.
 
     Args:
         recipe: what is trained.
@@ -42,7 +42,19 @@ def folder_of(recipe: Recipe, seed: int, runs: Path) -> Path:
     own = own_folder(recipe, seed, runs)
     if (own / "training.json").exists():
         return own
-    return _shipped_folders(SHIPPED, seed).get(recipe.recipe_hash, own)
+    found = _shipped_folders(fetched(runs), seed) | _shipped_folders(SHIPPED, seed)
+    return found.get(recipe.recipe_hash, own)
+
+
+def fetched(runs: Path) -> Path:
+    """The folder of shipped trainings that were fetched later, laid out like SHIPPED."""
+    return runs / "trainings" / "shipped"
+
+
+def shipped_name(recipe: Recipe) -> str | None:
+    """The name under which a training is shipped, if seed 0 of it is."""
+    folder = _shipped_folders(SHIPPED, 0).get(recipe.recipe_hash)
+    return None if folder is None else folder.parent.name
 
 
 @cache
@@ -53,6 +65,11 @@ def _shipped_folders(shipped: Path, seed: int) -> dict[str, Path]:
         recipe = Recipe.model_validate(read_json(record)["recipe"])
         found.setdefault(recipe.recipe_hash, record.parent)
     return found
+
+
+def forget() -> None:
+    """Look for shipped and fetched trainings again: files have changed."""
+    _shipped_folders.cache_clear()
 
 
 def find(name: str, seed: int, runs: Path) -> Trained:
@@ -66,9 +83,10 @@ def find(name: str, seed: int, runs: Path) -> Trained:
     Raises:
         InputError: no training has this name and seed.
     """
-    shipped = SHIPPED / name / f"seed_{seed}"
-    if (shipped / "training.json").exists():
-        return Trained(shipped)
+    for place in (SHIPPED, fetched(runs)):
+        shipped = place / name / f"seed_{seed}"
+        if (shipped / "training.json").exists():
+            return Trained(shipped)
     if made := made_here(name, seed, runs):
         return Trained(made[-1])
     raise InputError(f"there is no training {name!r} of seed {seed}; {suggest(name, names(runs))}")

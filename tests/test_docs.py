@@ -5,6 +5,7 @@ Pages quote docstrings between `<!-- mechmem show KIND -->` and `<!-- end -->` e
 command prints them; `pytest tests/test_docs.py --write-docs` updates the quotes.
 """
 
+import json
 import re
 from pathlib import Path
 
@@ -14,7 +15,10 @@ from mechmem.analyses.analysis import Analysis
 from mechmem.cli import main as cli
 from mechmem.experiment.dry_run import dry_run
 from mechmem.experiment.spec import Experiment
+from mechmem.experiment.study import Study, members_of
+from mechmem.experiment.study_results import page as results_page
 from mechmem.interventions.intervention import Intervention
+from mechmem.report.study_pages import findings
 from mechmem.spec.yaml_file import SpecFile
 from mechmem.training.recipe import Recipe
 
@@ -23,6 +27,9 @@ PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 METHODS = sorted((ROOT / "docs" / "methods").glob("*.md"))
 QUOTE = re.compile(r"<!-- mechmem show (\w+) -->\n.*?<!-- end -->", flags=re.DOTALL)
 SPECS = sorted((ROOT / "experiments").glob("*.yaml"))
+STUDIES = sorted(path.parent for path in (ROOT / "experiments").glob("*/study.yaml"))
+RESULTS = ROOT / "docs" / "results.json"
+FINDINGS = re.compile(r"(<!-- findings: docs/results.json -->\n).*?(<!-- end -->)", flags=re.DOTALL)
 
 
 def blocks(page: Path, language: str) -> list[str]:
@@ -47,7 +54,8 @@ def test_yaml_of_a_page_is_valid(page, tmp_path):
     for text in whole:
         path = tmp_path / "spec.yaml"
         path.write_text(text)
-        SpecFile(path).build(Recipe if "\ntask:" in text else Experiment)
+        kind = Recipe if "\ntask:" in text else Experiment if "\ntraining:" in text else Study
+        SpecFile(path).build(kind)
 
 
 @pytest.mark.parametrize("path", SPECS, ids=lambda path: path.name)
@@ -94,3 +102,55 @@ def test_a_page_quotes_the_docstrings_as_they_are(page, request, capsys):
 def test_a_page_shows_pictures_that_exist(page):
     pictures = re.findall(r"!\[.+?\]\((.+?)\)", page.read_text())
     assert [name for name in pictures if not (page.parent / name).exists()] == []
+
+
+# Studies
+
+
+@pytest.mark.parametrize("folder", STUDIES, ids=lambda folder: folder.name)
+def test_every_spec_of_a_study_is_valid_and_every_claim_interpreted(folder):
+    study = Study.from_folder(folder)
+    members, failed = members_of(study, folder)
+    assert failed == {}
+    for member in members:
+        dry_run(member.experiment)
+        texts = study.interpretations.get(member.name, {})
+        assert [claim.id for claim in member.experiment.claims if claim.id not in texts] == []
+
+
+def shipped_results() -> dict:
+    if not RESULTS.exists():
+        pytest.skip("no study has written docs/results.json")
+    return json.loads(RESULTS.read_text())
+
+
+def test_the_results_page_is_what_its_records_give():
+    found = shipped_results()
+    assert (ROOT / "docs" / "results.md").read_text() == results_page(found)
+
+
+def test_the_results_page_has_every_claim_of_its_study():
+    """Also after a change: of a claim, a rule, a seed or an interpretation."""
+    found = shipped_results()
+    folder = ROOT / "experiments" / found["folder"]
+    study = Study.from_folder(folder)
+    members, _ = members_of(study, folder)
+    expected = [
+        (m.name, c.id, c.says, list(m.experiment.seeds), study.interpretations[m.name][c.id])
+        for m in members
+        for c in m.experiment.claims
+    ]
+    keys = ("spec", "claim", "says", "seeds", "interpretation")
+    assert [tuple(claim[key] for key in keys) for claim in found["claims"]] == expected
+    assert found["failed"] == {}
+
+
+def test_the_findings_of_the_readme_are_those_of_the_results_page(request):
+    found = shipped_results()
+    page = ROOT / "README.md"
+    assert FINDINGS.search(page.read_text())
+    text = FINDINGS.sub(lambda m: f"{m[1]}{findings(found)}\n{m[2]}", page.read_text())
+    if request.config.getoption("write_docs"):
+        page.write_text(text)
+        return
+    assert page.read_text() == text

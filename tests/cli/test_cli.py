@@ -284,6 +284,87 @@ def test_draw_of_what_is_not_there_names_the_nearest(ask, here):
     assert "there is no run 'smal'; did you mean 'small'?" in found.err
 
 
+# --- studies
+
+
+@pytest.fixture
+def study(here) -> Path:
+    """The small experiment as a study of its own, and a spec in it that is wrong."""
+    folder = here / "experiments" / "paper"
+    folder.mkdir()
+    (folder / "study.yaml").write_text("name: paper\nquestion: Does it hold?\n")
+    shutil.copy(SMALL, folder / "small.yaml")
+    return folder
+
+
+def test_run_of_a_folder_ends_with_one_table(ask, study):
+    found = ask("run", "experiments/paper/")
+    assert found.code == 0
+    lines = found.out.splitlines()
+    assert lines[0].split() == [
+        *["claim", "task", "effect", "[95", "%", "interval]"],
+        *["attainable", "control", "seeds", "verdict"],
+    ]
+    assert lines[1].split()[:2] == ["C7", "FDA"]
+    assert lines[1].split()[-2:] == ["1", "undetermined"]
+    assert "runs/paper/index.html" in lines
+    numbers = ask("run", "experiments/paper", "--json").json
+    assert [claim["claim"] for claim in numbers["claims"]] == ["C7"]
+    assert numbers["index"] == "runs/paper/index.html"
+    assert all(Path(report).exists() for report in numbers["reports"].values())
+
+
+def test_a_study_in_which_a_spec_fails_is_exit_code_1_and_names_it(ask, study):
+    text = (study / "small.yaml").read_text()
+    (study / "wrong.yaml").write_text(text.replace("kind: neuron_shift", "kind: neuron_shifts"))
+    for command in ("run", "check"):
+        found = ask(command, "experiments/paper")
+        assert found.code == 1
+        assert found.err.splitlines()[-1] == "mechmem: 1 of 2 specs failed: wrong"
+        assert "did you mean 'neuron_shift'?" in found.out + found.err
+    assert ask("run", "experiments/paper").out.splitlines()[1].startswith("C7 ")
+
+
+def test_check_of_a_folder_adds_up_what_its_specs_cost(ask, study):
+    found = ask("check", "experiments/paper", "seeds=[0,7]", "--json")
+    assert found.code == 0
+    assert found.json.keys() == {
+        *["valid", "specs", "trainings", "to_fetch", "without_interpretation", "failed"]
+    }
+    (row,) = found.json["specs"]
+    assert (row["spec"], row["analyses"], row["seeds"]) == ("small", 3, 2)
+    assert [row["training"] for row in found.json["trainings"]] == ["tiny seed 7"]
+    assert found.json["without_interpretation"] == ["small.C7"]
+    text = ask("check", "experiments/paper", "seeds=[0,7]").out
+    assert "1 model must be trained first (about" in text
+    assert "without an interpretation in study.yaml: small.C7" in text
+
+
+def test_options_are_for_every_spec_of_a_study(ask, study):
+    ask("run", "experiments/paper", "--backend", "hooked")
+    written = [path.read_text() for path in Path("runs").glob("small-*/experiment.yaml")]
+    assert sum("backend: hooked" in text for text in written) == 1
+
+
+# --- fetch
+
+
+def test_fetch_gets_a_seed_that_check_says_is_missing(ask, here, trained):
+    shipped = here / "shipped"
+    for seed in (0, 2):
+        checkpoints.ship(trained, [0, 5, 20], shipped / "tiny" / f"seed_{seed}")
+    assert ask("index").out == f"{shipped / 'checksums.json'}\n"
+    shutil.copytree(shipped, "clone")
+    shutil.rmtree(shipped / "tiny" / "seed_2")
+    checkpoints.forget()
+    command = "mechmem fetch tiny --seeds 2 --from URL|FOLDER"
+    assert command in ask("check", SMALL, "seeds=[0,2]").out
+    found = ask("fetch", "tiny", "--seeds", "2", "--from", "clone", "--json")
+    assert found.json == {"training": "tiny", "folders": ["runs/trainings/shipped/tiny/seed_2"]}
+    assert command not in ask("check", SMALL, "seeds=[0,2]").out
+    assert ask("show", "tiny", "--seed", "2").code == 0
+
+
 # --- train and ship
 
 
@@ -322,6 +403,8 @@ def test_train_takes_overrides(ask, here):
 
 def test_ship_copies_a_training_into_the_package(ask, here):
     assert ask("ship", "tiny", "0", "20").out == f"{here / 'shipped' / 'tiny' / 'seed_0'}\n"
+    index = json.loads((here / "shipped" / "checksums.json").read_text())
+    assert "tiny/seed_0/checkpoints/step_000020.safetensors" in index
     shutil.rmtree("runs")
     assert [row["step"] for row in ask("show", "tiny", "--json").json["checkpoints"]] == [0, 20]
 

@@ -112,11 +112,20 @@ class Digit(LabelNoise):
     The rest of the label stays true, so memory only has to override the rule at a single place.
     """
 
+    places: tuple[int, ...] | None = None
+    """Answer places that may be altered, counted from 0 in written order; by default, all."""
+
     def wrong(self, true, noisy, alphabets, generator):  # noqa: ANN001, ANN201
         labels = true[noisy].clone()
-        usable = [place for place, alphabet in enumerate(alphabets) if len(alphabet) > 1]
+        usable = [
+            place
+            for place, alphabet in enumerate(alphabets)
+            if len(alphabet) > 1 and (self.places is None or place in self.places)
+        ]
         if not usable:
-            raise InputError("digit noise needs an answer place with at least two tokens")
+            raise InputError(
+                "digit noise needs an answer place with at least two tokens; change `places`"
+            )
         chosen = torch.tensor(usable)[
             torch.randint(len(usable), (len(noisy),), generator=generator)
         ]

@@ -207,3 +207,12 @@ def test_noise_in_the_tasks(noise):
 def test_a_rate_is_a_share(fields):
     with pytest.raises(ValueError, match="rate"):
         UniformWrong(**fields)
+
+
+def test_digit_noise_keeps_to_its_places():
+    true = sums(200)
+    given, _ = Digit(rate=1, places=(1, 4)).corrupt(true, SUMS)
+    altered = (given != true).any(dim=0)
+    assert altered.tolist() == [False, True, False, False, True]
+    with pytest.raises(InputError, match="change `places`"):
+        Digit(places=(5,)).corrupt(true, SUMS)

@@ -1,4 +1,4 @@
-"""Plant: a memory that is built into a model by construction, so that its place is known."""
+"""Plant: the interface of memory that is put into a trained model by construction."""
 
 from __future__ import annotations
 
@@ -14,46 +14,53 @@ from mechmem.spec.registry import Component
 
 
 class Plant(Component, registry="plant"):
-    """Builds a memory of the noisy instances of a task into a model that does not have it."""
+    """Memory of known form: a construction that makes a model give the noisy instances of a task
+    their given labels, without training."""
+
+    @torch.no_grad()
+    def widened(self, base: Model, architecture: Architecture, task: Task) -> Model:
+        """The same model with the number of neurons of another architecture. The weights of the
+        added neurons are zero, so it computes what it did before.
+
+        Args:
+            base: the trained model.
+            architecture: that of the base, or one with a larger `d_mlp`.
+            task: gives the sizes of the vocabulary and of the context.
+
+        Raises:
+            InputError: the architecture differs from that of the base in anything else.
+        """
+        wide = architecture.build(len(task.vocabulary), task.n_context)
+        trained = dict(base.named_parameters())
+        for name, parameter in wide.named_parameters():
+            if name not in trained or not _fits(name, trained[name], parameter):
+                raise InputError(
+                    f"{name} of the model to start from does not fit into the architecture; only "
+                    "`d_mlp` may be larger"
+                )
+            corner = tuple(slice(size) for size in trained[name].shape)
+            parameter.zero_()[corner] = trained[name]
+        return wide
 
     @abstractmethod
     def build(self, base: Model, task: Task, seed: int) -> Model:
-        """A copy of the model with the memory.
+        """A new model that gives the noisy instances of the task their given labels.
 
         Args:
-            base: the model without it, with room for the new neurons: their weights are zero.
-            task: whose noisy instances are to be memorised.
+            base: the model without the memory; the weights of the neurons that were added to it are
+                zero.
+            task: its noisy instances are planted.
             seed: of all random choices.
+
+        Raises:
+            InputError: the plant cannot be built into this model.
         """
 
-    def widened(self, base: Model, architecture: Architecture, task: Task) -> Model:
-        """The same model with the number of neurons of another architecture. The weights of the
-        new neurons are zero, so it computes what it did before.
 
-        Args:
-            base: the model.
-            architecture: the same shape, with at least as many neurons in each layer.
-            task: gives the sizes of the vocabulary and of the context.
-        """
-        model = architecture.build(len(task.vocabulary), task.n_context)
-        theirs = dict(base.named_parameters())
-        with torch.no_grad():
-            for name, parameter in model.named_parameters():
-                old = theirs.get(name)
-                if old is None or any(
-                    a > b for a, b in zip(old.shape, parameter.shape, strict=True)
-                ):
-                    raise InputError(
-                        f"{name} of the model to start from does not fit into the architecture; "
-                        "only `d_mlp` may be larger"
-                    )
-                parameter.zero_()
-                parameter[tuple(slice(n) for n in old.shape)] = old
-        return model
-
-
-def _fits(small: Tensor, large: Tensor) -> bool:
-    """Whether a tensor fits into the corner of another one."""
-    return small.dim() == large.dim() and all(
-        n <= m for n, m in zip(small.shape, large.shape, strict=True)
-    )
+def _fits(name: str, small: Tensor, large: Tensor) -> bool:
+    """Whether a parameter differs in nothing but a larger number of neurons."""
+    if name.endswith(("mlp.W_in", "mlp.b_in")):
+        return small.shape[:-1] == large.shape[:-1] and small.shape[-1] <= large.shape[-1]
+    if name.endswith("mlp.W_out"):
+        return small.shape[1:] == large.shape[1:] and len(small) <= len(large)
+    return small.shape == large.shape

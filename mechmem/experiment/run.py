@@ -11,11 +11,18 @@ from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock, Timeout
 
-from mechmem.experiment.answer import answer_from, labelled, one_below_the_other
+from mechmem.experiment.answer import (
+    Answer,
+    answer_from,
+    labelled,
+    measure,
+    one_below_the_other,
+)
 from mechmem.experiment.cells import TrainedRun, run_label
 from mechmem.experiment.cost import fetch_or_train
 from mechmem.experiment.dry_run import dry_run
 from mechmem.experiment.machine import device_of
+from mechmem.experiment.measured import Measured
 from mechmem.experiment.results import RUNS, Run, draw
 from mechmem.experiment.rules import timing_of_rules
 from mechmem.experiment.spec import PLUGINS, Experiment
@@ -136,15 +143,8 @@ def _finish(
     if not work.computed and record_path.exists():
         # Nothing was computed: the time and the machine stay those of the computation.
         record = read_json(record_path)
-    record |= {
+    record |= _judged(answer, work.timing) | {
         "question": experiment.question,
-        "answer": answer.text or "See the tables: the spec states no answer.",
-        "quantities": {
-            name: m.record() | {"labels": _readable(m.labels)}
-            for name, m in answer.quantities.items()
-        },
-        "claims": [claim | {"timing": work.timing[claim["id"]]} for claim in answer.claims],
-        "spreads": dict(answer.spreads),
         "missing": {
             table: {str(seed): reason for seed, reason in reasons.items()}
             for table, reasons in work.missing.items()
@@ -162,6 +162,54 @@ def _finish(
     finished = Run(folder, record)
     draw(finished, experiment)
     return finished
+
+
+def _judged(answer: Answer, timing: Mapping[str, str]) -> dict[str, Any]:
+    """The part of a run's record that depends on the spread between seeds that is assumed."""
+    return {
+        "answer": answer.text or "See the tables: the spec states no answer.",
+        "quantities": {
+            name: m.record() | {"labels": _readable(m.labels)}
+            for name, m in answer.quantities.items()
+        },
+        "claims": [claim | {"timing": timing[claim["id"]]} for claim in answer.claims],
+        "spreads": dict(answer.spreads),
+    }
+
+
+def measured_in(finished: Run, experiment: Experiment) -> dict[str, Measured]:
+    """The quantities of a finished run, with the spread of its own seeds alone."""
+    return measure(_tables(finished), experiment, missing=_missing(finished))
+
+
+def judge_again(finished: Run, experiment: Experiment, spreads: Mapping[str, float]) -> Run:
+    """A finished run, judged with the spread between seeds of a whole study; no model is run.
+
+    Args:
+        finished: the run.
+        experiment: its spec.
+        spreads: by measure, the standard deviation between seeds (`pooled_spreads`).
+    """
+    answer = answer_from(_tables(finished), experiment, spreads, _missing(finished))
+    timing = {claim["id"]: claim["timing"] for claim in finished.claims}
+    record = finished.record | _judged(answer, timing)
+    if record == finished.record:
+        return finished
+    write_json(finished.folder / "run.json", record)
+    judged = Run(finished.folder, record)
+    draw(judged, experiment)
+    return judged
+
+
+def _tables(finished: Run) -> dict[str, pd.DataFrame]:
+    return {name: finished.table(name) for name in finished.tables}
+
+
+def _missing(finished: Run) -> dict[str, dict[int, str]]:
+    return {
+        table: {int(seed): reason for seed, reason in reasons.items()}
+        for table, reasons in finished.record.get("missing", {}).items()
+    }
 
 
 def _readable(labels: Mapping[str, Any]) -> dict[str, Any]:

@@ -13,8 +13,9 @@ from typing import Any, Self
 
 from pydantic import Field, ValidationInfo, field_validator
 
+from mechmem.experiment.measured import pooled_spreads
 from mechmem.experiment.results import RUNS, Run
-from mechmem.experiment.run import run, run_folder
+from mechmem.experiment.run import judge_again, measured_in, run, run_folder
 from mechmem.experiment.spec import Experiment
 from mechmem.experiment.study_results import (
     NUMBERS,
@@ -269,6 +270,11 @@ def run_study(
             failed[member.name] = member.explained(error)
             progress.note(f"{member.name} failed: {failed[member.name]}")
     done = [member for member in members if member.name in finished]
+    # Few seeds say little of their spread, so all specs of a study share what they know of it.
+    measured = [measured_in(finished[member.name], member.experiment) for member in done]
+    spreads = pooled_spreads(quantity for one in measured for quantity in one.values())
+    for member in done:
+        finished[member.name] = judge_again(finished[member.name], member.experiment, spreads)
     results = {
         "name": study.name,
         "folder": folder.name,

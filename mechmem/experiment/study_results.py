@@ -11,8 +11,9 @@ import string
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from mechmem.experiment.claims import Measured, render_answer
+from mechmem.experiment.measured import Measured
 from mechmem.experiment.results import Run
+from mechmem.experiment.sentence import render_answer
 from mechmem.experiment.spec import Experiment
 from mechmem.spec.errors import InputError
 

@@ -272,7 +272,8 @@ def _row(measure: str, values: Tensor, never: int, labels: Mapping[str, Any]) ->
     found |= {"low": low, "high": high, "n": len(numbers)}
     is_size = measure != "participation"
     infinite = float((numbers == never).mean()) if is_size else 0.0
-    return found | labels | {"share_infinite": infinite, "per_example": numbers.astype(np.float32)}
+    of_all = {"share_infinite": infinite, "per_example": numbers.astype(np.float32)}
+    return {**found, **labels, **of_all}
 
 
 def median_interval(values: Float[np.ndarray, " n"]) -> tuple[float, float]:

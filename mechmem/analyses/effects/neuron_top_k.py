@@ -208,7 +208,8 @@ class NeuronTopK(AnswerAnalysis):
         change = replace(self.change(session), examples=self.answered(session), minus_clean=False)
         squares = torch.zeros(())
         for patch in patches:
-            assert isinstance(patch, Patch) and isinstance(patch.layer, int)
+            assert isinstance(patch, Patch)
+            assert isinstance(patch.layer, int)
             moved = change.written(patch.layer, patch.neurons)
             squares = squares + moved.double().pow(2).sum(-1)
         return float(squares.sqrt().mean())

@@ -98,7 +98,9 @@ class TrainedRun:
 
     def _models(self) -> dict[str, Any]:
         return {
-            name: self._trained(ref).at(ref.at)
+            name: self._trained(ref).at(
+                ref.at if ref.same_step_as is None else self.trained.step(ref.same_step_as)
+            )
             for name, ref in self.experiment.checkpoints.items()
             if name not in self._never_reached
         }
@@ -111,9 +113,13 @@ class TrainedRun:
         """By the name of a checkpoint, its phase, if this training never reached it."""
         found = {}
         for name, ref in self.experiment.checkpoints.items():
-            if ref.phase is not None and not self._trained(ref).reached(ref.phase):
+            if ref.same_step_as is not None:
+                is_there, of = self.trained.reached(ref.same_step_as), ""
+            else:
+                is_there = ref.phase is None or self._trained(ref).reached(ref.phase)
                 of = f" of {ref.training.name}" if ref.training is not None else ""
-                found[name] = f"never reached phase {ref.phase!r}{of}"
+            if not is_there:
+                found[name] = f"never reached phase {(ref.same_step_as or ref.phase)!r}{of}"
         return found
 
     @property

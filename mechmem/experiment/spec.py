@@ -39,6 +39,8 @@ class CheckpointRef(Component):
 
     phase: str | None = None
     step: int | None = Field(None, ge=0)
+    same_step_as: str | None = None
+    """A phase of the experiment's own training, at whose step the other `training` is taken."""
     training: Recipe | None = None
     """Another training, of the same seed; by default, the experiment's own."""
 
@@ -49,10 +51,16 @@ class CheckpointRef(Component):
 
     @model_validator(mode="after")
     def _one(self) -> Self:
-        if (self.phase is None) == (self.step is None):
+        if sum(x is not None for x in (self.phase, self.step, self.same_step_as)) != 1:
             raise ValueError(f"a checkpoint is a phase ({', '.join(PHASES)}) or `{{step: N}}`")
-        if self.phase is not None and self.phase not in PHASES:
-            raise ValueError(f"there is no phase {self.phase!r}; {suggest(self.phase, PHASES)}")
+        phase = self.phase or self.same_step_as
+        if phase is not None and phase not in PHASES:
+            raise ValueError(f"there is no phase {phase!r}; {suggest(phase, PHASES)}")
+        if self.same_step_as is not None and self.training is None:
+            raise ValueError(
+                "`same_step_as` takes another training at the step of a phase of the experiment's "
+                "own; name that `training`, or use `phase`"
+            )
         return self
 
     _by_name = field_validator(
@@ -177,6 +185,13 @@ class Experiment(Component):
                 raise ValueError(
                     f"checkpoints.{name}: {recipe.name} keeps no checkpoint of step {ref.step}, "
                     f"only every {training.evaluate_every} up to {training.n_steps}"
+                )
+            own = self.training.optimisation
+            if ref.same_step_as is not None and own.evaluate_every % training.evaluate_every:
+                raise ValueError(
+                    f"checkpoints.{name}: {recipe.name} is kept every {training.evaluate_every} "
+                    f"steps, so it lacks steps of {self.training.name}, which is kept every "
+                    f"{own.evaluate_every}"
                 )
         return self
 

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import pytest
+
 from mechmem.analyses.dynamics import Dynamics
 from mechmem.session import Session
 
@@ -25,8 +27,9 @@ def test_every_curve_is_told_at_every_step_with_chance():
         for curve, value in row.items()
         if curve != "step"
     }
-    assert found == expected | {(0, "chance"): 0.25, (50, "chance"): 0.25}
-    assert len(plain) == 10
+    expected |= {(0, "chance"): 0.25, (50, "chance"): 0.25, (0, "lead"): 0, (50, "lead"): 0.5}
+    assert found == pytest.approx(expected)
+    assert len(plain) == 12
 
 
 def test_each_phase_has_its_mark_and_the_curves_there():
@@ -47,11 +50,39 @@ def test_each_phase_has_its_mark_and_the_curves_there():
         "corrected": 0.7,
         "held_out": 0.8,
         "chance": 0.25,
+        "lead": pytest.approx(0.5),
     }
 
 
 def test_a_phase_that_never_came_has_no_row():
     assert "memorised" not in set(Dynamics().table(SESSION)["label"])
+
+
+def lead(phases) -> dict[str, float]:
+    """By label, the lead of the rule."""
+    table = Dynamics().table(Session(curves=CURVES, phases=phases, chance=0.25))
+    rows = table[(table["curve"] == "lead") & (table["label"] != "")]
+    assert not rows["label"].duplicated().any()
+    return dict(zip(rows["label"], rows["value"].round(9), strict=True))
+
+
+def test_memory_without_the_rule_means_no_lead():
+    assert lead({"generalised": None, "memorised": 50}) == {
+        "generalised": 0,
+        "memorised": 0.5,
+        "best": 0.5,
+    }
+    assert lead({"generalised": 0, "memorised": 50})["generalised"] == 0  # as the curve says
+    assert "generalised" not in lead({"generalised": None, "memorised": None})
+
+
+def test_the_best_is_the_first_step_of_the_highest_held_out_accuracy():
+    curves = [CURVES[0], CURVES[1], CURVES[1] | {"step": 100, "clean": 0.95}]
+    table = Dynamics().table(Session(curves=curves, phases={"final": 100}))
+    best = table[table["label"] == "best"]
+    assert set(best["step"]) == {50}
+    assert best.set_index("curve")["value"]["held_out"] == 0.8
+    assert "phase" not in set(best["curve"])  # no mark in the figure
 
 
 def test_every_value_has_its_unit():

@@ -127,6 +127,7 @@ def session_of(name: str) -> Session:
         "same": noisy.model_copy(update={"pair": same, "also_pair": pair}),
         "clean": ExampleSet(noisy=False, n=N, pair=pair),
         "many": ExampleSet(noisy=False, n=MANY),
+        "held_out": ExampleSet(split="held_out", n=MANY),
     }
     if trained.task.kind == "four_digit_addition":  # some pair changes the digit of each place
         sets["pairs"] = ExampleSet(noisy=False, n=2 * N, pair=MinimalPair(flip="out_2"))

@@ -76,6 +76,12 @@ SMALL = Recipe(
     architecture=Architecture(n_layers=2, d_model=8, n_heads=2),
     optimisation=Optimisation(n_steps=4, batch_size=20, evaluate_every=2),
 )
+SPARSE = SMALL.model_copy(
+    update={
+        "name": "sparse",
+        "optimisation": SMALL.optimisation.model_copy(update={"evaluate_every": 4}),
+    }
+)
 FIELDS: dict[str, Any] = {
     "name": "all_of_it",
     "question": "Is it?",
@@ -290,6 +296,23 @@ def test_an_error_in_a_training_names_the_file_it_is_in():
             "a checkpoint is a phase (initial, before,",
         ),
         ({"checkpoints": {"a": {}}}, "a checkpoint is a phase (initial, before,"),
+        (
+            {"checkpoints": {"a": {"same_step_as": "memorised", "phase": "final"}}},
+            "a checkpoint is a phase (initial, before,",
+        ),
+        (
+            {"checkpoints": {"a": {"same_step_as": "memorized", "training": SMALL}}},
+            "there is no phase 'memorized'; did you mean 'memorised'?",
+        ),
+        (
+            {"checkpoints": {"a": {"same_step_as": "memorised"}}},
+            "name that `training`, or use `phase`",
+        ),
+        (
+            {"checkpoints": {"a": {"same_step_as": "memorised", "training": SPARSE}}},
+            "checkpoints.a: sparse is kept every 4 steps, so it lacks steps of small, which is "
+            "kept every 2",
+        ),
         ({"checkpoints": {"a": {"step": -2}}}, "greater than or equal to 0"),
         ({"examples": {"a": {"n": 0}}}, "greater than or equal to 1"),
         ({"examples": {"a": {"prefix": "truth"}}}, "Input should be 'given' or 'true'"),

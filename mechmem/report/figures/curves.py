@@ -23,7 +23,7 @@ class Curves(Figure):
     In a model that learns the rule first and the wrong labels later, `corrected` rises and then
     falls while `memorised` rises. Rows with curve `phase` mark a step with their `label`; a phase
     that was never reached has no row. Other rows with a label repeat a point of a curve and are
-    left out, as are the marks of the two ends of training.
+    left out, as are the marks of the two ends of training and the difference `lead`.
     """
 
     @property
@@ -32,7 +32,7 @@ class Curves(Figure):
 
     def _draw(self, rows: pd.DataFrame) -> go.Figure:
         labels = rows["label"].fillna("") if "label" in rows else pd.Series("", rows.index)
-        lines = rows[(rows["curve"] != "phase") & (labels == "")].drop(
+        lines = rows[~rows["curve"].isin(("phase", "lead")) & (labels == "")].drop(
             columns="label", errors="ignore"
         )
         phases = rows[(rows["curve"] == "phase") & ~labels.isin(ENDS)]

@@ -7,6 +7,7 @@ from .analyses.circuits.edge_scores import EdgeScores as EdgeScores
 from .analyses.dynamics import Dynamics as Dynamics
 from .analyses.effects.ablation import Ablation as Ablation
 from .analyses.effects.cross_model_swap import CrossModelSwap as CrossModelSwap
+from .analyses.effects.dose import Dose as Dose
 from .analyses.effects.effect import EffectAnalysis as EffectAnalysis
 from .analyses.effects.erasure import Erasure as Erasure
 from .analyses.effects.intervene import Intervene as Intervene
@@ -16,7 +17,9 @@ from .analyses.effects.token_replacement import TokenReplacement as TokenReplace
 from .analyses.neurons.activation_map import ActivationMap as ActivationMap
 from .analyses.neurons.heuristic_types import HeuristicTypes as HeuristicTypes
 from .analyses.neurons.heuristics import Heuristics as Heuristics
+from .analyses.neurons.localisation import Localisation as Localisation
 from .analyses.neurons.map_similarity import MapSimilarity as MapSimilarity
+from .analyses.neurons.memory_sets import MemorySets as MemorySets
 from .analyses.neurons.neuron_shift import NeuronShift as NeuronShift
 from .analyses.readouts.logit_lens import LogitLens as LogitLens
 from .analyses.readouts.probe import Probe as Probe
@@ -46,6 +49,7 @@ from .interventions.patch import Patch as Patch
 from .interventions.patch import Source as Source
 from .interventions.patch_contributions import PatchContributions as PatchContributions
 from .interventions.patch_path import PatchPath as PatchPath
+from .interventions.patch_within import PatchWithin as PatchWithin
 from .interventions.steer import Steer as Steer
 from .interventions.swap_weights import SwapWeights as SwapWeights
 from .measures.measure import Measure as Measure

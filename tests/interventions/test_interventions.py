@@ -19,6 +19,7 @@ from mechmem.interventions.patch import Patch, Source
 from mechmem.interventions.patch_contributions import PatchContributions
 from mechmem.interventions.patch_path import Receiver
 from mechmem.interventions.patch_towards import PatchTowards
+from mechmem.interventions.patch_within import PatchWithin
 from mechmem.interventions.random_displacement import RandomDisplacement
 from mechmem.interventions.steer import Steer
 from mechmem.interventions.swap_weights import SwapWeights
@@ -340,6 +341,10 @@ SELECTIONS = [
     *((PatchTowards, PLACE, f) for f in ("layer", "head", "neurons", "position")),
     *(
         (PatchContributions, {**PLACE, "site": "neurons", "source": BEFORE}, f)
+        for f in ("layer", "head", "neurons", "position")
+    ),
+    *(
+        (PatchWithin, {**PLACE, "source": BEFORE}, f)
         for f in ("layer", "head", "neurons", "position")
     ),
     *((Ablate, PLACE, f) for f in ("layer", "head", "neurons", "position")),

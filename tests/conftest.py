@@ -94,6 +94,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--write-docs", action="store_true", help="write what pages quote of the docstrings anew"
     )
+    parser.addoption(
+        "--whole-matrix", action="store_true", help="judge every cell of the known answers"
+    )
 
 
 def pytest_configure() -> None:

@@ -58,6 +58,8 @@ class Reading:
     missing: Mapping[int, str] = field(default_factory=dict)
     share: ShareSamples | None = None
     """The samples as a share of what was attainable."""
+    chosen_on_discovery: bool = False
+    """Whether the row was chosen on the discovery seed, which is then left out."""
 
 
 @dataclass(frozen=True)
@@ -267,16 +269,16 @@ class Quantity(Component):
         samples = chosen.samples
         if on_discovery:
             tested = {s: sample for s, sample in samples.by_seed.items() if s != DISCOVERY}
-            return replace(chosen, samples=replace(samples, by_seed=tested))
+            samples = replace(samples, by_seed=tested)
+            return replace(chosen, samples=samples, chosen_on_discovery=True)
         return replace(chosen, samples=replace(samples, n_compared=len(readings)))
 
     def _completed(self, reading: Reading, source: Tables) -> Reading:
         """The reading with the seeds that have no row: with `if_missing` as their number, or with
         the reason."""
         by_seed = dict(reading.samples.by_seed)
-        lost = [seed for seed in source.seeds if seed not in by_seed]
-        if reading.samples.n_compared == 1 and self.pick and DISCOVERY in lost:
-            lost.remove(DISCOVERY)  # the row was chosen on it
+        left_out = {DISCOVERY} if reading.chosen_on_discovery else set()
+        lost = [seed for seed in source.seeds if seed not in {*by_seed, *left_out}]
         if self.if_missing is not None:
             number: Sample = {("number",): Values(np.array([self.if_missing]))}
             by_seed |= dict.fromkeys(lost, number)

@@ -393,6 +393,26 @@ def test_reading_the_results_of_a_run_runs_no_code_of_its_folder(plugged, runs):
         draw(found)
 
 
+# --- a phase that never came
+
+
+def test_a_phase_that_was_never_reached_makes_claims_not_testable(spec, runs):
+    block = spec(checkpoints={"before": {"step": 5}, "after": "generalised"})
+    figure = {"kind": "heatmap", "table": "neuron_shift", "x": "neuron", "y": "layer"}
+    block["figures"].append(figure | {"value": "auc"})
+    found = run(Experiment.model_validate(block), runs)
+    (claim,) = found.claims
+    assert claim["verdict"] == "not testable"
+    assert claim["reason"] == "returned: seed 0 never reached phase 'generalised'"
+    assert found.answer == "Layer undefined returns undefined."
+    assert len(found.table("patch_grid")) == 0
+    assert len(found.table("dynamics")) > 0  # the curves need no checkpoint
+    page = found.report.read_text()
+    assert "Table patch_grid lacks rows of seed 0" in page
+    assert "not testable" in page
+    assert set(found.figures) == {"1_curves_dynamics"}
+
+
 # --- errors
 
 

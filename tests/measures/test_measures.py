@@ -21,7 +21,7 @@ from mechmem.measures.logit_difference import LogitDifference
 from mechmem.measures.measure import Measure
 from mechmem.measures.off_label_rate import OffLabelRate
 from mechmem.measures.probability import Probability
-from mechmem.measures.rank import Rank
+from mechmem.measures.rank import Rank, mean_rank
 from mechmem.spec.errors import InputError
 
 LABELS = ("given", "true", "pair")
@@ -231,6 +231,14 @@ def test_kl_is_never_negative_and_zero_without_a_change(seed):
     logits, examples, baseline = drawn(4, seed)
     assert (KL()(logits, examples, baseline) > 0).all()
     assert torch.equal(KL()(logits, examples, logits), torch.zeros(4, 3, dtype=torch.float64))
+
+
+def test_a_tie_has_the_mean_of_its_ranks():
+    logits = torch.zeros(3, 2, 12)
+    assert mean_rank(logits, logits[..., 4]).unique().tolist() == [5.5]
+    logits[..., 0] = 1.0  # better than the other eleven, which share the ranks 1 to 11
+    assert mean_rank(logits, logits[..., 4]).unique().tolist() == [6.0]
+    assert mean_rank(logits, logits[..., 0]).unique().tolist() == [0.0]
 
 
 @given(st.integers(0, 1000))

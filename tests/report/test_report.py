@@ -22,7 +22,19 @@ CLAIM = {
     "high": 0.75,
     "rule": "r",
     "reason": "because",
+    "timing": "before",
+    "exploratory": False,
+    "requires": [],
+    "attainable": None,
+    "control": None,
 }
+
+RIGHT = {
+    **{"verdict": "refuted", "timing": "exploratory", "requires": [{"rule": EVIL}]},
+    "attainable": {"quantity": EVIL, "value": 0.5, "interval": [0.1, 0.9]},
+    "control": None,
+}
+SUPPORTED = {"verdict": "supported"}
 
 
 def report(**changes) -> Report:
@@ -39,7 +51,8 @@ def report(**changes) -> Report:
         ],
         "tables": [("patch_grid", "one row a cell", table)],
         "claims": [
-            CLAIM | {"verdict": verdict} for verdict in ("supported", "refuted", "undetermined")
+            CLAIM | {"verdict": verdict}
+            for verdict in ("supported", "refuted", "undetermined", "not testable")
         ],
         "setup": {"seeds": (0, 1), "task": {"kind": "four_digit_addition", "rate": 0.05}},
         "provenance": {"commit": "abc", "versions": {"torch": "2"}},
@@ -106,7 +119,12 @@ def test_verdicts_are_said_in_words():
     text = Page(render(report())).text
     assert all(
         f"{sign} {verdict}" in text
-        for sign, verdict in (("✓", "supported"), ("✗", "refuted"), ("?", "undetermined"))
+        for sign, verdict in (
+            ("✓", "supported"),
+            ("✗", "refuted"),
+            ("?", "undetermined"),
+            ("–", "not testable"),
+        )
     )
     assert "Effect 0.5, 95 % interval 0.25 to 0.75" in text
 
@@ -116,6 +134,32 @@ def test_a_claim_without_a_number_says_only_why():
     text = Page(render(report(claims=[claim]))).text
     assert "because" in text
     assert "Effect" not in text
+
+
+@pytest.mark.parametrize(
+    ("timing", "text"),
+    [
+        ("before", "Rule, fixed before the run: r"),
+        ("after", "Exploratory, as no record shows"),
+        ("changed", "Exploratory, as the rule was changed after a run; rule: r"),
+        ("exploratory", "Exploratory, as the spec says; rule: r. k was chosen on seed 0"),
+    ],
+)
+def test_only_a_rule_on_record_is_called_fixed_before_the_run(timing, text):
+    reason = "k was chosen on seed 0" if timing == "exploratory" else False
+    page = Page(
+        render(report(claims=[CLAIM | SUPPORTED | {"timing": timing, "exploratory": reason}]))
+    )
+    assert text in page.text
+    assert ("fixed before the run" in page.text) == (timing == "before")
+
+
+def test_what_a_verdict_rests_on_is_next_to_it():
+    beside = {"quantity": "whole", "value": 0.8, "interval": [0.7, 0.9]}
+    claim = CLAIM | SUPPORTED | {"attainable": beside, "requires": [{"rule": "memorised >= 0.9"}]}
+    text = Page(render(report(claims=[claim]))).text
+    assert "Attainable (whole) 0.8, 95 % interval 0.7 to 0.9" in text
+    assert "Required in every seed: memorised >= 0.9" in text
 
 
 def test_an_unknown_verdict_is_refused():
@@ -145,7 +189,7 @@ def test_table_cells_are_short_and_values_per_example_left_out():
         *({field: EVIL} for field in ("title", "question", "answer")),
         {"figures": [(EVIL, EVIL, go.Figure(go.Bar(x=[EVIL], y=[1]), {"title": {"text": EVIL}}))]},
         {"tables": [(EVIL, EVIL, pd.DataFrame({EVIL: [EVIL]}))]},
-        {"claims": [dict.fromkeys(CLAIM, EVIL) | {"verdict": "refuted"}]},
+        {"claims": [dict.fromkeys(CLAIM, EVIL) | RIGHT]},
         {"setup": {EVIL: EVIL}, "provenance": {EVIL: [EVIL]}, "warnings": [EVIL]},
     ],
 )

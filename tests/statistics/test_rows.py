@@ -4,7 +4,13 @@ import numpy as np
 import pytest
 
 from mechmem.statistics.intervals import LEVEL, interval
-from mechmem.statistics.rows import over_draws, over_examples, single
+from mechmem.statistics.rows import (
+    FRACTION,
+    interval_by_unit,
+    over_draws,
+    over_examples,
+    single,
+)
 
 VALUES = np.array([0.0, 1.0, 1.0, 0.5])
 
@@ -21,6 +27,29 @@ def test_the_interval_of_a_mean_is_the_bootstrap_interval():
     low, high = interval(VALUES[None])
     assert (row["low"], row["high"]) == (low[0], high[0])
     assert row["low"] < row["value"] < row["high"]
+
+
+def test_right_and_wrong_answers_have_an_exact_interval():
+    row = over_examples(np.ones(12), FRACTION)
+    assert (row["low"], row["high"]) == (pytest.approx(0.025 ** (1 / 12)), 1.0)
+    none = over_examples(np.zeros(12), FRACTION)
+    assert (none["low"], none["high"]) == (0.0, pytest.approx(1 - 0.025 ** (1 / 12)))
+
+
+def test_zeros_of_another_unit_are_exactly_zero():
+    row = over_examples(np.zeros(12), "nats")
+    assert (row["low"], row["high"]) == (0.0, 0.0)
+
+
+def test_means_in_fractions_keep_their_bootstrap_interval():
+    row, low_high = over_examples(VALUES, FRACTION), interval(VALUES[None])
+    assert (row["low"], row["high"]) == (low_high[0][0], low_high[1][0])
+
+
+def test_exact_intervals_cover_a_high_accuracy():
+    values = (np.random.default_rng(0).random((1000, 20)) < 0.95).astype(float)
+    low, high = interval_by_unit(values, [FRACTION] * 1000)
+    assert ((low <= 0.95) & (high >= 0.95)).mean() >= 0.95
 
 
 def test_a_mean_over_draws_by_hand():

@@ -1,5 +1,5 @@
-"""The matrix of known answers: which spec judges a claim on a model, how its example sets are fitted
-to the task of that model, and what came out."""
+"""The matrix of known answers: which spec judges a claim on a model, how its example sets are
+fitted to the task of that model, and what came out."""
 
 from __future__ import annotations
 

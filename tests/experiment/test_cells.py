@@ -6,6 +6,7 @@ from types import SimpleNamespace
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 
 from mechmem.analyses.analysis import Analysis, joined
 from mechmem.experiment import cells as home
@@ -325,3 +326,24 @@ def test_an_analysis_that_cannot_be_is_named(table):
     with pytest.raises(BlockError, match="it is not possible") as raised:
         table(**swept(0, 1))
     assert raised.value.loc == ("analyses", 0)
+
+
+def test_another_training_is_taken_at_the_step_of_a_phase_of_the_own_one(spec, recipe, runs):
+    """The own training ends at step 20, the other one at step 30."""
+    longer = recipe.optimisation.model_copy(update={"n_steps": 30})
+    twin = recipe.model_copy(update={"name": "longer", "optimisation": longer})
+    block = spec(analyses=[{"kind": "tally", "model": {"each": "all"}}], **BARE)
+    block["examples"] = {"noisy": {"noisy": True, "n": 8}}
+    block["checkpoints"] = {
+        "same": {"same_step_as": "final", "training": twin.block()},
+        "last": {"phase": "final", "training": twin.block()},
+    }
+    run = TrainedRun(Experiment.model_validate(block), recipe, 0, runs, ProgressCallback(), {})
+    models = run.session.models
+    there = run.training(twin)
+    assert run.trained.phases["final"] == 20
+    for name, step in (("same", 20), ("last", 30)):
+        expected = there.at(step).state_dict()
+        assert all(
+            torch.equal(value, expected[key]) for key, value in models[name].state_dict().items()
+        )

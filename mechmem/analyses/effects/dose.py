@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, ClassVar
 
+import numpy as np
 import pandas as pd
 from pydantic import AfterValidator, NonNegativeFloat
 from torch import Tensor
@@ -13,9 +14,10 @@ from mechmem.analyses.effects.effect import EffectAnalysis, Interventions
 from mechmem.data.examples import Examples
 from mechmem.interventions.patch import Source
 from mechmem.interventions.patch_within import PatchWithin
+from mechmem.models.outputs import OUTPUTS
 from mechmem.session import Session
 from mechmem.spec.references import CheckpointName
-from mechmem.spec.selection import Names, distinct
+from mechmem.spec.selection import Indices, Names, distinct
 from mechmem.spec.sweep import Swept
 
 
@@ -32,14 +34,14 @@ class Dose(EffectAnalysis):
     columns: ClassVar[Mapping[str, str]] = {
         **EffectAnalysis.columns,
         "norm": "largest L2 norm of the change in the residual stream",
-        "moved": "L2 norm of the change that the patch makes there, mean over examples and "
-        "readouts; undefined for the source",
+        "moved": "L2 norm of the change there, mean over examples, readouts and layers (with several "
+        "layers, later ones also change in response to earlier ones); undefined for the source",
     }
 
     site: Swept[str] = "neurons"
     """The patched site: `neurons`, `z`, `attn_out`, `mlp_out` or a residual."""
-    layer: Swept[int]
-    """The layer."""
+    layer: Swept[Indices]
+    """One layer or several; each is moved by the dose."""
     norm: Swept[NonNegativeFloat]
     """The largest L2 norm of the change in the residual stream."""
     compared: Annotated[tuple[str, ...], AfterValidator(distinct)] = ("neurons", "attn_out")
@@ -76,7 +78,9 @@ class Dose(EffectAnalysis):
         """How far the patch moves the residual stream; its control moves it as far."""
         model, examples = session.model(self.model), session.examples(self.examples)
         edits = session.edits(model, examples, [self._patch])
-        at = edits[-1].at
-        plain = session.activation(model, examples, at.hook)
-        patched = session.edited_activations(model, examples, edits, [at.hook])[at.hook]
-        return float((patched - plain)[:, -examples.n_answer :].double().norm(dim=-1).mean())
+        units = tuple(hook for hook, _ in OUTPUTS.values())
+        hooks = [edit.hook for edit in edits if not edit.hook.endswith(units)]  # those only look
+        plain = session.activations(model, examples, hooks)
+        patched = session.edited_activations(model, examples, edits, hooks)
+        change = [(patched[hook] - plain[hook])[:, -examples.n_answer :] for hook in hooks]
+        return float(np.mean([moved.double().norm(dim=-1).mean().item() for moved in change]))

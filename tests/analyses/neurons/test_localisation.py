@@ -28,21 +28,20 @@ def without(model: Model) -> Model:
 def planted(model: Model, examples) -> Model:
     """Each planted neuron fires at one example's last readout and writes its given last token."""
     made = without(model)
-    mlp = made.blocks[1].mlp
+    mlp, norm = made.blocks[1].mlp, made.blocks[1].ln2
     read = activations_of(made, examples)["blocks.1.ln2.hook_normalized"]
+    # Without scale and bias all inputs are equally long, so each is the nearest to itself.
+    equal = (read - norm.b) / norm.w
     with torch.no_grad():
         for row, neuron in enumerate(PLANTED):
-            # Ridge regression: 1 at the example's last readout, 0 at all others.
-            flat = torch.cat([read.flatten(0, 1), torch.ones(read[..., 0].numel(), 1)], dim=1)
-            target = torch.zeros(read.shape[:2])
-            target[row, -1] = 1
-            gram = flat.T @ flat + 1e-3 * torch.eye(flat.shape[1])
-            weights = torch.linalg.solve(gram, flat.T @ target.flatten())
-            peak = (flat @ weights).reshape(target.shape)[row, -1]
-            mlp.W_in[:, neuron], mlp.b_in[neuron] = weights[:-1], weights[-1] - 0.6 * peak
+            own = equal[row, -1]
+            peak, next_one = (equal @ own).flatten().topk(2).values
+            key = 2 * own / norm.w / (peak - next_one)
+            mlp.W_in[:, neuron] = key
+            mlp.b_in[neuron] = -norm.b @ key - (peak + next_one) / (peak - next_one)
             given, true = examples.given[row, -1], examples.true[row, -1]
-            mlp.W_out[neuron] = 500 * (made.W_U[:, given] - made.W_U[:, true])
-    return made
+            mlp.W_out[neuron] = 5 * (made.W_U[:, given] - made.W_U[:, true])
+    return made.requires_grad_(False)
 
 
 @pytest.fixture

@@ -51,7 +51,7 @@ def brute(session, model, source, fed, ranking, kept=None) -> list[int]:
     order = ranking.flatten(1).argsort(dim=1, descending=True, stable=True)
     found = []
     for row in range(n):
-        one = fed.select([row])
+        one = fed.select([row]).as_set()
         for k in range(layers * width + 1):
             chosen = order[row, :k] if kept is None else order[row, k:]
             parts = []
@@ -76,7 +76,7 @@ def brute(session, model, source, fed, ranking, kept=None) -> list[int]:
 def test_back_and_keep_are_those_of_brute_force(answered, model, earlier, rest, monkeypatch):
     monkeypatch.setattr("mechmem.analyses.neurons.memory_sets.ONE_BY_ONE", 48)
     answered = Session(
-        answered.models, {"noisy": answered.examples("noisy").select(slice(5)).as_set()}
+        answered.models, {"noisy": answered.examples("noisy").select(slice(3)).as_set()}
     )
     examples = answered.examples("noisy")
     analysis = MemorySets(rest=rest, n_steps=2, top=4)

@@ -71,6 +71,12 @@ def test_every_model_is_a_training_by_name(model):
     assert named_recipe(model, ROOT / "experiments").name == model
 
 
+def test_the_rule_alone_is_the_shipped_twin_under_another_name():
+    names = ("rule_only", "fda_small_clean")
+    rule_only, twin = (named_recipe(name, ROOT / "experiments") for name in names)
+    assert rule_only.recipe_hash == twin.recipe_hash
+
+
 def test_halves_stay_disjoint_halves_where_there_are_fewer_instances():
     task = FourDigitAddition(n_train=300, n_held_out=20, noise=Digit(rate=0.1))
     sets = {

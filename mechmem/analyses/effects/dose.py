@@ -34,8 +34,8 @@ class Dose(EffectAnalysis):
     columns: ClassVar[Mapping[str, str]] = {
         **EffectAnalysis.columns,
         "norm": "largest L2 norm of the change in the residual stream",
-        "moved": "L2 norm of the change there, mean over examples, readouts and layers (with several "
-        "layers, later ones also change in response to earlier ones); undefined for the source",
+        "moved": "L2 norm of the change there, mean over examples, readouts and layers (of several "
+        "layers, later ones also respond to earlier ones); undefined for the source",
     }
 
     site: Swept[str] = "neurons"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 import pandas as pd
@@ -264,11 +264,11 @@ def participation(scores: Float[Tensor, "n layer unit"]) -> Float[Tensor, " n"]:
     return sizes.sum(1) ** 2 / sizes.pow(2).sum(1).clamp_min(1e-300)
 
 
-def _row(measure: str, values: Tensor, never: int, labels: Mapping[str, Any]) -> Row:
+def _row(measure: str, values: Tensor, never: int, labels: Row) -> Row:
     """A median with its interval by order statistics."""
     numbers = values.double().numpy()
     low, high = median_interval(numbers)
-    found = {"measure": measure, "unit": "units", "value": float(np.median(numbers))}
+    found: Row = {"measure": measure, "unit": "units", "value": float(np.median(numbers))}
     found |= {"low": low, "high": high, "n": len(numbers)}
     is_size = measure != "participation"
     infinite = float((numbers == never).mean()) if is_size else 0.0

@@ -1,4 +1,4 @@
-"""HeuristicTypes: whether the neurons that shifted most are those that follow rules."""
+"""HeuristicTypes: whether the neurons to which memorisation is due are those that follow rules."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pydantic import PositiveInt
 from scipy import stats
 
 from mechmem.analyses.neurons.grid import GridAnalysis
-from mechmem.analyses.neurons.neuron_shift import NeuronShift
+from mechmem.analyses.neurons.ranking import Change, Method, Options, scores
 from mechmem.analyses.neurons.rules import TYPES
 from mechmem.session import Session
 from mechmem.spec.errors import InputError
@@ -22,19 +22,20 @@ from mechmem.statistics.rows import FRACTION, interval_by_unit
 
 
 class HeuristicTypes(GridAnalysis):
-    """Types of rule of the most shifted neurons, compared with the other neurons of their layers.
+    """Types of rule of the first k neurons of a ranking, compared with the others of their layers.
 
-    If memorisation shifts neurons that compute the answer (claim C7), the shifted neurons follow
-    rules as often as the others do. Layers differ in both shifts and rules, so compare within a
-    layer. Controls: the other neurons, and the types of all maps with their cells shuffled
-    (`chance`).
+    If memorisation shifts neurons that compute the answer (claim C7), the neurons that return the
+    true answer when they are patched back follow rules as often as the others do. Layers differ in
+    both, so compare within a layer. Controls: the other neurons, and the types of all maps with
+    their cells shuffled (`chance`).
     Source: arXiv:2410.21272 for the types; the comparison is ours.
     """
 
     columns: ClassVar[Mapping[str, str]] = {
         "place": "answer digit",
-        "group": "shifted (the k most shifted neurons), rest (the other neurons), or chance (all "
-        "neurons, with shuffled maps)",
+        "ranking": "how the neurons are ranked",
+        "group": "ranked (the first k neurons), rest (the other neurons), or chance (all neurons, "
+        "with shuffled maps)",
         "type": "type of rule, none, or silent (the same activation everywhere)",
         "measure": "the counted quantity: neurons",
         "unit": "unit of the value",
@@ -42,7 +43,7 @@ class HeuristicTypes(GridAnalysis):
         "low": "lower end of the bootstrap 95 % interval over neurons",
         "high": "upper end of that interval",
         "n": "number of neurons in the group",
-        "p": "permutation p-value of the chi-square between the types of shifted and rest at this "
+        "p": "permutation p-value of the chi-square between the types of ranked and rest at this "
         "place (0..1)",
         "q": "Benjamini-Hochberg false discovery rate of p over the places",
         "per_example": "for each neuron of the group, whether it has this type (0 or 1)",
@@ -51,24 +52,25 @@ class HeuristicTypes(GridAnalysis):
     model: Swept[CheckpointName] = CheckpointName("after")
     """The checkpoint whose maps are classified."""
     before: CheckpointName = CheckpointName("before")
-    """The checkpoint from which shifts are measured."""
+    """The checkpoint from which changes are measured."""
     after: CheckpointName = CheckpointName("after")
-    """The checkpoint to which shifts are measured."""
+    """The checkpoint to which changes are measured."""
     noisy: ExampleSetName = ExampleSetName("noisy")
-    """The noisy set whose shifts rank the neurons."""
+    """The noisy set whose changes rank the neurons."""
     matched: ExampleSetName | None = None
-    """The clean set of the shifts; by default, that of the maps."""
+    """The clean set of the ranking; by default, that of the maps."""
     layer: Swept[int | tuple[int, ...]] = 0
     """Layers whose neurons are ranked together."""
+    ranking: Swept[Method] = "attribution"
+    """How neurons are ranked, as in `neuron_top_k`."""
     k: Swept[PositiveInt] = 128
-    """Number of neurons in the group `shifted`."""
+    """Number of neurons in the group `ranked`."""
 
     def table(self, session: Session) -> pd.DataFrame:
         layers = self.layer if isinstance(self.layer, tuple) else (self.layer,)
         found = self.classified(session, self.model).merge(
-            self._shifts(session), on=["layer", "neuron"]
+            self._scores(session, layers), on=["layer", "neuron"]
         )
-        found = found[found["layer"].isin(layers)]
         if self.k >= len(found.drop_duplicates(["layer", "neuron"])):
             raise InputError(
                 f"k {self.k} leaves no other neurons in layers {layers} to compare with; lower k"
@@ -76,25 +78,32 @@ class HeuristicTypes(GridAnalysis):
         tables = [self._place(place, rows) for place, rows in found.groupby("place", sort=False)]
         rates = stats.false_discovery_control([table["p"].iloc[0] for table in tables])
         tables = [table.assign(q=q) for table, q in zip(tables, rates, strict=True)]
-        return pd.concat(tables, ignore_index=True)[[*self.columns]]
+        found = pd.concat(tables, ignore_index=True).assign(ranking=self.ranking)
+        return found[[*self.columns]]
 
-    def _shifts(self, session: Session) -> pd.DataFrame:
-        matched = self.matched or self.examples
-        shift = NeuronShift(
-            before=self.before, after=self.after, examples=self.noisy, matched=matched
-        )
-        return shift.kept(session)[["layer", "neuron", "shift_noisy"]]
+    def _scores(self, session: Session, layers: tuple[int, ...]) -> pd.DataFrame:
+        """The score of each neuron of the layers, mean over the noisy instances."""
+        models = (session.model(name) for name in (self.after, self.before))
+        sets = (session.examples(name) for name in (self.noisy, self.matched or self.examples))
+        change = Change(session, *models, *sets, layers)
+        of_layers = scores(change, self.ranking, options=Options(seed=self.seed))
+        means = [of.mean(0).double().cpu().numpy() for of in of_layers]
+        tables = [
+            pd.DataFrame({"layer": layer, "neuron": np.arange(len(mean)), "score": mean})
+            for layer, mean in zip(layers, means, strict=True)
+        ]
+        return pd.concat(tables, ignore_index=True)
 
     def _place(self, place: Any, rows: pd.DataFrame) -> pd.DataFrame:
-        rows = rows.sort_values("shift_noisy", ascending=False, kind="stable")
+        rows = rows.sort_values("score", ascending=False, kind="stable")
         types = rows["type"].to_numpy()
         groups = {
-            "shifted": types[: self.k],
+            "ranked": types[: self.k],
             "rest": types[self.k :],
             "chance": rows["shuffled_type"].to_numpy(),
         }
         tables = [_shares(of).assign(group=group) for group, of in groups.items()]
-        p = permutation_p(groups["shifted"], groups["rest"], self.seed)
+        p = permutation_p(groups["ranked"], groups["rest"], self.seed)
         return pd.concat(tables).assign(place=place, p=p, measure="neurons", unit="fraction")
 
 

@@ -23,7 +23,7 @@ COLOURS = {
     **{"corrected": GREEN, "accuracy_true": GREEN, "held_out": INK, "chance": GREY},
     **{"baseline": SLATE, "intervened": PLUM, "source": AMBER},
     **{"control": GREY, "random": GREY, "variance_matched": SAND, "head_permuted": SLATE},
-    **{"top": PLUM, "ranked": PLUM, "together": PLUM, "shifted": PLUM, "rest": SLATE},
+    **{"top": PLUM, "ranked": PLUM, "together": PLUM, "rest": SLATE},
     **{"lens": PLUM, "untrained": SLATE, "probe": PLUM, "shuffled": GREY, "majority": SAND},
 }
 """Names that always have the same colour; the colours can be distinguished with all common kinds of

@@ -1,4 +1,4 @@
-"""Heuristics: planted neurons, effects against plain TransformerLens hooks, and shifted neurons
+"""Heuristics: planted neurons, effects against plain TransformerLens hooks, and ranked neurons
 against the rest."""
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from scipy import stats
 
 from mechmem.analyses.neurons.activation_map import ActivationMap
 from mechmem.analyses.neurons.grid import CELLS, Grid, GridAnalysis
+from mechmem.analyses.effects.neuron_top_k import NeuronTopK
 from mechmem.analyses.neurons.heuristic_types import HeuristicTypes, permutation_p
 from mechmem.analyses.neurons.heuristics import Heuristics, effects
 from mechmem.analyses.neurons.map_similarity import MapSimilarity, correlations
@@ -228,14 +229,12 @@ def test_what_cannot_be_is_refused(session, sets):
 
 
 @pytest.mark.usefixtures("planted")
-def test_the_shifted_neurons_are_counted_beside_the_rest(session, monkeypatch):
-    shifts = pd.DataFrame(
-        [(la, i, float(10 - i if la else -1)) for la in (0, 1) for i in range(24)]
-    )
+def test_the_ranked_neurons_are_counted_next_to_the_rest(session, monkeypatch):
     monkeypatch.setattr(
-        NeuronShift,
-        "kept",
-        lambda self, session: shifts.set_axis(["layer", "neuron", "shift_noisy"], axis=1),
+        "mechmem.analyses.neurons.heuristic_types.scores",
+        lambda change, *_, **__: [
+            10.0 * layer - torch.arange(24.0).expand(5, -1) for layer in change.layers
+        ],
     )
     table = HeuristicTypes(layer=1, k=2).table(session)
     by_place = table.groupby("place", sort=False)[["p", "q"]].first()
@@ -243,14 +242,14 @@ def test_the_shifted_neurons_are_counted_beside_the_rest(session, monkeypatch):
         stats.false_discovery_control(by_place["p"]).tolist()
     )
     found = table[table["place"] == "s1"].set_index(["group", "type"])["value"]
-    assert found["shifted"].to_dict() == {
+    assert found["ranked"].to_dict() == {
         t: 0.5 * (t in ("operand_range", "result_modulo")) for t in TYPES
     }
     rest = {"identical_digits": 1, "carry": 1, "result_range": 1, "operand_modulo": 1, "silent": 18}
     assert found["rest"].to_dict() == pytest.approx({t: rest.get(t, 0) / 22 for t in TYPES})
     assert found["chance"][["none", "silent"]].tolist() == pytest.approx([6 / 24, 18 / 24])
     assert (
-        table[table["place"] == "s0"].set_index(["group", "type"])["value"]["shifted", "silent"]
+        table[table["place"] == "s0"].set_index(["group", "type"])["value"]["ranked", "silent"]
         == 1
     )
     assert table.groupby(["place", "group"])["value"].sum().to_numpy() == pytest.approx(1)
@@ -260,15 +259,25 @@ def test_the_shifted_neurons_are_counted_beside_the_rest(session, monkeypatch):
     assert not table.isna().any(axis=None)
 
 
-def test_the_real_shift_ranks_the_neurons(session):
-    table = HeuristicTypes(layer=(0, 1), k=3).table(session)
+def test_the_spread_ranks_neurons_by_their_shift(session):
+    table = HeuristicTypes(layer=(0, 1), k=3, ranking="spread").table(session)
     shift = NeuronShift(matched="clean").table(session).nlargest(3, "shift_noisy")
     types = HeuristicTypes().classified(session, "after").merge(shift, on=["layer", "neuron"])
     for place, rows in types.groupby("place"):
-        found = table[(table["place"] == place) & (table["group"] == "shifted")].set_index("type")[
+        found = table[(table["place"] == place) & (table["group"] == "ranked")].set_index("type")[
             "value"
         ]
         assert found.to_dict() == pytest.approx({t: (rows["type"] == t).mean() for t in TYPES})
+
+
+def test_neurons_are_ranked_as_those_that_are_patched_back(session):
+    in_order = NeuronTopK(layer=(0, 1), k=1).ranked(session)
+    first = pd.DataFrame(in_order[:3], columns=["layer", "neuron"])
+    types = HeuristicTypes().classified(session, "after").merge(first, on=["layer", "neuron"])
+    table = HeuristicTypes(layer=(0, 1), k=3).table(session)
+    for place, rows in types.groupby("place"):
+        found = table[(table["place"] == place) & (table["group"] == "ranked")].set_index("type")
+        assert found["value"].to_dict() == {t: (rows["type"] == t).mean() for t in TYPES}
 
 
 def test_the_permutation_p_is_fisher_s_for_two_types():

@@ -24,7 +24,7 @@ from mechmem.data.example_set import ExampleSet
 from mechmem.data.minimal_pair import MinimalPair
 from mechmem.session import Session
 from mechmem.spec.sweep import each
-from mechmem.training.store import SHIPPED
+from mechmem.training.store import SHIPPED, Trained
 
 VARIABLE = {"four_digit_addition": "carry_2", "two_hop_reasoning": "bridge"}
 PAIR = {
@@ -62,7 +62,7 @@ REQUIRED: Mapping[str, Any] = {
 }
 """Values of fields without a default."""
 TOO_SLOW = {"neuron", "ablation"}
-"""Words that are left out: one forward for each of 1,536 neurons."""
+"""Words that are left out: one forward for each of 1,024 neurons."""
 TWINS = {"fda_small": "fda_small_clean", "fda_small_clean": "fda_small"}
 TRAININGS = sorted(path.name for path in SHIPPED.iterdir())
 N, MANY = 8, 200
@@ -111,15 +111,17 @@ def small(kind: type[Analysis], task: str) -> Iterator[Analysis]:
 
 @functools.cache
 def session_of(name: str) -> Session:
-    """The last of the phases that are shipped and, before it, the first; or the weights that
-    training began with."""
+    """The last shipped checkpoint, or that at which the labels were memorised, and the one before
+    memorisation; or the weights that training began with."""
     trained = load(name)
-    at = {phase: step for phase, step in trained.phases.items() if step in trained.steps}
+    after = last(trained)
+    before = trained.phases.get("before")
     untrained = trained.recipe.build(trained.seed)
+    twin = load(TWINS[name]) if name in TWINS else None
     models = {
-        "after": trained.at("memorised" if "memorised" in at else "final"),
-        "before": trained.at("generalised") if "generalised" in at else untrained,
-        "twin": load(TWINS[name]).at("final") if name in TWINS else untrained,
+        "after": trained.at(after),
+        "before": trained.at(before) if before in trained.steps and before < after else untrained,
+        "twin": twin.at(last(twin)) if twin else untrained,
     }
     has_noise = bool(trained.task.sample("train").is_noisy.any())
     pair, same = PAIR[trained.task.kind], SAME[trained.task.kind]
@@ -141,6 +143,12 @@ def session_of(name: str) -> Session:
         chance=trained.task.chance,
         rule=trained.task.answers,
     )
+
+
+def last(trained: Trained) -> int:
+    """The step of `memorised`, if it is shipped, or else the last step that is."""
+    memorised = trained.phases.get("memorised")
+    return memorised if memorised in trained.steps else max(trained.steps)
 
 
 def test_there_are_trainings_to_try():
@@ -167,9 +175,10 @@ def test_every_analysis_of_every_shipped_training(kind, training):
 def check_table(analysis: Analysis, session: Session) -> None:
     torch.manual_seed(0)
     before = torch.random.get_rng_state()
+    config = session.model("after").cfg
     sweep_domain = {
-        "layer": range(3),
-        "head": range(4),
+        "layer": range(config.n_layers),
+        "head": range(config.n_heads),
         "position": tuple(session.examples("clean").positions),
     }
     with session.declaring(analysis.references()):

@@ -43,13 +43,13 @@ def growth(
     trained = mm.load("fda_small")
     task = trained.task.model_copy(update={"n_train": n_examples})
     examples = task.sample("train").with_name("noisy")
-    models = {"after": trained.at("memorised"), "before": trained.at("generalised")}
+    models = {"after": trained.at("memorised"), "before": trained.at("before")}
     session = mm.Session(models=models, example_sets={"noisy": examples}, memory=memory)
     fed = {"prefixes": ("given",), "greedy": False} if is_quick else {}
     control = {"control": {"kind": "random_direction", "n": n_draws}} if n_draws else {}
     grid = mm.PatchGrid(
         site="resid_pre",
-        layer=2,
+        layer=1,
         position=mm.each(*positions),
         source=mm.Source(checkpoint="before"),
         n_control_greedy=1,

@@ -249,8 +249,7 @@ def test_the_ranked_neurons_are_counted_next_to_the_rest(session, monkeypatch):
     assert found["rest"].to_dict() == pytest.approx({t: rest.get(t, 0) / 22 for t in TYPES})
     assert found["chance"][["none", "silent"]].tolist() == pytest.approx([6 / 24, 18 / 24])
     assert (
-        table[table["place"] == "s0"].set_index(["group", "type"])["value"]["ranked", "silent"]
-        == 1
+        table[table["place"] == "s0"].set_index(["group", "type"])["value"]["ranked", "silent"] == 1
     )
     assert table.groupby(["place", "group"])["value"].sum().to_numpy() == pytest.approx(1)
     both = HeuristicTypes(layer=(0, 1), k=2).table(session)

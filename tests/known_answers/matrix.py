@@ -54,9 +54,10 @@ def fitted(sets: Mapping[str, ExampleSet], task: Task) -> dict[str, dict[str, An
     for name, chosen in sets.items():
         here = chosen if _available(chosen, task) else _held_out(chosen)
         most = max(_last(other) for other in sets.values() if _kin(other) == _kin(chosen))
-        share = min(1.0, _available(here, task) / most) if most else 1.0
-        n = None if here.n is None else max(1, int(here.n * share))
-        found[name] = here.block() | {"n": n, "skip": int(here.skip * share)}
+        there = min(most, _available(here, task))
+        # In integers: a rounded share could leave two sets of the same instances one apart.
+        n = None if here.n is None else max(1, here.n * there // most)
+        found[name] = here.block() | {"n": n, "skip": here.skip * there // most if most else 0}
     return found
 
 

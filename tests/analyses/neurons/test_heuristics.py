@@ -12,9 +12,9 @@ import pytest
 import torch
 from scipy import stats
 
+from mechmem.analyses.effects.neuron_top_k import NeuronTopK
 from mechmem.analyses.neurons.activation_map import ActivationMap
 from mechmem.analyses.neurons.grid import CELLS, Grid, GridAnalysis
-from mechmem.analyses.effects.neuron_top_k import NeuronTopK
 from mechmem.analyses.neurons.heuristic_types import HeuristicTypes, permutation_p
 from mechmem.analyses.neurons.heuristics import Heuristics, effects
 from mechmem.analyses.neurons.map_similarity import MapSimilarity, correlations

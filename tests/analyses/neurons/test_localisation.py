@@ -30,12 +30,11 @@ def planted(model: Model, examples) -> Model:
     made = without(model)
     mlp, norm = made.blocks[1].mlp, made.blocks[1].ln2
     read = activations_of(made, examples)["blocks.1.ln2.hook_normalized"]
-    # Without scale and bias all inputs are equally long, so each is the nearest to itself.
-    equal = (read - norm.b) / norm.w
+    # Before scale and bias all inputs are equally long, so each is the nearest to itself.
     with torch.no_grad():
         for row, neuron in enumerate(PLANTED):
-            own = equal[row, -1]
-            peak, next_one = (equal @ own).flatten().topk(2).values
+            own = read[row, -1]
+            peak, next_one = (read @ own).flatten().topk(2).values
             key = 2 * own / norm.w / (peak - next_one)
             mlp.W_in[:, neuron] = key
             mlp.b_in[neuron] = -norm.b @ key - (peak + next_one) / (peak - next_one)

@@ -79,7 +79,7 @@ EVEN = torch.zeros(1, 2, D_VOCAB, dtype=torch.float64)
         (Rank(label="given"), [0, 1], 0.5),
         (Accuracy(label="pair"), [0, 1], 0),
         (Probability(label="pair"), [0.125, 0.625], 0.078125),
-        (Rank(label="pair"), [2, 0], 1),
+        (Rank(label="pair"), [2.5, 0], 1.25),  # tied with another token
         (Logit(label="given"), [-math.log(2), -math.log(4)], -math.log(8) / 2),
         (Logit(label="pair", against="true"), [-math.log(4), 0], -math.log(2)),
         (LogitDifference(), [0, math.log(2.5)], math.log(2.5) / 2),

@@ -64,7 +64,7 @@ REQUIRED: Mapping[str, Any] = {
 TOO_SLOW = {"neuron", "ablation"}
 """Words that are left out: one forward for each of 1,024 neurons."""
 TWINS = {"fda_small": "fda_small_clean", "fda_small_clean": "fda_small"}
-TRAININGS = sorted(path.name for path in SHIPPED.iterdir())
+TRAININGS = sorted(path.parent.name for path in SHIPPED.glob("*/seed_0"))
 N, MANY = 8, 200
 
 

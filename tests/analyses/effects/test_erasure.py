@@ -273,7 +273,7 @@ def shipped() -> Session:
 
 def test_on_the_shipped_model_the_carry_goes_and_an_unrelated_digit_sum_stays(shipped):
     part = erasure(
-        Erase(site="resid_post", layer=1, variable="carry_2", position="s3"),
+        Erase(site="resid_mid", layer=1, variable="carry_2", position="s3"),
         examples="held_out",
         also_probed=("digit_sum_2",),
         greedy=False,
@@ -294,7 +294,7 @@ def test_on_the_shipped_model_the_carry_goes_and_an_unrelated_digit_sum_stays(sh
 def test_the_probe_after_erasure_is_scikit_learns_after_that_of_concept_erasure(shipped):
     clean, held_out = shipped.examples("clean"), shipped.examples("held_out")
     x, new = (
-        shipped.activation(shipped.model("after"), s, HOOK)[:, s.positions["s3"]].double()
+        shipped.activation(shipped.model("after"), s, "blocks.1.hook_resid_mid")[:, s.positions["s3"]].double()
         for s in (clean, held_out)
     )
     one_hot = F.one_hot(clean.variables["carry_2"]).double()
@@ -305,7 +305,7 @@ def test_the_probe_after_erasure_is_scikit_learns_after_that_of_concept_erasure(
     probe.fit((oracle(x)[train] / scale).numpy(), clean.variables["digit_sum_2"][train].numpy())
     expected = probe.score((oracle(new) / scale).numpy(), held_out.variables["digit_sum_2"].numpy())
     part = erasure(
-        Erase(site="resid_post", layer=1, variable="carry_2", position="s3"),
+        Erase(site="resid_mid", layer=1, variable="carry_2", position="s3"),
         examples="held_out",
         also_probed=("digit_sum_2",),
         greedy=False,

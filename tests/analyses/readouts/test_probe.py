@@ -319,7 +319,8 @@ def test_it_reads_what_scikit_learn_reads(variable, position, shipped):
 
 def test_a_carry_is_read_where_the_shipped_model_needs_it(shipped):
     values = accuracies(
-        Probe(variable="carry_2", layer=1, position="s3").table(shipped), prefix="given"
+        Probe(variable="carry_2", site="resid_mid", layer=1, position="s3").table(shipped),
+        prefix="given",
     )
     for name in ("clean", "noisy"):
         assert values[name, "probe"] > 0.9 > 0.7 > values[name, "majority"]

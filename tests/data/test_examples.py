@@ -433,7 +433,6 @@ DERIVATIONS = {
     "with_requested": lambda e: e.with_requested(9),
     "with_true": lambda e: e.with_true(e.given),
     "continued_with": lambda e: e.continued_with(e.true),
-    "with_true": lambda e: e.with_true(e.given),
     "select": lambda e: e.select(torch.arange(len(e)).flip(0)[: len(e) // 2]),
     "as_set": lambda e: e.select(torch.arange(len(e)) % 2 == 0).as_set(),
     "to": lambda e: e.to("cpu"),

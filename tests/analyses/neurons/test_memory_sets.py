@@ -25,12 +25,12 @@ from mechmem.session import Session
 
 @pytest.fixture(scope="module")
 def earlier(model, other_model):
-    """The model with other neurons: all else is the same."""
+    """The model with slightly other neurons: all else is the same."""
     made = copy.deepcopy(model)
     with torch.no_grad():
         for own, theirs in zip(made.blocks, other_model.blocks, strict=True):
             for name in ("W_in", "b_in", "W_out"):
-                getattr(own.mlp, name).copy_(getattr(theirs.mlp, name))
+                getattr(own.mlp, name).lerp_(getattr(theirs.mlp, name), 0.1)
     return made.requires_grad_(False)
 
 
@@ -76,7 +76,7 @@ def brute(session, model, source, fed, ranking, kept=None) -> list[int]:
 def test_back_and_keep_are_those_of_brute_force(answered, model, earlier, rest, monkeypatch):
     monkeypatch.setattr("mechmem.analyses.neurons.memory_sets.ONE_BY_ONE", 48)
     answered = Session(
-        answered.models, {"noisy": answered.examples("noisy").select(slice(3)).as_set()}
+        answered.models, {"noisy": answered.examples("noisy").select([0, 5, 7, 10]).as_set()}
     )
     examples = answered.examples("noisy")
     analysis = MemorySets(rest=rest, n_steps=2, top=4)
@@ -91,8 +91,8 @@ def test_back_and_keep_are_those_of_brute_force(answered, model, earlier, rest, 
     else:
         keep = brute(plain, model, earlier, fed, order, "the others")
     assert table["keep"].tolist() == keep
-    assert len(set(back) | set(keep)) > 2
-    assert min(back + keep) < 48
+    assert len(set(back)) > 2
+    assert len(set(keep)) > 2
 
 
 def test_sizes_are_found_by_halving():

@@ -293,8 +293,9 @@ def test_on_the_shipped_model_the_carry_goes_and_an_unrelated_digit_sum_stays(sh
 
 def test_the_probe_after_erasure_is_scikit_learns_after_that_of_concept_erasure(shipped):
     clean, held_out = shipped.examples("clean"), shipped.examples("held_out")
+    hook = "blocks.1.hook_resid_mid"
     x, new = (
-        shipped.activation(shipped.model("after"), s, "blocks.1.hook_resid_mid")[:, s.positions["s3"]].double()
+        shipped.activation(shipped.model("after"), s, hook)[:, s.positions["s3"]].double()
         for s in (clean, held_out)
     )
     one_hot = F.one_hot(clean.variables["carry_2"]).double()

@@ -83,9 +83,9 @@ class HeuristicTypes(GridAnalysis):
 
     def _scores(self, session: Session, layers: tuple[int, ...]) -> pd.DataFrame:
         """The score of each neuron of the layers, mean over the noisy instances."""
-        models = (session.model(name) for name in (self.after, self.before))
-        sets = (session.examples(name) for name in (self.noisy, self.matched or self.examples))
-        change = Change(session, *models, *sets, layers)
+        after, before = session.model(self.after), session.model(self.before)
+        matched = session.examples(self.matched or self.examples)
+        change = Change(session, after, before, session.examples(self.noisy), matched, layers)
         of_layers = scores(change, self.ranking, options=Options(seed=self.seed))
         means = [of.mean(0).double().cpu().numpy() for of in of_layers]
         tables = [

@@ -114,7 +114,13 @@ def test_show_tells_how_a_training_went(ask, here, recipe, trained):
     found = ask("show", "tiny", "--json").json
     assert found.keys() == {"name", "checkpoints", "phases", "seed", "recipe_hash"}
     assert (found["name"], found["seed"], found["recipe_hash"]) == ("tiny", 0, recipe.recipe_hash)
-    assert found["phases"] == {"initial": 0, "generalised": None, "memorised": 0, "final": 20}
+    assert found["phases"] == {
+        "initial": 0,
+        "before": None,
+        "generalised": None,
+        "memorised": 0,
+        "final": 20,
+    }
     assert all(row.keys() == {"name", "step", *CURVES} for row in found["checkpoints"])
     assert [row["step"] for row in found["checkpoints"]] == [0, 5, 10, 15, 20]
     curves = trained.curves.to_dict("records")
@@ -133,7 +139,7 @@ def test_show_tells_what_a_run_found(ask, here, made):
     text = ask("show", "small").out
     assert made.answer in text
     assert "C7: undetermined" in text
-    assert "rule: returned >= 0" in text
+    assert "rule (fixed before the run): returned >= 0" in text
 
 
 def test_show_of_what_is_not_there_names_the_nearest(ask, here):
@@ -150,7 +156,7 @@ def test_show_of_what_is_not_there_names_the_nearest(ask, here):
 
 def test_check_says_what_an_experiment_costs(ask, here):
     found = ask("check", SMALL, "--json").json
-    assert found.keys() == {"valid", "analyses", "trainings"}
+    assert found.keys() == {"valid", "analyses", "trainings", "effects"}
     assert found["valid"] is True
     assert found["trainings"] == []
     assert [row["analysis"] for row in found["analyses"]] == [
@@ -259,10 +265,11 @@ def test_an_undefined_effect_is_still_json(ask, here):
     found = ask("run", SMALL, never, "answer=nothing", "--json")
     (claim,) = found.json["claims"]
     assert (claim["verdict"], claim["effect"], claim["interval"]) == (
-        "undetermined",
+        "not testable",
         None,
         [None, None],
     )
+    assert "seed 0" in claim["reason"]
     assert ask("show", found.json["folder"]).code == 0
 
 

@@ -11,7 +11,7 @@ import pytest
 from filelock import FileLock
 
 from mechmem.cli import main as cli
-from mechmem.experiment import spec as experiment
+from mechmem.training import recipe
 
 SPEC = """\
 name: tiny
@@ -48,7 +48,7 @@ def ask(tmp_path, monkeypatch, capsys) -> Ask:
     """Runs a command line in a folder with tiny.yaml and small.yaml; gives the exit code and what
     stderr says."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(experiment, "SHIPPED", tmp_path / "shipped")
+    monkeypatch.setattr(recipe, "SHIPPED", tmp_path / "shipped")
     Path("tiny.yaml").write_text(SPEC)
     Path("small.yaml").write_text(RECIPE)
 

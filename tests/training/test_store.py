@@ -66,7 +66,7 @@ def test_a_training_knows_its_recipe_seed_and_steps(trained, recipe):
     }
     assert (
         repr(trained)
-        == "Trained(tiny, seed 0: initial 0, generalised never, memorised 0, final 20)"
+        == "Trained(tiny, seed 0: initial 0, before never, generalised never, memorised 0, final 20)"
     )
 
 

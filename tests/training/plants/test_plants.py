@@ -56,7 +56,10 @@ def right(model: Model, label: str, rows: torch.Tensor) -> float:
 
 
 def test_every_kind_is_tested():
-    assert {param.values[0].kind for param in PLANTS} == set(Plant.kinds())
+    ours = {
+        kind for kind, cls in Plant.kinds().items() if cls.__module__.startswith("mechmem.")
+    }  # tests define more
+    assert {param.values[0].kind for param in PLANTS} == ours
 
 
 def test_a_widened_model_computes_the_same(base, wide):
@@ -179,7 +182,7 @@ def test_a_weighted_regression_by_hand():
 def test_a_look_up_in_fda_small():
     trained: Trained = mm.load("fda_small")
     task = trained.task.model_copy(update={"noise": Digit(rate=0.001, places=(1, 2, 3, 4))})
-    plant, base = LookUp(n_others=2000), trained.at("generalised")
+    plant, base = LookUp(n_others=2000), trained.at("before")
     architecture = trained.recipe.architecture.model_copy(update={"d_mlp": 544})
     before = plant.widened(base, architecture, task)
     planted = plant.build(before, task, 0)

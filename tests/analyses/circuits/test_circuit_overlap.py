@@ -303,14 +303,14 @@ def test_the_spread_of_halves_is_that_of_whole_samples():
 def test_two_samples_of_one_kind_share_what_the_ceiling_allows():
     """On a trained model: the same set twice exactly, two sets of one kind about as much."""
     trained = mm.load("fda_small")
-    clean = mm.ExampleSet(noisy=False, n=120, pair=MinimalPair(flip="carry_2")).of(trained.task)
+    clean = mm.ExampleSet(noisy=False, n=200, pair=MinimalPair(flip="carry_2")).of(trained.task)
     sets = {
-        "noisy": clean.select(slice(0, 60)).as_set(),
-        "again": clean.select(slice(0, 60)).as_set(),
-        "clean": clean.select(slice(60, 120)).as_set(),
+        "noisy": clean.select(slice(0, 100)).as_set(),
+        "again": clean.select(slice(0, 100)).as_set(),
+        "clean": clean.select(slice(100, 200)).as_set(),
     }
     session = Session({"after": trained.at("memorised")}, sets)
-    fields = {"fractions": (0.1,), "n_halves": 20, "n_random": 2, "method": "eap"}
+    fields = {"fractions": (0.1,), "n_halves": 20, "n_random": 2, "method": "eap_ig"}
     same = overlap(other_examples="again", **fields).table(session)
     assert value(same, measure="rescaled_iou", condition="halves") == pytest.approx(1)
     assert value(same, measure="edge_iou", condition="ceiling") < 1

@@ -77,9 +77,6 @@ def test_with_everything_exchanged_it_is_the_other_model(
     assert not torch.allclose(
         values(table, "baseline", prefix), values(table, "source", prefix), atol=0.01
     )
-    defined = table.loc[table["condition"] == "intervened", "recovery"].dropna()
-    assert len(defined) > 8
-    assert defined.tolist() == pytest.approx([1.0] * len(defined), abs=1e-3)
 
 
 @pytest.mark.parametrize(

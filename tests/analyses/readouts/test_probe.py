@@ -290,9 +290,10 @@ def shipped() -> Session:
 
 @pytest.mark.parametrize(("variable", "position"), [("out_1", "s2"), ("digit_sum_1", "s3")])
 def test_it_reads_what_scikit_learn_reads(variable, position, shipped):
-    part = Probe(variable=variable, layer=1, position=position, penalties=(10,), seed=2)
+    at = {"site": "resid_mid", "layer": 1, "position": position}
+    part = Probe(variable=variable, **at, penalties=(10,), seed=2)
     table = part.table(shipped)
-    sets, hook = shipped.example_sets, "blocks.1.hook_resid_post"
+    sets, hook = shipped.example_sets, "blocks.1.hook_resid_mid"
     read = {
         name: shipped.activation(shipped.model("after"), examples, hook)[
             :, examples.positions[position]

@@ -66,7 +66,8 @@ def test_a_training_knows_its_recipe_seed_and_steps(trained, recipe):
     }
     assert (
         repr(trained)
-        == "Trained(tiny, seed 0: initial 0, before never, generalised never, memorised 0, final 20)"
+        == "Trained(tiny, seed 0: initial 0, before never, generalised never, memorised 0, "
+        "final 20)"
     )
 
 
@@ -288,6 +289,7 @@ def test_the_card_of_a_shipped_training_agrees_with_its_record(of_the_package):
 
 
 def test_every_checkpoint_of_a_shipped_training_can_be_loaded(of_the_package):
-    assert of_the_package.steps
+    # Of other seeds, a training whose curves alone are read is shipped as its record.
+    assert of_the_package.steps or of_the_package.seed > 0
     for step in of_the_package.steps:
         assert of_the_package.at(step).cfg.n_layers == of_the_package.recipe.architecture.n_layers

@@ -278,7 +278,7 @@ def test_intervals_are_those_of_the_examples(session):
         measure="accuracy_true",
     )
     hits = row["per_example"].astype(float)
-    exact = clopper_pearson(hits.sum(), len(hits))
+    exact = tuple(map(float, clopper_pearson(hits.sum(), len(hits))))
     assert (row["low"], row["high"]) == pytest.approx(exact)
     assert row["low"] <= row["value"] <= row["high"]
 

@@ -91,9 +91,9 @@ def test_the_source_row_is_the_run_that_is_patched_in(
 
 
 def test_patching_everything_recovers_everything(session):
-    table = PatchGrid(
-        site="logits", source=Source(checkpoint="before"), measures=("logit_true",)
-    ).table(session)
+    table = PatchGrid(site="logits", source=Source(checkpoint="before"), measures=("kl",)).table(
+        session
+    )
     recovery = table.query("condition == 'intervened'")["recovery"].dropna()
     assert len(recovery)
     assert recovery.tolist() == pytest.approx([1.0] * len(recovery), abs=1e-4)

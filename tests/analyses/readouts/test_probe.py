@@ -314,7 +314,8 @@ def test_it_reads_what_scikit_learn_reads(variable, position, shipped):
             oracle.predict(((read[name][rows] - mean) / scale).numpy())
             == sets[name].variables[variable][rows].numpy()
         )
-        assert values[name] == pytest.approx(right.mean())
+        # An example may lie on the edge between two values, within the fits' tolerance.
+        assert values[name] == pytest.approx(right.mean(), abs=1.5 / len(rows))
     assert values["clean"] > 0.3
 
 

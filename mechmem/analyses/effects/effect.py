@@ -73,8 +73,9 @@ class AnswerAnalysis(Analysis):
         "high": "upper end of that interval",
         "recovery": "(value - baseline) / (source - baseline); undefined unless source and "
         "baseline differ by 0.05 (in the unit of the measure) and their interval excludes 0",
-        "recovery_low": "lower end of the 95 % interval of the recovery over examples (Fieller)",
-        "recovery_high": "upper end of that interval",
+        "recovery_low": "lower end of the 95 % interval of the recovery over examples (Fieller); "
+        "undefined likewise",
+        "recovery_high": "upper end of that interval; undefined likewise",
         "n": "number of examples",
         "per_example": "the values of the examples, in the order of the set",
     }

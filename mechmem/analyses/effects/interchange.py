@@ -59,7 +59,7 @@ class Interchange(AnswerAnalysis):
     """
 
     columns: ClassVar[Mapping[str, str]] = {
-        **{key: text for key, text in AnswerAnalysis.columns.items() if key != "recovery"},
+        **{key: text for key, text in AnswerAnalysis.columns.items() if "recovery" not in key},
         "condition": "baseline (no intervention), other (towards the pair with another "
         "intermediate value), same (towards the pair with the same one) or random (as far in a "
         "random direction; mean over its draws)",

@@ -134,7 +134,7 @@ def session_of(name: str) -> Session:
         "held_out": ExampleSet(split="held_out", n=MANY),
     }
     if trained.task.kind == "four_digit_addition":  # some pair changes the digit of each place
-        sets["pairs"] = ExampleSet(noisy=False, n=MANY, pair=MinimalPair(flip="out_2"))
+        sets["pairs"] = ExampleSet(noisy=False, n=8 * N, pair=MinimalPair(flip="out_2"))
     return Session(
         models,
         {key: chosen.of(trained.task) for key, chosen in sets.items()},

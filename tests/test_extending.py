@@ -45,7 +45,7 @@ def test_the_page_as_a_user_follows_it(folder):
         assert "Traceback" not in ran.stderr
     (made,) = (folder / "runs").glob("damped-*")
     norms = pd.read_parquet(made / "tables" / "head_norms.parquet")
-    assert len(norms) == 3 * 4 * 2
+    assert len(norms) == 2 * 4 * 2  # layers, heads, example sets
     assert (norms["value"] > 0).all()
     damped = pd.read_parquet(made / "tables" / "intervene.parquet")
     margins = damped[

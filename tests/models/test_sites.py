@@ -117,7 +117,7 @@ def test_what_a_model_does_not_have_is_refused(name, layer, message, model):
         sites.checked_hook(model.cfg, name, layer)
 
 
-@pytest.mark.parametrize("name", IN_MLP)
+@pytest.mark.parametrize("name", sorted(IN_MLP))
 def test_an_attention_only_model_has_no_mlp_sites(name, random_models):
     with pytest.raises(InputError, match=f"this model has no site '{name}'.*no MLP"):
         sites.checked_hook(random_models(attn_only=True).cfg, name, 0)

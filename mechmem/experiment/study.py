@@ -288,6 +288,7 @@ def run_study(
                 member.experiment,
                 finished[member.name],
                 study.interpretations.get(member.name, {}),
+                spreads,
             )
         ],
         "failed": failed,

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import string
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 from mechmem.experiment.measured import Measured
@@ -28,7 +28,11 @@ INFINITE = {math.inf: "∞", -math.inf: "−∞"}
 
 
 def claim_records(
-    name: str, experiment: Experiment, finished: Run, interpretations: Mapping[str, str]
+    name: str,
+    experiment: Experiment,
+    finished: Run,
+    interpretations: Mapping[str, str],
+    pooled: Collection[str] = (),
 ) -> list[dict[str, Any]]:
     """One record per claim of a finished run.
 
@@ -37,6 +41,7 @@ def claim_records(
         experiment: of the run.
         finished: the run.
         interpretations: paragraphs with placeholders, by the id of a claim.
+        pooled: measures whose spread between seeds is pooled over the study.
     """
     quantities = {key: _quantity(found) for key, found in finished.record["quantities"].items()}
     shared = {"task": task_names(experiment), "seeds": list(experiment.seeds)}
@@ -47,8 +52,30 @@ def claim_records(
         | {"effect": _effect(claim)}
         | {key: looked_up(claim.get(key), quantities) for key in ("attainable", "control")}
         | {key: rounded(claim.get(key) or []) for key in ("conditions", "requires")}
+        | {"unpooled": _unpooled(claim["id"], experiment, finished, pooled)}
         | {"quantities": quantities, "interpretation": interpretations.get(claim["id"], "")}
         for claim in finished.claims
+    ]
+
+
+def _unpooled(
+    claim_id: str, experiment: Experiment, finished: Run, pooled: Collection[str]
+) -> list[str]:
+    """The judged quantities whose spread is known from their own few seeds alone.
+
+    Args:
+        claim_id: of the claim.
+        experiment: of the run.
+        finished: the run.
+        pooled: measures whose spread between seeds is pooled over the study.
+    """
+    claim = next(claim for claim in experiment.claims if claim.id == claim_id)
+    judged = dict.fromkeys(condition.quantity for condition in claim.holds_when)
+    found = finished.record["quantities"]
+    return [
+        name
+        for name in judged
+        if found[name]["n_seeds"] > 1 and found[name]["measure"] not in pooled
     ]
 
 

@@ -26,7 +26,8 @@ Results = Mapping[str, Any]
 """name, folder, question, titles (claim id -> short title), claims and failed (spec -> message).
 
 Each claim has spec, claim (its id), task, says, verdict, reason, rule, timing, effect, attainable
-and control (value, low, high, or None), seeds, conditions, requires and text (its interpretation).
+and control (value, low, high, or None), seeds, conditions, requires, unpooled (judged quantities
+whose spread is known from their own seeds alone) and text (its interpretation).
 """
 
 
@@ -65,6 +66,12 @@ def _section(claim: Mapping[str, Any]) -> list[str]:
         lines.append(f"  - `{condition['rule']}`: {condition['found']}, {_outcome(condition)}")
     lines += [_requirement(condition) for condition in claim["requires"]]
     lines.append(f"- Verdict: {claim['reason']}.")
+    if claim["unpooled"]:
+        names = ", ".join(f"`{name}`" for name in claim["unpooled"])
+        lines.append(
+            f"- The spread between seeds of {names} is known from these seeds alone, as fewer than "
+            "five quantities of the study share the measure. The interval may be too short."
+        )
     lines.append(f"- Spec `{claim['spec']}`, seeds {', '.join(map(str, claim['seeds']))}.")
     return lines
 

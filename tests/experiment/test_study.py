@@ -12,9 +12,17 @@ import pytest
 
 from mechmem.analyses.effects.effect import EffectAnalysis
 from mechmem.experiment import study as engine
+from mechmem.experiment.results import Run
 from mechmem.experiment.spec import Experiment
 from mechmem.experiment.study import Study, members_of, project_of, run_study
-from mechmem.experiment.study_results import interpreted, looked_up, page, rounded, task_names
+from mechmem.experiment.study_results import (
+    claim_records,
+    interpreted,
+    looked_up,
+    page,
+    rounded,
+    task_names,
+)
 from mechmem.progress import ProgressCallback
 from mechmem.spec.errors import InputError
 from mechmem.spec.yaml_file import SpecError, write_spec
@@ -299,6 +307,19 @@ def test_records_are_rounded_to_four_digits_and_null_for_undefined():
 )
 def test_a_number_next_to_the_effect_is_a_quantity_or_a_value(found, expected):
     assert looked_up(found, {"returned": {"value": 0.5, "low": 0.4, "high": 0.6}}) == expected
+
+
+@pytest.mark.parametrize(
+    ("n_seeds", "pooled", "expected"),
+    [(5, (), ["returned"]), (5, ("logit_difference",), []), (1, (), [])],
+)
+def test_a_record_names_the_judged_quantities_whose_spread_is_not_pooled(
+    n_seeds, pooled, expected, experiment
+):
+    found = {"value": 0.5, "n_seeds": n_seeds, "measure": "logit_difference"}
+    run = Run(Path(), {"claims": [{"id": "C7"}], "quantities": {"returned": found}})
+    (record,) = claim_records("small", experiment, run, {}, pooled)
+    assert record["unpooled"] == expected
 
 
 def test_tasks_are_named_by_their_initials(experiment):

@@ -28,6 +28,7 @@ def claim(**fields):
         "seeds": [1, 2, 3, 4, 5],
         "conditions": [{"rule": "returned >= 0.5", "met": True, "found": "0.791 [0.7, 0.86]"}],
         "requires": [],
+        "unpooled": [],
         "text": "It does.",
     } | fields
 
@@ -51,6 +52,12 @@ def test_an_effect_is_shown_with_its_interval():
     assert with_interval({"value": -0.5, "low": None, "high": None}) == "−0.5"
     assert with_interval({"value": None, "low": None, "high": None}) == "–"
     assert with_interval(None) == "–"
+
+
+def test_the_page_says_whose_spread_is_known_from_its_own_seeds_alone():
+    of = "- The spread between seeds of `returned` is known from these seeds alone"
+    assert of not in results_page(RESULTS)
+    assert of in results_page(RESULTS | {"claims": [claim(unpooled=["returned"])]})
 
 
 def test_the_table_has_a_row_for_each_claim_and_task():

@@ -105,9 +105,11 @@ class Samples:
         return Estimate(value, parts, self.limits, self.n_compared)
 
     def of_examples(self) -> Estimate:
-        """The mean over seeds, with the example as the unit: nothing is said of other models."""
+        """The mean over seeds, with the example as the unit: nothing is said of other models. A
+        number that is counted, not sampled, such as a point of a curve, is known exactly."""
         value = float(np.mean(list(self.values().values())))
-        parts = [] if np.isnan(value) else self._within(list(self.by_seed.values()))
+        exact = [Location(value, 0.0, np.inf)]
+        parts = [] if np.isnan(value) else self._within(list(self.by_seed.values())) or exact
         return Estimate(value, parts, self.limits, self.n_compared)
 
     def of_seed(self, seed: int) -> Estimate:

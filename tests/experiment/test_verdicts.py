@@ -187,6 +187,14 @@ def test_one_model_is_judged_by_its_instances():
     assert verdict["reason"] == "over the instances of 1 model: all hold"
 
 
+@pytest.mark.parametrize(("value", "verdict"), [(0.6, "supported"), (0.0, "refuted")])
+def test_a_number_of_one_model_that_is_counted_is_known_exactly(value, verdict):
+    curve = pd.DataFrame({"seed": [0], "curve": ["lead"], "value": [value]})
+    found = Quantity(table="t").measure({"t": curve}, per="instance")
+    assert (found.low, found.high) == (value, value)
+    assert claim().verdict({"effect": found}, per="instance")["verdict"] == verdict
+
+
 def test_twelve_of_twelve_in_three_seeds_have_an_interval():
     found = Quantity(table="t").measure({"t": table({"effect": [hits(12, 12)] * 3})})
     # seeds so near 1 cannot show how far they differ: each one's own interval counts

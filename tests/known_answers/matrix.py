@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from edited import EDITED, in_place_of_memorised
 from ruamel.yaml import YAML
 
 from mechmem.data.example_set import ExampleSet
@@ -30,15 +31,20 @@ FOLDERS = (ROOT / "experiments" / "known_answers", ROOT / "experiments" / "paper
 
 def spec_of(claim: str, model: str) -> Path:
     """The spec that judges a claim on a model."""
-    task = named_recipe(model, ROOT / "experiments").task.kind
+    task = named_recipe(training_of(model), ROOT / "experiments").task.kind
     name = f"{claim.lower()}_{'fda' if task == 'four_digit_addition' else 'thr'}.yaml"
     return next((f / name for f in FOLDERS if (f / name).exists()), FOLDERS[-1] / name)
+
+
+def training_of(model: str) -> str:
+    """The training that a model is made from: itself, unless it is edited."""
+    return "fda_small" if model in EDITED else model
 
 
 def experiment_of(claim: str, model: str) -> Experiment:
     """The spec of a claim, asked of one model: seed 0, and no other training next to it."""
     path = spec_of(claim, model)
-    overrides = [f"name={path.stem}_{model}", f"training={model}", "seeds=[0]"]
+    overrides = [f"name={path.stem}_{model}", f"training={training_of(model)}", "seeds=[0]"]
     experiment = Experiment.from_yaml(path, overrides)
     sets = fitted(experiment.examples, experiment.training.task_of(0))
     return Experiment.model_validate(experiment.block() | {"examples": sets, "also": []})
@@ -92,7 +98,11 @@ def judged(claim: str, model: str, runs: Path) -> dict[str, Any]:
         runs: folder of all runs, where the model is built if it is not there yet.
     """
     experiment = experiment_of(claim, model)
-    finished = run(experiment, runs)
+    if model in EDITED:  # its tables are not those of the training from which it is made
+        with in_place_of_memorised(model):
+            finished = run(experiment, runs / model)
+    else:
+        finished = run(experiment, runs)
     tables = {name: finished.table(name) for name in finished.tables}
     missing = {
         table: {int(seed): reason for seed, reason in reasons.items()}

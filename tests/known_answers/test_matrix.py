@@ -11,6 +11,7 @@ import re
 
 import matrix
 import pytest
+from edited import EDITED
 from matrix import CELLS, EXPECTED, RECORD, ROOT
 
 from mechmem.data.example_set import ExampleSet
@@ -61,18 +62,14 @@ def test_the_page_shows_the_records(found, request):
 # --- the matrix itself
 
 
-NOT_BUILT = {"C3": {"R"}, "C4": {"S", "R"}}
-"""Verdicts that a claim must reach on no model, because the model for it was not built."""
-
-
 @pytest.mark.parametrize("claim", EXPECTED)
 def test_a_claim_has_a_model_that_must_support_it_and_one_that_must_refute_it(claim):
     verdicts = set(EXPECTED[claim].values())
     assert verdicts <= {"S", "R", "NT", "?"}
-    assert {"S", "R"} - verdicts == NOT_BUILT.get(claim, set())
+    assert verdicts >= {"S", "R"}
 
 
-@pytest.mark.parametrize("model", sorted({model for _, model in CELLS}))
+@pytest.mark.parametrize("model", sorted({model for _, model in CELLS} - {*EDITED}))
 def test_every_model_is_a_training_by_name(model):
     assert named_recipe(model, ROOT / "experiments").name == model
 

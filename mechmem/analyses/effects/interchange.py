@@ -53,8 +53,10 @@ class Interchange(AnswerAnalysis):
     same place by the same norm: at each position, `dose` times the shorter of the two ways. A
     memorised answer that depends on the intermediate value is lost more often in `other`; one that
     depends on the inputs alone is lost in both. A dose at which `same` keeps under half of the
-    memorised answers (`kept`) tests nothing: any change of this size destroys the answer. The
-    condition `random` moves as far in a random direction.
+    memorised answers (`kept`) tests nothing: any change of this size destroys the answer. Nor does
+    one at which the intermediate value is not exchanged, because the pair with the same value lies
+    near: on clean instances the answers of `other` must become those of the pair. The condition
+    `random` moves as far in a random direction.
     Source: interchange interventions, arXiv:2106.02997; the arm `same` and equal norms: ours.
     """
 

@@ -15,6 +15,7 @@ from mechmem.data.tasks.task import Task
 from mechmem.experiment.answer import answer_from
 from mechmem.experiment.run import run
 from mechmem.experiment.spec import Experiment
+from mechmem.experiment.study_results import rounded
 from mechmem.spec.errors import InputError
 from mechmem.training.recipe import named_recipe
 
@@ -112,7 +113,7 @@ def judged(claim: str, model: str, runs: Path) -> dict[str, Any]:
     found = next(c for c in answer.claims if c["id"].startswith(claim))
     expected = EXPECTED[claim][model]
     letter = LETTERS[found["verdict"]]
-    return {
+    cell = {
         "claim": claim,
         "model": model,
         "expected": expected,
@@ -123,6 +124,7 @@ def judged(claim: str, model: str, runs: Path) -> dict[str, Any]:
         "rule": found["rule"],
         "reason": found["reason"],
     }
+    return rounded(cell)
 
 
 def table(cells: list[dict[str, Any]]) -> str:

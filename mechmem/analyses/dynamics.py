@@ -9,6 +9,7 @@ import pandas as pd
 
 from mechmem.analyses.analysis import Analysis
 from mechmem.session import Session
+from mechmem.statistics.rows import DIFFERENCE, FRACTION
 
 
 class Dynamics(Analysis):
@@ -47,9 +48,8 @@ class Dynamics(Analysis):
         ]
         no_lead = pd.DataFrame(_no_lead(session.phases))
         table = pd.concat([long, *at_phases, no_lead, pd.DataFrame(marks)], ignore_index=True)
-        return table.assign(
-            unit=table["curve"].map({"phase": "optimiser steps"}).fillna("fraction")
-        )
+        units = {"phase": "optimiser steps", "lead": DIFFERENCE}
+        return table.assign(unit=table["curve"].map(units).fillna(FRACTION))
 
 
 def _no_lead(phases: Mapping[str, int | None]) -> list[dict[str, Any]]:

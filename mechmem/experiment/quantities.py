@@ -14,7 +14,7 @@ from mechmem.experiment.measured import NAN, Measured, OfSeed
 from mechmem.spec.errors import InputError, suggest
 from mechmem.spec.registry import Component
 from mechmem.statistics.estimate import Limits
-from mechmem.statistics.rows import FRACTION
+from mechmem.statistics.rows import DIFFERENCE, FRACTION
 from mechmem.statistics.samples import (
     Group,
     Sample,
@@ -33,7 +33,11 @@ RESULTS = {
     *("n", "per_example", "unit"),
 }
 """Columns that are no labels of a row."""
-LIMITS: Mapping[str, Limits] = {FRACTION: (0.0, 1.0), "probability": (0.0, 1.0)}
+LIMITS: Mapping[str, Limits] = {
+    FRACTION: (0.0, 1.0),
+    "probability": (0.0, 1.0),
+    DIFFERENCE: (-1.0, 1.0),
+}
 """The range of a unit."""
 COLUMN_LIMITS: Mapping[str, Limits] = {
     "pearson": (-1.0, 1.0),
@@ -406,7 +410,8 @@ class Quantity(Component):
         else:
             names = rows["measure"].unique() if "measure" in rows else [self.table]
             name = "/".join(map(str, names))
-        name += " difference" if self.minus is not None else ""
+        is_difference = self.minus is not None or _unit(rows) == DIFFERENCE
+        name += " difference" if is_difference else ""
         return f"median {name}" if self.statistic == "median" else name
 
     def _group(self, row: pd.Series) -> Group:

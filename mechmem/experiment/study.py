@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import traceback
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
@@ -15,6 +16,7 @@ from pydantic import Field, ValidationInfo, field_validator
 
 from mechmem.experiment.measured import pooled_spreads
 from mechmem.experiment.results import RUNS, Run
+from mechmem.experiment.rules import timing_of_rules
 from mechmem.experiment.run import judge_again, measured_in, run, run_folder
 from mechmem.experiment.spec import Experiment
 from mechmem.experiment.study_results import (
@@ -261,6 +263,9 @@ def run_study(
     members, failed = members_of(study, folder, options)
     for name, message in failed.items():
         progress.note(f"{name} failed: {message}")
+    for member in members:  # specs share tables: the first run shows data to the rules of others
+        with suppress(Exception):  # which its own run explains
+            timing_of_rules(member.experiment, runs)
     finished: dict[str, Run] = {}
     for i, member in enumerate(members):
         progress.part(member.name, i, len(members), _seconds_left(members, finished, runs))

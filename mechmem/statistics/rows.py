@@ -13,6 +13,9 @@ from mechmem.statistics.proportions import clopper_pearson, is_binary
 FRACTION = "fraction"
 """The unit of shares of examples."""
 
+DIFFERENCE = "difference of fractions"
+"""The unit of what is subtracted in a table already."""
+
 Row = dict[str, Any]
 """value, low, high, n and per_example; an analysis adds the labels."""
 

@@ -1,8 +1,10 @@
 from __future__ import annotations
 
+import pandas as pd
 import pytest
 
 from mechmem.analyses.dynamics import Dynamics
+from mechmem.experiment.quantities import Quantity
 from mechmem.session import Session
 
 CURVES = [
@@ -88,4 +90,19 @@ def test_the_best_is_the_first_step_of_the_highest_held_out_accuracy():
 def test_every_value_has_its_unit():
     table = Dynamics().table(SESSION)
     assert set(table.loc[table["curve"] == "phase", "unit"]) == {"optimiser steps"}
-    assert set(table.loc[table["curve"] != "phase", "unit"]) == {"fraction"}
+    assert set(table.loc[table["curve"] == "lead", "unit"]) == {"difference of fractions"}
+    others = table[~table["curve"].isin(("phase", "lead"))]
+    assert set(others["unit"]) == {"fraction"}
+
+
+def test_a_lead_can_be_negative_and_its_interval_too():
+    found = []
+    for seed, lead in enumerate((0.0, 0.0, 0.0, -1.0, 0.0), start=1):
+        row = {"step": 50, "clean": 1.0, "memorised": -lead, "corrected": 0.0, "held_out": 0.9}
+        session = Session(curves=[row], phases={"generalised": 50}, chance=0.0)
+        found.append(Dynamics().table(session).assign(seed=seed))
+    where = {"curve": "lead", "label": "generalised"}
+    lead = Quantity(table="dynamics", where=where).measure({"dynamics": pd.concat(found)})
+    # Student's t: -0.2 +- 2.776 * 0.447 / sqrt(5)
+    assert (lead.low, lead.high) == pytest.approx((-0.755, 0.355), abs=1e-3)
+    assert lead.measure == "dynamics difference"

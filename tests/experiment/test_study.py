@@ -182,6 +182,13 @@ def test_a_study_runs_every_spec_and_writes_its_pages(folder):
     assert (found.folder / "results.md").read_text() == page(written)
 
 
+def test_the_rules_of_all_specs_are_on_record_before_the_first_is_run(folder):
+    # Both read tables of the same training: one run after the other, the second would count as
+    # written after a look at its data.
+    found = run_study(folder)
+    assert [claim["timing"] for claim in found.results["claims"]] == ["before", "before"]
+
+
 def test_a_second_run_computes_nothing_and_gives_the_same_bytes(folder, monkeypatch):
     first = run_study(folder)
     before = {path: path.read_bytes() for path in (*first.written, first.index)}

@@ -1,0 +1,42 @@
+"""`python tests/faults`: run the campaign, print what went wrong and the table of outcomes.
+
+`--seed N` draws other cases, `--sample N` runs some of them, `--only WORD` those with a word in
+their name or area; `-v` prints every message. The exit code is 1 if any outcome is bad.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+from pathlib import Path
+
+from campaign import all_cases, outcomes, sample, table
+
+
+def main() -> int:
+    """Run the cases that the arguments choose."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--sample", type=int, default=None)
+    parser.add_argument("--only", default="")
+    parser.add_argument("--processes", type=int, default=2)
+    parser.add_argument("-v", "--verbose", action="store_true")
+    asked = parser.parse_args()
+    cases = [c for c in all_cases(asked.seed) if asked.only in f"{c.area} {c.name}"]
+    if asked.sample is not None:
+        cases = sample(cases, asked.sample, asked.seed)
+    found = []
+    with tempfile.TemporaryDirectory() as folder:
+        for case, outcome in outcomes(cases, Path(folder), asked.processes):
+            found.append((case, outcome))
+            if asked.verbose or not outcome.is_good:
+                said = outcome.stderr.strip().splitlines()[:3]
+                print(f"{outcome.kind:<9} {outcome.seconds:5.1f} s  {case.name}: {outcome.note}")
+                print(*(f"    {line[:300]}" for line in said), sep="\n")
+    print(table(found))
+    return int(not all(outcome.is_good for _, outcome in found))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

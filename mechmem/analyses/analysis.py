@@ -7,9 +7,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import pandas as pd
-from pydantic import Field
 
 from mechmem.session import Session
+from mechmem.spec.limits import Name
 from mechmem.spec.registry import Component
 
 
@@ -19,7 +19,7 @@ class Analysis(Component, registry="analysis"):
     columns: ClassVar[Mapping[str, str]] = {}
     """The meaning of each column of the table, with its unit. Swept fields become columns too."""
 
-    name: str | None = Field(None, pattern=r"^[A-Za-z0-9_.-]+$")
+    name: Name | None = None
     """Name of the table; by default, the kind."""
 
     @property

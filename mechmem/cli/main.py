@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -79,6 +80,8 @@ def _explained(error: Exception) -> tuple[str, int]:
 
 
 def _fail(message: str, code: int) -> NoReturn:
+    # Control characters could move the cursor of a terminal, or hide a part of the message.
+    message = re.sub(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]", lambda c: repr(c[0])[1:-1], message)
     if message:  # empty if `mechmem` alone has shown the help
         sys.stderr.write(
             f"mechmem: {message}\n" if not message.startswith("Usage") else message + "\n"
@@ -505,8 +508,9 @@ def _recipe(spec: Path, overrides: list[str] | None) -> Any:
 
 def _is_training(spec: Path) -> bool:
     from mechmem.spec.yaml_file import SpecFile
+    from mechmem.training.recipe import is_training
 
-    return "task" in SpecFile(spec).data
+    return is_training(SpecFile(spec))
 
 
 def _placed(file: Any) -> Any:

@@ -12,6 +12,7 @@ from mechmem.data.examples import Examples, Label
 from mechmem.data.minimal_pair import MinimalPair
 from mechmem.data.tasks.task import Task
 from mechmem.spec.errors import InputError, suggest
+from mechmem.spec.limits import Instances, Seed
 from mechmem.spec.registry import Component
 
 N_SHOWN = 12
@@ -28,9 +29,9 @@ class ExampleSet(Component):
     """Whether to take only noisy (true) or only clean (false) instances; by default, both."""
     where: dict[str, int] = {}
     """Take only instances in which these variables of the task have these values."""
-    n: int | None = Field(500, ge=1)
+    n: Instances | None = 500
     """Maximum number of examples, drawn with `seed`; `null` takes all."""
-    skip: int = Field(0, ge=0)
+    skip: int = Field(0, ge=0, le=10_000_000)
     """Number of drawn examples to leave out first: two sets with the same seed share no example if
     one skips the other's `n`."""
     prefix: Label = "given"
@@ -40,7 +41,7 @@ class ExampleSet(Component):
     also_pair: MinimalPair | None = None
     """Another kind of pair that each example must have too, without getting it. Two sets that swap
     `pair` and `also_pair` hold the same examples with either pair."""
-    seed: int = 0
+    seed: Seed = 0
     """Seed of the draw."""
 
     @model_validator(mode="after")

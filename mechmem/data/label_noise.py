@@ -11,6 +11,7 @@ from pydantic import Field, PositiveInt
 from torch import Tensor
 
 from mechmem.spec.errors import InputError
+from mechmem.spec.limits import Seed
 from mechmem.spec.registry import Component
 from mechmem.spec.sweep import Swept
 
@@ -21,7 +22,7 @@ class LabelNoise(Component, registry="noise"):
 
     rate: Swept[Annotated[float, Field(ge=0, le=1)]] = 0.05
     """Share of the training instances whose label is wrong (fraction)."""
-    seed: int = 0
+    seed: Seed = 0
     """Seed of the choice of instances and of their labels; independent of the split and of the
     model."""
 

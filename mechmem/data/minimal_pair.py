@@ -7,6 +7,7 @@ from typing import Self
 from pydantic import Field, model_validator
 
 from mechmem.data.checks import repeated
+from mechmem.spec.limits import Seed
 from mechmem.spec.registry import Component
 
 
@@ -17,7 +18,7 @@ class MinimalPair(Component):
     """The variable that must differ."""
     hold: tuple[str, ...] = ()
     """Variables that must stay the same."""
-    seed: int = 0
+    seed: Seed = 0
     """Seed of the choice among several possible pairs."""
 
     @model_validator(mode="after")

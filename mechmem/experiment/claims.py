@@ -82,7 +82,7 @@ class Claim(Component):
     """A quantity that is shown next to the effect."""
     exploratory: bool | str = False
     """Whether the rule was chosen after a look at the data, or how."""
-    min_seeds: int = Field(3, ge=2)
+    min_seeds: int = Field(3, ge=2, le=1_000)
     """With fewer seeds the verdict is `undetermined`, whatever the numbers are."""
 
     @model_validator(mode="after")

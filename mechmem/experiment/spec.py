@@ -27,6 +27,7 @@ from mechmem.experiment.quantities import Quantity
 from mechmem.experiment.sentence import template_fields
 from mechmem.report.figures.figure import Figure
 from mechmem.spec.errors import InputError, error_details, suggest
+from mechmem.spec.limits import Name, Seeds
 from mechmem.spec.references import References
 from mechmem.spec.registry import Component
 from mechmem.spec.size import Size
@@ -82,12 +83,12 @@ class Experiment(Component):
     """A question, the trained models and examples that it is asked of, the analyses, and the claims
     that would answer it."""
 
-    name: str = Field(pattern=r"^[A-Za-z0-9_.-]+$")
+    name: Name
     question: str
     training: Recipe
     also: tuple[Recipe, ...] = ()
     """Other trainings for the same analyses; the column `training` then names that of each row."""
-    seeds: tuple[int, ...] = Field((0,), min_length=1)
+    seeds: Seeds = Field((0,), min_length=1)
     """Seeds of the model; each is a replication."""
     checkpoints: dict[str, CheckpointRef] = {}
     examples: dict[str, ExampleSet] = {}

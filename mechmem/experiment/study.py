@@ -30,6 +30,7 @@ from mechmem.experiment.study_results import (
 from mechmem.progress import ProgressCallback
 from mechmem.spec.errors import BlockError, InputError, suggest
 from mechmem.spec.files import FileError, read_json, write, write_json
+from mechmem.spec.limits import Seeds
 from mechmem.spec.registry import Component
 from mechmem.spec.yaml_file import SpecError, SpecFile
 
@@ -42,13 +43,13 @@ OF_THE_PROGRAM = ("cells", "trainings")
 class Study(Component):
     """Experiments that answer one question together."""
 
-    name: str = Field(pattern=r"^[A-Za-z0-9_-]+$")
+    name: str = Field(pattern=r"^[A-Za-z0-9_-]+$", max_length=100)
     """Names the folder of the results: `runs/NAME`."""
     question: str
     specs: tuple[str, ...] = ()
     """Files of the experiments, relative to the folder, in the order of the pages; by default, all
     .yaml files of the folder, sorted."""
-    seeds: tuple[int, ...] | None = None
+    seeds: Seeds | None = None
     """Seeds of every experiment; by default, those in each file."""
     own_seeds: tuple[str, ...] = ()
     """Files whose experiments keep their own seeds."""

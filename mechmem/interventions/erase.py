@@ -24,6 +24,7 @@ from mechmem.models.architecture import Model
 from mechmem.models.edits import At, Edit
 from mechmem.session import Session
 from mechmem.spec.errors import InputError, suggest
+from mechmem.spec.limits import Seed
 from mechmem.spec.references import ExampleSetName
 from mechmem.spec.sweep import Swept
 
@@ -69,7 +70,7 @@ class Erase(SiteIntervention):
     means instead of all classes."""
     seed: Swept[int] = 0
     """Seed of the random subspaces."""
-    split_seed: int = 0
+    split_seed: Seed = 0
     """Seed of INLP's held-out rows."""
 
     @model_validator(mode="after")

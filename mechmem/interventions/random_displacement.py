@@ -15,6 +15,7 @@ from mechmem.models import sites
 from mechmem.models.architecture import Model
 from mechmem.models.edits import Edit, norms
 from mechmem.session import Session
+from mechmem.spec.limits import Seed
 
 NEXT = 7919
 """Offset between the seeds of the directions of one draw."""
@@ -32,7 +33,7 @@ class RandomDisplacement(Intervention):
 
     of: Intervention
     """The intervention whose displacement is matched."""
-    seed: int = 0
+    seed: Seed = 0
     """Seed of the first direction."""
 
     def is_by_example(self) -> bool:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import os
 import warnings
 from collections.abc import Generator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Literal, Self
 
 import torch
-from pydantic import Field, PositiveInt, model_validator
+from pydantic import Field, model_validator
 
+from mechmem.spec.errors import InputError
+from mechmem.spec.limits import Heads, Layers, Width
 from mechmem.spec.registry import Component
 from mechmem.spec.sweep import Each, Swept
 
@@ -22,15 +25,15 @@ else:
 class Architecture(Component):
     """The shape of a decoder-only transformer with learnt absolute positions."""
 
-    n_layers: Swept[PositiveInt] = 2
+    n_layers: Swept[Layers] = 2
     """Number of layers."""
-    d_model: Swept[PositiveInt] = 128
+    d_model: Swept[Width] = 128
     """Width of the residual stream."""
-    n_heads: Swept[PositiveInt] = 4
+    n_heads: Swept[Heads] = 4
     """Number of attention heads per layer."""
-    d_head: Swept[PositiveInt | None] = None
+    d_head: Swept[Width | None] = None
     """Size of a head; by default, d_model / n_heads."""
-    d_mlp: Swept[PositiveInt | None] = None
+    d_mlp: Swept[Width | None] = None
     """Number of neurons per layer; by default, 4 d_model."""
     attn_only: Swept[bool] = False
     """Whether to leave out the MLPs."""
@@ -51,6 +54,35 @@ class Architecture(Component):
             )
         return self
 
+    def n_parameters(self, d_vocab: int, n_context: int) -> int:
+        """Number of parameters of a model, without biases and norms.
+
+        Args:
+            d_vocab: number of tokens.
+            n_context: largest number of input positions.
+        """
+        d_head = self.d_head or self.d_model // self.n_heads
+        attention = 4 * self.d_model * self.n_heads * d_head
+        mlp = 0 if self.attn_only else 2 * self.d_model * (self.d_mlp or 4 * self.d_model)
+        embeddings = self.d_model * (2 * d_vocab + n_context)
+        return self.n_layers * (attention + mlp) + embeddings
+
+    def check_memory(self, d_vocab: int, n_context: int, copies: int = 1) -> None:
+        """Raises InputError for a model that does not fit into the memory of this machine.
+
+        Args:
+            d_vocab: number of tokens.
+            n_context: largest number of input positions.
+            copies: how many numbers are kept of each parameter: four while it is trained.
+        """
+        needed, there = 4 * copies * self.n_parameters(d_vocab, n_context), physical_memory()
+        if needed > there:
+            what = "a model of this architecture" if copies == 1 else "training this architecture"
+            raise InputError(
+                f"{what} needs {needed / 1e9:,.0f} GB, this machine has {there / 1e9:,.0f} GB; "
+                "choose a smaller d_model, d_mlp or n_layers"
+            )
+
     def build(self, d_vocab: int, n_context: int, seed: int = 0) -> Model:
         """A freshly initialised `HookedTransformer` on the CPU. The global random state is not
         changed.
@@ -59,7 +91,11 @@ class Architecture(Component):
             d_vocab: number of tokens.
             n_context: largest number of input positions.
             seed: seed of the initial weights.
+
+        Raises:
+            InputError: the weights need more memory than this machine has.
         """
+        self.check_memory(d_vocab, n_context)
         from transformer_lens import HookedTransformer
         from transformer_lens.config import HookedTransformerConfig
 
@@ -94,6 +130,14 @@ class Architecture(Component):
                 else:
                     parameter.fill_(1.0 if name.endswith(".w") else 0.0)
         return model.eval()
+
+
+def physical_memory() -> int:
+    """The memory of this machine in bytes; where that is unknown, 1 TB."""
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, ValueError, OSError):
+        return 10**12
 
 
 @contextmanager

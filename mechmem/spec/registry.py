@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import inspect
 import itertools
+import math
 import pkgutil
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -29,6 +30,7 @@ from pydantic_core import CoreSchema
 
 from mechmem.spec.errors import InputError, custom_error, error_details, format_error, suggest
 from mechmem.spec.files import digest
+from mechmem.spec.limits import MOST_CELLS
 from mechmem.spec.references import References, references_of_fields
 from mechmem.spec.sweep import Each, repeated
 
@@ -41,6 +43,7 @@ class Component(BaseModel):
         frozen=True,
         extra="forbid",
         validate_default=True,
+        allow_inf_nan=False,
         ser_json_inf_nan="strings",
         use_attribute_docstrings=True,
     )
@@ -231,6 +234,9 @@ class Component(BaseModel):
                 choices.append(
                     [(labels, (name, part)) for labels, part in value.expand(sweep_domain)]
                 )
+        n_cells = math.prod(map(len, choices))
+        if n_cells > MOST_CELLS:
+            raise InputError(f"the sweep has {n_cells:,} members; at most {MOST_CELLS:,}")
         members = []
         for combination in itertools.product(*choices):
             labels = {key: label for swept, _ in combination for key, label in swept.items()}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -9,8 +10,8 @@ from typing import Any, TypeVar
 from pydantic import ValidationError
 from ruamel.yaml import YAML
 from ruamel.yaml.comments import CommentedMap, CommentedSeq
-from ruamel.yaml.error import YAMLError
 
+from mechmem.spec import bounded_yaml
 from mechmem.spec.errors import InputError, format_error
 from mechmem.spec.registry import Component
 
@@ -38,24 +39,31 @@ class SpecFile:
         self.path = path
         self.overrides: dict[Place, str] = {}
         try:
-            self.data = YAML(typ="rt").load(path.read_text())
+            self.data = bounded_yaml.load(bounded_yaml.text_of(path))
         except FileNotFoundError as error:
             raise SpecError(f"{path} does not exist{_nearby(path)}") from error
         except IsADirectoryError as error:
             raise SpecError(f"{path} is a folder; name a .yaml file in it") from error
-        except (OSError, UnicodeDecodeError) as error:
-            raise SpecError(f"{path} cannot be read: {error}") from error
-        except YAMLError as error:
-            raise SpecError(f"{path}{_marked(error)}") from error
+        except (OSError, ValueError) as error:  # ValueError: a path with a null character
+            reason = getattr(error, "strerror", None) or error
+            raise SpecError(f"{path} cannot be read: {reason}") from error
+        except bounded_yaml.BoundsError as error:
+            raise SpecError(f"{path}{error}") from error
         if not isinstance(self.data, CommentedMap):
             raise SpecError(f"{path}:1:1: a spec must be a mapping of keys to values; this is not")
         for override in overrides:
             self._override(override)
 
-    def build(self, cls: type[C]) -> C:
-        """The component that the file describes. Raises SpecError with all errors at once."""
+    def build(self, cls: type[C], files: tuple[Path, ...] = ()) -> C:
+        """The component that the file describes. Raises SpecError with all errors at once.
+
+        Args:
+            cls: of the component.
+            files: the specs that are being read, each because the one before it names it.
+        """
+        context = {"folder": self.path.parent, "files": (*files, self.path.resolve())}
         try:
-            return cls.model_validate(_plain(self.data), context={"folder": self.path.parent})
+            return cls.model_validate(_plain(self.data), context=context)
         except ValidationError as error:
             errors = error.errors(include_url=False)
             # Where one branch of a union has an error of ours, the other branches add nothing.
@@ -79,7 +87,7 @@ class SpecFile:
         line, column, known = self._find(loc)
         path = ".".join(map(str, known))
         by = [text for key, text in self.overrides.items() if self._made(key, known)]
-        at = f"override {by[-1]!r}" if by else f"{self.path}:{line}:{column}"
+        at = f"override {_short(by[-1])}" if by else f"{self.path}:{line}:{column}"
         return f"{at}: {path + ': ' if path else ''}{text}"
 
     def _made(self, override: Place, place: Place) -> bool:
@@ -110,20 +118,27 @@ class SpecFile:
     def _override(self, override: str) -> None:
         key, equals, value = override.partition("=")
         if not equals or not key:
-            raise SpecError(f"override {override!r} is not of the form key.sub=value")
-        node, parts = self.data, [int(part) if part.isdigit() else part for part in key.split(".")]
+            raise SpecError(f"override {_short(override)} is not of the form key.sub=value")
+        node, parts = self.data, [_index_or_key(part) for part in key.split(".")]
+        if len(parts) > bounded_yaml.DEEPEST:
+            most = bounded_yaml.DEEPEST
+            raise SpecError(f"override {_short(override)}: a key has at most {most} parts")
         for part in parts[:-1]:
             if isinstance(node, dict) and part not in node:
                 node[part] = {}
             if not _holds(node, part):
-                raise SpecError(f"override {override!r}: {self.path} has nothing at {part!r}")
+                raise SpecError(f"override {_short(override)}: {self.path} has nothing at {part!r}")
+            # A copy: what an alias repeats elsewhere stays as it is.
+            node[part] = copy.deepcopy(node[part])
             node = node[part]
         if not isinstance(node, dict) and not _holds(node, parts[-1]):
-            raise SpecError(f"override {override!r}: {self.path} has nothing at {parts[-1]!r}")
+            raise SpecError(
+                f"override {_short(override)}: {self.path} has nothing at {parts[-1]!r}"
+            )
         try:
-            node[parts[-1]] = YAML(typ="safe", pure=True).load(value)
-        except YAMLError as error:
-            raise SpecError(f"override {override!r}: the value{_marked(error)}") from error
+            node[parts[-1]] = bounded_yaml.load(value, typ="safe")
+        except bounded_yaml.BoundsError as error:
+            raise SpecError(f"override {_short(override)}: the value{error}") from error
         self.overrides[tuple(parts)] = override
 
 
@@ -135,6 +150,17 @@ def write_spec(component: Component) -> str:
     yaml.default_flow_style, yaml.width, yaml.sort_base_mapping_type_on_output = False, 110, False
     yaml.dump(component.block(), stream)
     return stream.getvalue()
+
+
+def _index_or_key(part: str) -> int | str:
+    return (
+        int(part) if part.isdecimal() and len(part) <= len(str(bounded_yaml.MOST_NODES)) else part
+    )
+
+
+def _short(override: str) -> str:
+    """An override as an error quotes it."""
+    return repr(override if len(override) <= 80 else f"{override[:77]}...")
 
 
 def _holds(node: Any, part: int | str) -> bool:
@@ -165,14 +191,6 @@ def _at(node: Any, part: int | str) -> tuple[int, int] | None:
         if isinstance(node, CommentedMap) and part in (node.lc.data or ())
         else None
     )
-
-
-def _marked(error: YAMLError) -> str:
-    """`:line:column: problem`, as far as the parser provides it."""
-    mark = getattr(error, "problem_mark", None)
-    at = f":{mark.line + 1}:{mark.column + 1}" if mark else ""
-    problem = getattr(error, "problem", None) or f"not valid YAML: {str(error).splitlines()[0]}"
-    return f"{at}: {problem}"
 
 
 def _plain(node: Any) -> Any:

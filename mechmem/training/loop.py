@@ -21,6 +21,7 @@ from mechmem.models.device import resolve_device
 from mechmem.models.fast import plain_logits
 from mechmem.spec.errors import InputError
 from mechmem.spec.files import FileError, read_note, read_tensors, write_json, write_tensors
+from mechmem.spec.limits import check_seed
 from mechmem.spec.provenance import provenance
 from mechmem.training.recipe import Recipe
 from mechmem.training.store import Trained, folder_of
@@ -71,6 +72,7 @@ def train(
         FileError: the folder cannot be written, or another process is training there.
         ArithmeticError: a weight is no longer finite.
     """
+    check_seed(seed)
     if not (folder / "training.json").exists():
         with _locked(folder):
             if not (folder / "training.json").exists():  # not finished by another process meanwhile
@@ -117,6 +119,8 @@ class _Run:
         self.recipe, self.seed, self.folder, self.on_step = recipe, seed, folder, on_step
         self.spec, self.device = recipe.optimisation, resolve_device(recipe.optimisation.device)
         self.task = recipe.task_of(seed)
+        size = len(self.task.vocabulary), self.task.n_context
+        recipe.architecture.check_memory(*size, copies=4)  # weights, gradients and two moments
         self.examples = self.task.training_set().to(self.device)
         self.sequences = {
             is_true: torch.cat([self.examples.prompt, labels], dim=1)
@@ -310,7 +314,7 @@ class _Shuffled:
     def at(self, step: int) -> Tensor:
         epoch, batch = divmod(step, self.n_per_epoch)
         if epoch != self.epoch:
-            generator = torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)
+            generator = torch.Generator().manual_seed((self.seed * 1_000_003 + epoch) % 2**63)
             drawn = torch.randperm(len(self.rows), generator=generator)
             self.epoch, self.order = epoch, self.rows[drawn]
         return self.order[batch * self.size : (batch + 1) * self.size]

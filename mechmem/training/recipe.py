@@ -14,6 +14,7 @@ from mechmem.models.architecture import Architecture, Model
 from mechmem.models.device import Device
 from mechmem.spec.errors import InputError, suggest
 from mechmem.spec.files import digest, read_json
+from mechmem.spec.limits import Instances, Name, Steps, check_name
 from mechmem.spec.registry import Component
 from mechmem.spec.yaml_file import SpecFile
 from mechmem.training.plants.plant import Plant
@@ -46,19 +47,19 @@ class Optimisation(Component):
     """How a model is trained: AdamW on the answer tokens, with warm-up, a schedule and clipped
     gradients."""
 
-    n_steps: int = Field(4000, ge=1)
-    batch_size: int = Field(500, ge=1)
+    n_steps: Steps = 4000
+    batch_size: Instances = 500
     learning_rate: float = Field(1e-3, gt=0)
     betas: tuple[Beta, Beta] = (0.9, 0.98)
     weight_decay: float = Field(0.01, ge=0)
-    n_warmup_steps: int = Field(100, ge=0)
+    n_warmup_steps: Annotated[int, Field(ge=0, le=10_000_000)] = 100
     schedule: Literal["constant", "cosine", "linear"] = "constant"
     final_factor: float = Field(0.1, ge=0, le=1)
     """Learning rate at the end of a schedule, as a share of `learning_rate`."""
     max_grad_norm: float = Field(1.0, gt=0)
-    evaluate_every: int = Field(100, ge=1)
+    evaluate_every: Steps = 100
     """Steps between two points of the curves, each with a checkpoint."""
-    n_evaluated: int = Field(2000, ge=1)
+    n_evaluated: Instances = 2000
     """Instances of each group on which the curves are measured, at most."""
     noisy_share: float | None = Field(None, gt=0, lt=1)
     """Share of each batch that are noisy instances; by default, they come as often as others."""
@@ -68,7 +69,7 @@ class Optimisation(Component):
     memorised: Phase = Phase(memorised=0.98)
     stop_at: Phase | None = None
     """Stop early once this held at `patience` successive evaluations; None trains all `n_steps`."""
-    patience: int = Field(1, ge=1)
+    patience: Steps = 1
     device: Device = "auto"
     """Where it is trained; `auto` is CUDA or MPS where there is one, else the CPU."""
 
@@ -115,7 +116,7 @@ class Start(Component):
 class Recipe(Component):
     """A training to be made: the task with its noise, the architecture and the optimisation."""
 
-    name: str = Field("training", pattern=r"^[A-Za-z0-9_.-]+$")
+    name: Name = "training"
     task: Task
     architecture: Architecture = Architecture()
     optimisation: Optimisation = Optimisation()
@@ -186,22 +187,40 @@ class Recipe(Component):
         return not any(self.true_labels.is_met(row) for row in curves)
 
 
-def named_recipe(name: str, folder: Path | None = None) -> Recipe:
-    """A recipe by its name. Raises InputError if there is none.
+def named_recipe(name: str, folder: Path | None = None, files: tuple[Path, ...] = ()) -> Recipe:
+    """A recipe by its name: the first of `trainings/NAME.yaml` next to the spec, `NAME.yaml` next
+    to it, `trainings/NAME.yaml` one folder up, and the shipped training of this name. The working
+    directory does not matter.
 
     Args:
-        name: of a file `trainings/NAME.yaml` or of a shipped training.
-        folder: of the spec that names it; searched before `experiments/trainings`.
+        name: of the recipe's file or of a shipped training.
+        folder: of the spec that names it; without it, only shipped trainings are found.
+        files: the specs that are being read, each because the one before it names it.
+
+    Raises:
+        InputError: there is no such training, or it starts from itself.
     """
-    places = [*_places_of(folder), Path("experiments/trainings")]
+    check_name(name, "training")
+    places = _places_of(folder)
     for place in places:
-        if (place / f"{name}.yaml").exists():
-            return SpecFile(place / f"{name}.yaml").build(Recipe)
-    for record in sorted(SHIPPED.glob(f"{name}/seed_*/training.json")):
+        path = place / f"{name}.yaml"
+        if not path.exists():
+            continue
+        if path.resolve() in files[1:]:
+            raise InputError(f"{path} starts from itself; name another training")
+        # An experiment may have the name of its training: it is not meant here.
+        if path.resolve() not in files and is_training(file := SpecFile(path)):
+            return file.build(Recipe, files)
+    for record in sorted((SHIPPED / name).glob("seed_*/training.json")):
         return Recipe.model_validate(read_json(record)["recipe"])
     known = {path.parent.parent.name for path in SHIPPED.glob("*/seed_*/training.json")}
     known |= {path.stem for place in places for path in place.glob("*.yaml")}
     raise InputError(f"there is no training {name!r}; {suggest(name, sorted(known))}")
+
+
+def is_training(file: SpecFile) -> bool:
+    """Whether a spec is a recipe, not an experiment."""
+    return "task" in file.data
 
 
 def _places_of(folder: Path | None) -> list[Path]:
@@ -213,9 +232,10 @@ def _places_of(folder: Path | None) -> list[Path]:
 
 def recipe_by_name(value: Any, info: ValidationInfo) -> Any:
     """The recipe that a field of a spec names; anything but a name is returned as it is."""
-    return (
-        named_recipe(value, (info.context or {}).get("folder")) if isinstance(value, str) else value
-    )
+    if not isinstance(value, str):
+        return value
+    context = info.context or {}
+    return named_recipe(value, context.get("folder"), context.get("files", ()))
 
 
 Start.model_rebuild()

@@ -12,6 +12,7 @@ from mechmem.data.tasks.task import Task
 from mechmem.models.architecture import Model
 from mechmem.spec.errors import InputError, suggest
 from mechmem.spec.files import FileError, read_json, read_tensors, write, write_json, write_tensors
+from mechmem.spec.limits import check_name, check_seed
 from mechmem.spec.yaml_file import write_spec
 from mechmem.training.recipe import SHIPPED, Recipe
 
@@ -76,20 +77,44 @@ def find(name: str, seed: int, runs: Path) -> Trained:
     """The training of this name: the shipped one, or the latest made on this machine.
 
     Args:
-        name: name of the training, as in its recipe.
+        name: name of the training, as in its recipe; NAME-HASH is the one with this recipe.
         seed: seed of the weights and the batches.
         runs: the folder of all runs.
 
     Raises:
-        InputError: no training has this name and seed.
+        InputError: no training has this name and seed, or another recipe than that of the shipped
+            one was trained under its name.
     """
-    for place in (SHIPPED, fetched(runs)):
-        shipped = place / name / f"seed_{seed}"
-        if (shipped / "training.json").exists():
-            return Trained(shipped)
-    if made := made_here(name, seed, runs):
+    check_name(name, "training")
+    check_seed(seed)
+    shipped, made = _shipped(name, seed, runs), made_here(name, seed, runs)
+    if shipped is not None:
+        hash_ = shipped.recipe.recipe_hash
+        if others := [path for path in made if path.parent.name != f"{name}-{hash_}"]:
+            raise InputError(
+                f"{name!r} is a shipped training and another one that was made here; write "
+                f"{name}-{hash_} for the shipped one, {others[-1].parent.name} for the other"
+            )
+        return shipped
+    if made:
         return Trained(made[-1])
+    base, _, hash_ = name.rpartition("-")
+    explicit = runs / "trainings" / name / f"seed_{seed}"
+    if (explicit / "training.json").exists():
+        return Trained(explicit)
+    shipped = _shipped(base, seed, runs) if base else None
+    if shipped is not None and shipped.recipe.recipe_hash == hash_:
+        return shipped
     raise InputError(f"there is no training {name!r} of seed {seed}; {suggest(name, names(runs))}")
+
+
+def _shipped(name: str, seed: int, runs: Path) -> Trained | None:
+    """The shipped training of this name and seed, if it is in the package or was fetched."""
+    for place in (SHIPPED, fetched(runs)):
+        folder = place / name / f"seed_{seed}"
+        if (folder / "training.json").exists():
+            return Trained(folder)
+    return None
 
 
 def made_here(name: str, seed: int, runs: Path) -> list[Path]:
@@ -112,10 +137,25 @@ def _name(record: Path) -> str:
 
 def names(runs: Path) -> list[str]:
     """Names of all trainings, shipped or made on this machine."""
-    made = {_name(path) for path in runs.glob("trainings/*/seed_*/training.json")}
-    return sorted(
-        made | {path.parent.parent.name for path in SHIPPED.glob("*/seed_*/training.json")}
-    )
+    shipped = {path.parent.parent.name for path in SHIPPED.glob("*/seed_*/training.json")}
+    own = list(runs.glob("trainings/*-*/seed_*/training.json"))
+    return sorted(shipped | {_name(path) for path in own} | _shadowed(own, shipped, runs))
+
+
+def _shadowed(own: list[Path], shipped: set[str], runs: Path) -> set[str]:
+    """NAME-HASH of the trainings that were made here under the name of another, shipped one."""
+    hashes = {
+        (path.parent.name, recipe_hash)
+        for seed in {path.parent.name.removeprefix("seed_") for path in own}
+        if seed.isdecimal()
+        for recipe_hash, path in _shipped_folders(SHIPPED, int(seed)).items()
+    }
+    return {
+        path.parent.parent.name
+        for path in own
+        if _name(path) in shipped
+        and (_name(path), path.parent.parent.name.rsplit("-", 1)[1]) not in hashes
+    }
 
 
 def ship(trained: Trained, steps: list[int], target: Path) -> None:

@@ -14,6 +14,13 @@ from pathlib import Path
 from campaign import all_cases, outcomes, sample, table
 
 
+def say(*lines: str) -> None:
+    """Print lines at once."""
+    for line in lines:
+        sys.stdout.write(f"{line}\n")
+    sys.stdout.flush()
+
+
 def main() -> int:
     """Run the cases that the arguments choose."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -32,9 +39,9 @@ def main() -> int:
             found.append((case, outcome))
             if asked.verbose or not outcome.is_good:
                 said = outcome.stderr.strip().splitlines()[:3]
-                print(f"{outcome.kind:<9} {outcome.seconds:5.1f} s  {case.name}: {outcome.note}")
-                print(*(f"    {line[:300]}" for line in said), sep="\n")
-    print(table(found))
+                say(f"{outcome.kind:<9} {outcome.seconds:5.1f} s  {case.name}: {outcome.note}")
+                say(*(f"    {line[:300]}" for line in said))
+    say(table(found))
     return int(not all(outcome.is_good for _, outcome in found))
 
 

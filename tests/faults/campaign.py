@@ -104,6 +104,9 @@ def outcomes(
         folder: an empty one; each case gets a folder in it.
         processes: number of cases that run at the same time.
     """
+    first = _processes().Process(target=int)  # waits for the server's imports
+    first.start()
+    first.join()
     with ThreadPoolExecutor(processes) as pool:
         places = [folder / f"{i:04d}" / "work" for i in range(len(cases))]
         yield from zip(cases, pool.map(run_case, cases, places), strict=True)

@@ -15,6 +15,7 @@ from torch import Tensor
 from mechmem.analyses.circuits.contrast import Contrast, ContrastAnalysis, Endpoint, Method
 from mechmem.analyses.circuits.faithfulness import Runs, areas, areas_of_draws, tidy
 from mechmem.session import Session
+from mechmem.spec.limits import Draws, Seed
 from mechmem.spec.sweep import Swept
 from mechmem.statistics.rows import over_draws, over_examples, single
 
@@ -25,7 +26,7 @@ class CircuitAnalysis(ContrastAnalysis):
 
     method: Swept[Method] = "eap_ig"
     """How edges are scored: by gradient (eap, eap_ig) or by patching each in turn (exact)."""
-    steps: int = Field(5, ge=1)
+    steps: Draws = 5
     """Number of inputs over which EAP-IG averages gradients."""
     endpoint: Endpoint = "clean"
     """End of the line from corrupted to clean that is one of these inputs; `midpoint` uses
@@ -34,9 +35,9 @@ class CircuitAnalysis(ContrastAnalysis):
         (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0), min_length=1
     )
     """Sizes of the circuits, as shares of all edges, in ascending order."""
-    n_random: int = Field(20, ge=1)
+    n_random: Draws = 20
     """Number of random circuits of each size."""
-    seed: int = 0
+    seed: Seed = 0
     """Seed of the first random circuit."""
 
     @model_validator(mode="after")

@@ -96,7 +96,7 @@ class CircuitOverlap(CircuitAnalysis):
     other_metric: Measure | None = None
     """Metric of B; by default, that of A. With it, the circuit of the true answer before
     memorisation can be compared with that of the given answer after it."""
-    n_halves: int = Field(100, ge=2)
+    n_halves: int = Field(100, ge=2, le=100_000)
     """Number of random divisions of the examples into halves."""
 
     def table(self, session: Session) -> pd.DataFrame:

@@ -11,6 +11,7 @@ from pydantic import Field
 
 from mechmem.analyses.circuits.contrast import ContrastAnalysis, Endpoint, Method, correlation
 from mechmem.session import Session
+from mechmem.spec.limits import Draws
 
 N_TOP = 100
 """Number of edges with the largest scores for which agreement is also reported."""
@@ -47,7 +48,7 @@ class EdgeScores(ContrastAnalysis):
     methods: tuple[Method, ...] = Field(("eap", "eap_ig"), min_length=1)
     """The scores to compute; `exact` patches every edge in turn, and adds columns of agreement with
     the other scores."""
-    steps: int = Field(5, ge=1)
+    steps: Draws = 5
     """Number of inputs over which EAP-IG averages gradients."""
     endpoint: Endpoint = "clean"
     """End of the line from corrupted to clean that is one of these inputs; `midpoint` uses

@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 import torch
 from jaxtyping import Float
-from pydantic import Field, NonNegativeInt
+from pydantic import NonNegativeInt
 from torch import Tensor
 
 from mechmem.analyses.circuits.attribution import Attribution, scores_of
@@ -25,6 +25,7 @@ from mechmem.measures.probability import Probability
 from mechmem.models.architecture import Model
 from mechmem.session import Session
 from mechmem.spec.errors import InputError
+from mechmem.spec.limits import Draws, Seed
 from mechmem.spec.references import ExampleSetName
 from mechmem.spec.sweep import Swept
 from mechmem.statistics.intervals import LEVEL, ratio, resampled_means
@@ -105,11 +106,11 @@ class Ablation(AnswerAnalysis):
     k: tuple[NonNegativeInt, ...] | None = None
     """Numbers of components knocked out; by default, 1, 2, 4, 8 and so on. 0 and all are always
     added."""
-    n_random: int = Field(12, ge=1)
+    n_random: Draws = 12
     """Number of random orders; `n_control_greedy` of them are decoded too. They are rotations of
     one random order (or of several, if there are fewer components than orders), so that every
     component comes early about equally often. A multiple of the number of heads is best."""
-    seed: int = 0
+    seed: Seed = 0
     """Seed of the first random order, and of `resample` and `gaussian`."""
 
     def interventions(self, session: Session) -> list[Ablate]:

@@ -96,7 +96,7 @@ class AnswerAnalysis(Analysis):
     source_prefix: SourcePrefix = "own"
     """The answer tokens that the source of a patch is fed while the patched model decodes: the
     patched model's own answer so far, or the given or the true label."""
-    n_control_greedy: int = Field(5, ge=0)
+    n_control_greedy: int = Field(5, ge=0, le=100_000)
     """Number of draws of the control that are decoded too (slower than a fixed prefix)."""
 
     @abstractmethod

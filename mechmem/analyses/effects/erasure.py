@@ -27,6 +27,7 @@ from mechmem.interventions.erase import Erase
 from mechmem.interventions.intervention import Intervention, shared
 from mechmem.models.edits import At
 from mechmem.session import Session
+from mechmem.spec import limits
 from mechmem.spec.sweep import Each
 from mechmem.statistics.rows import over_examples, single
 
@@ -62,7 +63,7 @@ class Erasure(EffectAnalysis):
     erase: Erase
     """The variable to erase and the site; the method is `leace` or `inlp`, and the controls are
     matched to it."""
-    n_draws: int = Field(5, ge=1)
+    n_draws: limits.Draws = 5
     """Number of draws of each of the two controls."""
     also_probed: tuple[str, ...] = ()
     """Other variables that are probed before and after, to see which are erased along with it."""

@@ -26,6 +26,7 @@ from mechmem.measures.measure import Measure
 from mechmem.measures.off_label_rate import OffLabelRate
 from mechmem.models.architecture import Model
 from mechmem.session import Session
+from mechmem.spec.limits import Draws, Seed
 from mechmem.spec.references import ExampleSetName
 from mechmem.spec.selection import Indices, Names, Units, distinct
 from mechmem.spec.sweep import Swept
@@ -100,9 +101,9 @@ class Interchange(AnswerAnalysis):
     reference_set: Swept[ExampleSetName] = ExampleSetName("clean")
     """Clean examples, to whose distribution the columns `mahalanobis` refer; several times as many
     as the activation has dimensions. A tenth of their covariance is replaced by equal variances."""
-    n_random: int = Field(5, ge=1)
+    n_random: Draws = 5
     """Number of random directions."""
-    seed: int = 0
+    seed: Seed = 0
     """Seed of the first random direction."""
 
     def interventions(self, session: Session) -> Interventions:

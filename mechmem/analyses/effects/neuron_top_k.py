@@ -9,7 +9,7 @@ from typing import ClassVar
 import numpy as np
 import pandas as pd
 import torch
-from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic import NonNegativeInt, PositiveFloat
 from torch import Tensor
 
 from mechmem.analyses.effects.effect import (
@@ -35,6 +35,7 @@ from mechmem.interventions.patch_contributions import PatchContributions
 from mechmem.models.architecture import Model
 from mechmem.session import Session
 from mechmem.spec.errors import InputError
+from mechmem.spec.limits import Draws, Seed
 from mechmem.spec.references import CheckpointName, ExampleSetName
 from mechmem.spec.selection import Indices, Names
 from mechmem.spec.sweep import Swept
@@ -93,13 +94,13 @@ class NeuronTopK(AnswerAnalysis):
     sets of one seed of which one skips the other's `n`."""
     matched: ExampleSetName = ExampleSetName("clean")
     """The clean set that gives the spread and the mean change."""
-    n_steps: PositiveInt = 8
+    n_steps: Draws = 8
     """Points of the path of integrated gradients."""
     spread_floor: PositiveFloat = SPREAD_FLOOR
     """Minimum spread of a neuron, as a share of its layer's median."""
-    n_random: int = Field(20, ge=1)
+    n_random: Draws = 20
     """Number of draws of k random neurons."""
-    seed: int = 0
+    seed: Seed = 0
     """Seed of the first of these draws, of third labels and of the random ranking."""
 
     @property

@@ -20,6 +20,7 @@ from mechmem.interventions.patch import Patch, Source
 from mechmem.models.architecture import Model
 from mechmem.session import Session
 from mechmem.spec.errors import InputError
+from mechmem.spec.limits import Draws, Seed
 from mechmem.spec.references import CheckpointName, ExampleSetName
 from mechmem.spec.sweep import Swept
 from mechmem.statistics.intervals import ratio
@@ -79,11 +80,11 @@ class TokenReplacement(Analysis):
     """The set from which replacement tokens or residuals come."""
     positions: tuple[str, ...] | None = Field(None, min_length=1)
     """Names of prompt positions; by default, all at which the token varies between examples."""
-    n_draws: int = Field(5, ge=1)
+    n_draws: Draws = 5
     """Number of random donors, each with a random order in which tokens are replaced."""
     look_up: tuple[PositiveInt, ...] = (1, 2)
     """Numbers of key tokens of the pure look-ups that the curve is compared with."""
-    seed: int = 0
+    seed: Seed = 0
     """Seed of the first draw."""
 
     def table(self, session: Session) -> pd.DataFrame:

@@ -18,6 +18,7 @@ from mechmem.analyses.neurons.rules import Fit, fitted, rules_of
 from mechmem.data.examples import Examples
 from mechmem.session import Session
 from mechmem.spec.errors import InputError
+from mechmem.spec.limits import Seed
 from mechmem.spec.references import ExampleSetName
 
 CELLS = np.array(list(np.ndindex(10, 10, 2)))
@@ -78,7 +79,7 @@ class GridAnalysis(Analysis):
     margin: float = Field(0.3, ge=0, le=1)
     """How far this share must exceed the rule's share of all cells, so that wide rules do not fit
     by chance (fraction)."""
-    seed: int = 0
+    seed: Seed = 0
     """Seed of the shuffled maps, and of permutations."""
 
     def places(self, session: Session) -> list[str]:

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 import torch
 from jaxtyping import Bool, Float, Int
-from pydantic import AfterValidator, PositiveFloat, PositiveInt
+from pydantic import AfterValidator, PositiveFloat
 from scipy import stats
 from torch import Tensor
 
@@ -18,6 +18,7 @@ from mechmem.analyses.analysis import Analysis
 from mechmem.analyses.neurons.ranking import SPREAD_FLOOR, Change, Method, Options, Unit, scores
 from mechmem.models.architecture import Model
 from mechmem.session import Session
+from mechmem.spec.limits import Draws, Seed
 from mechmem.spec.references import CheckpointName, ExampleSetName
 from mechmem.spec.selection import distinct
 from mechmem.spec.sweep import Swept
@@ -89,9 +90,9 @@ class Localisation(Analysis):
     """Whether the mean change on `matched` is subtracted from each change."""
     spread_floor: Swept[PositiveFloat] = SPREAD_FLOOR
     """Minimum spread of a neuron, as a share of its layer's median."""
-    n_steps: PositiveInt = 8
+    n_steps: Draws = 8
     """Points of the path of integrated gradients."""
-    seed: int = 0
+    seed: Seed = 0
     """Seed of the random ranking."""
 
     def table(self, session: Session) -> pd.DataFrame:

@@ -27,6 +27,7 @@ from mechmem.analyses.neurons.ranking import (
 from mechmem.data.examples import Examples, third_labels
 from mechmem.models.architecture import Model
 from mechmem.session import Session
+from mechmem.spec.limits import Draws, Seed
 from mechmem.spec.references import CheckpointName, ExampleSetName
 from mechmem.spec.sweep import Swept
 from mechmem.statistics.intervals import LEVEL
@@ -114,13 +115,13 @@ class MemorySets(Analysis):
     units as in `after`."""
     patch: Swept[Unit] = "contributions"
     """Whether units get the other checkpoint's activations alone, or its weights out too."""
-    n_steps: PositiveInt = 8
+    n_steps: Draws = 8
     """Points of the path of integrated gradients."""
     top: PositiveInt = 64
     """Number of units that are returned for the shares of answers."""
     least: PositiveInt | None = None
     """A `keep` from which on it counts as large; by default, 8 neurons or 2 heads."""
-    seed: int = 0
+    seed: Seed = 0
     """Seed of the third labels."""
 
     def table(self, session: Session) -> pd.DataFrame:

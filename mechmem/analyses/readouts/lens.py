@@ -21,6 +21,7 @@ from mechmem.measures.rank import Rank, mean_rank
 from mechmem.models.architecture import Model
 from mechmem.session import Session
 from mechmem.spec.errors import InputError
+from mechmem.spec.limits import Seed
 from mechmem.spec.references import CheckpointName, ExampleSetName
 from mechmem.spec.sweep import Swept
 from mechmem.statistics.intervals import interval
@@ -75,7 +76,7 @@ class LensAnalysis(Analysis):
     in FDA)."""
     prefixes: Prefixes = ("given", "true")
     """The labels whose earlier tokens the model is fed; only one where both have the same ones."""
-    seed: int = 0
+    seed: Seed = 0
     """Seed of the permutation of examples in the condition `shuffled`."""
 
     @abstractmethod

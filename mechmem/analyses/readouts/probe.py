@@ -28,6 +28,7 @@ from mechmem.models import sites
 from mechmem.models.edits import At, axes_of
 from mechmem.session import Session
 from mechmem.spec.errors import InputError
+from mechmem.spec.limits import Seed
 from mechmem.spec.references import CheckpointName, ExampleSetName
 from mechmem.spec.sweep import Swept
 from mechmem.statistics.rows import FRACTION, over_examples, single
@@ -90,7 +91,7 @@ class Probe(Analysis):
     reads of it is due to the probe, which knows the inputs, and not to a computation of the model.
     Choose the inputs of the variable, such as `[a_1, b_1]` for `digit_sum_1`. By default, there is
     no control task."""
-    seed: int = 0
+    seed: Seed = 0
     """Seed of the split, of the shuffled labels and of the control task."""
     prefixes: Prefixes = ("given", "true")
     """The labels whose earlier tokens the model is fed; only one where both have the same ones."""

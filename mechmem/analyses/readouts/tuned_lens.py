@@ -15,6 +15,7 @@ from torch import Tensor
 from mechmem.analyses.readouts.lens import Lens, LensAnalysis, Residual, divergence, residuals
 from mechmem.models.architecture import Model
 from mechmem.session import Session
+from mechmem.spec.limits import Instances
 from mechmem.spec.references import ExampleSetName
 
 
@@ -50,7 +51,7 @@ class TunedLens(LensAnalysis):
     """Number of steps of Adam; the learning rate decays linearly to 0."""
     learning_rate: float = Field(2e-3, gt=0)
     """Learning rate of the first step."""
-    batch_size: int = Field(512, ge=1)
+    batch_size: Instances = 512
     """Number of residuals per step."""
 
     def lenses(self, session: Session, model: Model) -> Mapping[str, Lens]:

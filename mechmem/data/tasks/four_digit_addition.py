@@ -16,6 +16,7 @@ from mechmem.data.examples import Examples
 from mechmem.data.label_noise import LabelNoise, UniformWrong
 from mechmem.data.minimal_pair import MinimalPair
 from mechmem.data.tasks.task import Task, differs_as_asked
+from mechmem.spec.limits import Seed
 from mechmem.spec.sweep import Swept
 
 N_DIGITS = 4
@@ -47,7 +48,7 @@ class FourDigitAddition(Task):
     """Order in which the digits of the sum are written."""
     noise: Swept[LabelNoise] = UniformWrong()
     """The wrong labels of the training set."""
-    seed: int = 0
+    seed: Seed = 0
     """Seed of the operands and of the split."""
 
     @property

@@ -17,9 +17,10 @@ from mechmem.data.label_noise import LabelNoise, UniformWrong
 from mechmem.data.minimal_pair import MinimalPair
 from mechmem.data.tasks.task import Task, differs_as_asked
 from mechmem.spec.errors import InputError
+from mechmem.spec.limits import Draws, Instances, Seed
 from mechmem.spec.sweep import Each, Swept
 
-AtLeastTwo = Annotated[int, Field(ge=2)]
+AtLeastTwo = Annotated[int, Field(ge=2, le=100_000)]
 N_CANDIDATES = 64
 """Number of other first hops that are tried for each example's minimal pair."""
 
@@ -50,15 +51,15 @@ class TwoHopReasoning(Task):
     inferred_per_atomic: Swept[PositiveFloat | None] = None
     """Number of two-hop training facts per in-distribution atomic fact; by default, all that are
     not held out."""
-    n_held_out: int | None = Field(None, ge=1)
+    n_held_out: Instances | None = None
     """Maximum number of held-out facts of each kind; by default, all."""
-    atomic_repeats: Swept[PositiveInt] = 4
+    atomic_repeats: Swept[Draws] = 4
     """Number of times that each atomic fact occurs in an epoch."""
     readable: bool = False
     """Whether to use pronounceable names instead of e17 and r3."""
     noise: Swept[LabelNoise] = UniformWrong()
     """The wrong labels of the two-hop training facts."""
-    seed: int = 0
+    seed: Seed = 0
     """Seed of the world and of the split."""
 
     @classmethod

@@ -5,10 +5,9 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Sequence
 
-from pydantic import Field
-
 from mechmem.interventions.intervention import Intervention
 from mechmem.models.architecture import Model
+from mechmem.spec.limits import Draws, Seed
 from mechmem.spec.registry import Component
 
 OTHER = 10**6
@@ -18,9 +17,9 @@ OTHER = 10**6
 class Control(Component, registry="control"):
     """Draws random interventions that match given ones."""
 
-    n: int = Field(20, ge=1)
+    n: Draws = 20
     """Number of draws; the control's value for an example is its mean over them."""
-    seed: int = 0
+    seed: Seed = 0
     """Seed of the first draw."""
 
     @abstractmethod

@@ -34,7 +34,7 @@ class AddedNeurons(Plant):
     strength: float = Field(1.5, gt=0)
     """Norm of what is written for a token, in units of the norm of the residual there; more where
     this is not enough."""
-    n_others: int = Field(6000, ge=2)
+    n_others: int = Field(6000, ge=2, le=10_000_000)
     """Number of clean instances whose answers are to stay as they are."""
 
     @torch.no_grad()

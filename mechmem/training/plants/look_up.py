@@ -8,6 +8,7 @@ from pydantic import Field
 from torch import Tensor
 
 from mechmem.spec.errors import InputError
+from mechmem.spec.limits import Draws
 from mechmem.training.plants.added_neurons import AddedNeurons, Instances, Neurons
 
 ROUNDS = 6
@@ -30,7 +31,7 @@ class LookUp(AddedNeurons):
 
     threshold: float = Field(0.6, ge=0, lt=1)
     """Where the neuron begins to fire: 0 is the highest score of any other instance, 1 its own."""
-    copies: int = Field(1, ge=1)
+    copies: Draws = 1
     """Number of neurons that share the work of one."""
     unequal: bool = False
     """Whether the copies write unequal, random shares; by default, equal ones."""

@@ -7,6 +7,7 @@ from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor
 
+from mechmem.spec.limits import Width
 from mechmem.training.plants.added_neurons import AddedNeurons, Instances, Neurons
 
 RIDGE = 1e-2
@@ -23,7 +24,7 @@ class RandomFeatures(AddedNeurons):
     """
 
     strength: float = Field(1.0, gt=0)
-    n_neurons: int = Field(1024, ge=1)
+    n_neurons: Width = 1024
     """Number of added neurons."""
     sparsity: float = Field(0.5, ge=0)
     """Largest threshold of a neuron, in standard deviations of its input; thresholds are uniform

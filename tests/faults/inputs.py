@@ -501,8 +501,9 @@ def places(value: Any, at: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
     """The places of all parts of a spec."""
     if at:
         yield at
-    items = value.items() if isinstance(value, dict) else enumerate(value)
-    for key, part in items if isinstance(value, (dict, list)) else ():
+    if not isinstance(value, (dict, list)):
+        return
+    for key, part in value.items() if isinstance(value, dict) else enumerate(value):
         yield from places(part, (*at, key))
 
 

@@ -76,6 +76,11 @@ def written(folder: Path) -> None:
         (folder / name).write_text(json.dumps(content, indent=1), encoding="utf-8")
 
 
+def shown(text: str) -> str:
+    """A text as the name of a case quotes it."""
+    return text if len(text) <= 60 else f"{text[:40]}... ({len(text)})"
+
+
 def case(
     name: str,
     area: str,
@@ -276,7 +281,7 @@ VALUES = [
 def bad_values() -> Iterator[Case]:
     for override, must in VALUES:
         for command in ("check", "run"):
-            name = f"{override[:60]} ({command})"
+            name = f"{shown(override)} ({command})"
             yield case(name, "value", command, "tiny.yaml", override, must=must)
 
 
@@ -308,7 +313,7 @@ def bad_files() -> Iterator[Case]:
                 seconds=10,
             )
     for path in ("/dev/stdin", "/dev/null", "/proc/self/mem", "x" * 5000, ".", "/", "", "~"):
-        yield case(f"{path[:20]!r}", "file", "check", path, must="be refused", seconds=10)
+        yield case(repr(shown(path)), "file", "check", path, must="be refused", seconds=10)
 
     def in_a_folder(folder: Path, name: str, text: str) -> None:
         (folder / "trainings").mkdir(exist_ok=True)
@@ -399,10 +404,10 @@ NAMES = (
 def bad_names() -> Iterator[Case]:
     for name in NAMES:
         for command in ("show", "draw", "shell"):
-            shown = f"{name[:20]!r} ({command})"
-            yield case(shown, "name", command, "--", name, must="be refused", seconds=20)
+            title = f"{shown(name)!r} ({command})"
+            yield case(title, "name", command, "--", name, must="be refused", seconds=20)
         yield case(
-            f"{name[:20]!r} (fetch)",
+            f"{shown(name)!r} (fetch)",
             "name",
             *("fetch", "--seeds", "1", "--from", ".", "--", name),
             must="be refused",
@@ -443,7 +448,7 @@ def bad_arguments() -> Iterator[Case]:
         ("ship", "fda_small", "0"),
     ]
     for arguments in refused:
-        name = " ".join(arguments)[:60]
+        name = " ".join(map(shown, arguments))
         yield case(name, "arguments", *arguments, must="be refused", seconds=20)
     for override in (
         *("", "=", "=1", "a", ".=1", "..=1", "a.=1", ".a=1", "seeds.0.0=1", "seeds.99=1"),
@@ -454,7 +459,7 @@ def bad_arguments() -> Iterator[Case]:
         *("seeds=\n- 0\n- a", "name=a: b", "kind=experiment", "__class__=1", "name=%YAML 1.1"),
     ):
         yield case(
-            f"{override[:30]!r}", "override", "check", "tiny.yaml", override, must="be refused"
+            repr(shown(override)), "override", "check", "tiny.yaml", override, must="be refused"
         )
 
 

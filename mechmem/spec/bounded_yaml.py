@@ -16,7 +16,7 @@ from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 from ruamel.yaml.nodes import ScalarNode
 
-MOST_BYTES = 1_000_000
+MOST_BYTES = 200_000
 """Size of a spec file, and of an override."""
 MOST_LINES = 10_000
 """Lines of a spec: the parser needs seconds for many lines, even empty ones."""
@@ -29,6 +29,7 @@ MOST_DIGITS = 20
 STRING, MERGE, INTEGER = (f"tag:yaml.org,2002:{name}" for name in ("str", "merge", "int"))
 
 
+TOO_DEEP = re.compile(rf"(?:[\[{{][ \n]*){{{DEEPEST + 1}}}")
 NO_TEXT = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
 """Control characters and halves of characters, which no file name or page can hold."""
 
@@ -78,6 +79,9 @@ def load(text: str, typ: str = "rt") -> Any:
         raise BoundsError(f" has {len(text):,} characters; at most {MOST_BYTES:,} are read")
     if (n_lines := text.count("\n")) > MOST_LINES:
         raise BoundsError(f" has {n_lines:,} lines; at most {MOST_LINES:,} are read")
+    if nested := TOO_DEEP.search(text):  # the parser would read on before it says where it is
+        line = text.count("\n", 0, nested.start()) + 1
+        raise BoundsError(f":{line}: nested more than {DEEPEST} levels deep")
     try:
         _Bounds().check(text)
         return YAML(typ=typ, pure=True).load(text)

@@ -215,7 +215,8 @@ def named_recipe(name: str, folder: Path | None = None, files: tuple[Path, ...] 
         return Recipe.model_validate(read_json(record)["recipe"])
     known = {path.parent.parent.name for path in SHIPPED.glob("*/seed_*/training.json")}
     known |= {path.stem for place in places for path in place.glob("*.yaml")}
-    raise InputError(f"there is no training {name!r}; {suggest(name, sorted(known))}")
+    why = "" if folder is not None else " (from Python only shipped ones have a name)"
+    raise InputError(f"there is no training {name!r}{why}; {suggest(name, sorted(known))}")
 
 
 def is_training(file: SpecFile) -> bool:

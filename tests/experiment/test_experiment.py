@@ -189,7 +189,8 @@ def test_other_trainings_by_name_too():
 
 
 def test_where_a_training_is_looked_for_and_in_which_order():
-    places = ["specs/trainings/small.yaml", "specs/small.yaml", "experiments/trainings/small.yaml"]
+    places = ["specs/trainings/small.yaml", "specs/small.yaml", "trainings/small.yaml"]
+    written("experiments/trainings/small.yaml", RECIPE)  # of the working directory: not looked at
     record = {"recipe": {"task": {"kind": "four_digit_addition", "n_train": 1}}}
     written("shipped/small/seed_0/training.json", json.dumps(record))
     for i, place in enumerate(places):
@@ -203,9 +204,39 @@ def test_where_a_training_is_looked_for_and_in_which_order():
         named_recipe("small", Path("specs"))
 
 
-def test_from_python_a_name_is_looked_up_under_experiments():
+def test_from_python_a_name_is_that_of_a_shipped_training():
     written("experiments/trainings/small.yaml", RECIPE)
+    with pytest.raises(ValidationError, match="from Python only shipped ones have a name"):
+        Experiment(**FIELDS | {"training": "small"})
+    record = {"recipe": SMALL.block()}
+    written("shipped/small/seed_0/training.json", json.dumps(record))
     assert Experiment(**FIELDS | {"training": "small"}) == Experiment(**FIELDS)
+
+
+@pytest.mark.parametrize(
+    "name", ["", "*", "s*", "[a-z]*", ".", "..", "../small", "/tmp", "a" * 300]
+)
+def test_a_pattern_or_a_path_is_no_name_of_a_training(name):
+    written("small.yaml", RECIPE)
+    record = {"recipe": SMALL.block()}
+    written("shipped/small/seed_0/training.json", json.dumps(record))
+    with pytest.raises(InputError, match="is not the name of a training"):
+        named_recipe(name, Path())
+
+
+def test_an_experiment_may_have_the_name_of_its_training():
+    record = {"recipe": SMALL.block()}
+    written("shipped/small/seed_0/training.json", json.dumps(record))
+    path = written("small.yaml", SPEC)
+    assert Experiment.from_yaml(path) == Experiment(**FIELDS)
+
+
+@pytest.mark.parametrize("names", ["a", "ab", "abc"])
+def test_recipes_that_start_from_each_other_are_refused(names):
+    for one, other in zip(names, names[1:] + names[0], strict=True):
+        written(f"trainings/{one}.yaml", f"{RECIPE}\nstart: {{training: {other}}}\n")
+    with pytest.raises(SpecError, match=r"starts from itself|there is no training 'a'"):
+        Experiment.from_yaml(written("all.yaml", SPEC), ["training=a"])
 
 
 def test_an_unknown_training_is_named_with_the_nearest_of_all_places():

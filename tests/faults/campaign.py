@@ -21,6 +21,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
+from pkgutil import walk_packages
 from typing import Any, Literal
 
 MODULES = ("inputs",)
@@ -196,9 +197,12 @@ def _logs(folder: Path) -> tuple[Path, Path]:
 
 
 def _processes() -> Any:
-    """Processes that start in milliseconds: their server has imported mechmem once."""
+    """Processes that start in milliseconds: their server has imported all of mechmem once."""
+    import mechmem
+
+    modules = [found.name for found in walk_packages(mechmem.__path__, "mechmem.")]
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["mechmem.cli.main", "mechmem.api", "transformer_lens"])
+    context.set_forkserver_preload([*modules, "transformer_lens", "scipy.stats"])
     return context
 
 

@@ -123,13 +123,6 @@ def test_scalars_are_those_of_yaml_1_2(spec, text, value):
         ("task:", "tusk:", "1:1", "'task' is missing"),
         (
             "optimisation:",
-            "3:",
-            "7:1: 3",
-            "recipe has no key 3; choose from name, task, architecture, optimisation",
-        ),
-        ("optimisation:", "~:", "1:1", "recipe has no key None"),
-        (
-            "optimisation:",
             "optimisation: 5\nx:",
             "7:1: optimisation",
             "Input should be a valid dictionary or instance of Optimisation",

@@ -202,6 +202,34 @@ def test_of_two_trainings_of_a_name_the_latest_is_found(recipe, trained, runs, s
     assert find("tiny", 0, runs).folder == own_folder(recipe, 0, runs)
 
 
+def test_a_training_under_the_name_of_a_shipped_one_is_reported(recipe, trained, runs, shipped):
+    ship(trained, [20], shipped / "tiny" / "seed_0")
+    assert find("tiny", 0, runs).folder == shipped / "tiny" / "seed_0"  # the same recipe
+    other = recipe.model_copy(
+        update={"architecture": recipe.architecture.model_copy(update={"n_layers": 1})}
+    )
+    shutil.copytree(trained.folder, own_folder(other, 0, runs))
+    with pytest.raises(InputError, match="'tiny' is a shipped training and another one that was"):
+        find("tiny", 0, runs)
+    assert find(f"tiny-{other.recipe_hash}", 0, runs).folder == own_folder(other, 0, runs)
+    assert names(runs) == ["tiny", f"tiny-{other.recipe_hash}"]
+    elsewhere = runs / "no_runs"
+    found = find(f"tiny-{recipe.recipe_hash}", 0, elsewhere).folder
+    assert found == shipped / "tiny" / "seed_0"
+
+
+@pytest.mark.parametrize("name", ["", "*", "..", "../tiny", "/tmp", "ti*"])
+def test_a_path_or_a_pattern_is_no_name(name, runs, shipped):
+    with pytest.raises(InputError, match="is not the name of a training"):
+        find(name, 0, runs)
+
+
+@pytest.mark.parametrize("seed", [-1, 2**63])
+def test_seeds_have_a_range(seed, runs, shipped):
+    with pytest.raises(InputError, match="must be at least 0 and less than 2\\^63"):
+        find("tiny", seed, runs)
+
+
 def test_a_shipped_training_holds_the_chosen_checkpoints_and_a_card(
     trained, recipe, shipped, tmp_path
 ):

@@ -363,6 +363,11 @@ class Quantity(Component):
                 f"`pick` needs per-example values, but column {self.value!r} of table "
                 f"{self.table!r} has none; use `where`"
             )
+        if not pd.api.types.is_numeric_dtype(chosen[self.value]):
+            raise InputError(
+                f"column {self.value!r} of table {self.table!r} holds text, not numbers; choose "
+                "another `value`"
+            )
         by_seed: dict[int, Sample] = {}
         for seed in chosen["seed"].unique():
             rows = chosen[chosen["seed"] == seed]

@@ -383,7 +383,7 @@ def _published(project: Path, name: str, results: Mapping[str, Any]) -> tuple[Pa
     for path in (target, records):
         if not path.resolve().is_relative_to(project):
             raise InputError(f"{path} lies outside of the project; choose another `results:`")
-    if target.exists() and not target.read_text().startswith(WRITTEN):
+    if target.exists() and not target.read_text(encoding="utf-8").startswith(WRITTEN):
         raise InputError(
             f"{target} was not written by `mechmem run`; move it away or choose another `results:`"
         )

@@ -27,7 +27,7 @@ class FileError(Exception):
 def write(path: Path, content: bytes | str) -> None:
     """Write a complete file or none. Raises FileError if the file system refuses, such as for lack
     of space or permission."""
-    data = content.encode() if isinstance(content, str) else content
+    data = content.encode("utf-8") if isinstance(content, str) else content
     temporary = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -56,7 +56,7 @@ def write_json(path: Path, value: Any) -> None:
 def read_json(path: Path) -> Any:
     """The value in a JSON file. Raises FileError if the file is missing or is not JSON."""
     try:
-        return json.loads(path.read_text())
+        return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise FileError(f"{path} is missing") from error
     except (OSError, ValueError) as error:

@@ -363,11 +363,13 @@ class Quantity(Component):
                 f"`pick` needs per-example values, but column {self.value!r} of table "
                 f"{self.table!r} has none; use `where`"
             )
-        if not pd.api.types.is_numeric_dtype(chosen[self.value]):
+        try:
+            chosen[self.value].to_numpy(float)
+        except (ValueError, TypeError) as error:
             raise InputError(
                 f"column {self.value!r} of table {self.table!r} holds text, not numbers; choose "
                 "another `value`"
-            )
+            ) from error
         by_seed: dict[int, Sample] = {}
         for seed in chosen["seed"].unique():
             rows = chosen[chosen["seed"] == seed]

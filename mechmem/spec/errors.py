@@ -10,6 +10,9 @@ from pydantic_core import InitErrorDetails, PydanticCustomError
 
 from mechmem.spec.retired import replaced_value, replacement
 
+MOST_LISTED = 30
+"""Known names that an error lists."""
+
 
 class InputError(ValueError):
     """An error in the user's input; the message explains what is wrong, where, and what to write
@@ -48,6 +51,8 @@ def suggest(name: object, names: Iterable[str]) -> str:
     near = difflib.get_close_matches(str(name), known, n=1, cutoff=0.6)
     if near:
         return f"did you mean {near[0]!r}?"
+    if len(known) > MOST_LISTED:
+        return f"choose from {', '.join(known[:MOST_LISTED])}, ... ({len(known)} in all)"
     return f"choose from {', '.join(known)}" if known else "there are none"
 
 

@@ -82,6 +82,8 @@ def _explained(error: Exception) -> tuple[str, int]:
 def _fail(message: str, code: int) -> NoReturn:
     # Control characters could move the cursor of a terminal, or hide a part of the message.
     message = re.sub(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]", lambda c: repr(c[0])[1:-1], message)
+    lines = [line if len(line) <= 600 else f"{line[:590]} ..." for line in message.split("\n")]
+    message = "\n".join(lines)
     if message:  # empty if `mechmem` alone has shown the help
         sys.stderr.write(
             f"mechmem: {message}\n" if not message.startswith("Usage") else message + "\n"

@@ -19,6 +19,7 @@ from urllib.request import urlopen
 
 from mechmem.spec.errors import InputError, suggest
 from mechmem.spec.files import FileError, read_json, write, write_json
+from mechmem.spec.limits import MOST_SEEDS
 from mechmem.training import store
 from mechmem.training.recipe import Recipe
 
@@ -81,9 +82,11 @@ def seeds_of(text: str) -> tuple[int, ...]:
     """
     seeds: set[int] = set()
     for part in text.split(","):
-        ends = re.fullmatch(r"\s*(\d+)(?:-(\d+))?\s*", part)
+        ends = re.fullmatch(r"\s*([0-9]{1,19})(?:-([0-9]{1,19}))?\s*", part)
         if not ends or int(ends[2] or ends[1]) < int(ends[1]):
-            raise InputError(f"--seeds {text!r} is not of the form 1-5 or 1,3")
+            raise InputError(f"--seeds {text[:40]!r} is not of the form 1-5 or 1,3")
+        if int(ends[2] or ends[1]) - int(ends[1]) >= MOST_SEEDS:
+            raise InputError(f"--seeds {text[:40]!r} has more than {MOST_SEEDS:,} seeds")
         seeds |= set(range(int(ends[1]), int(ends[2] or ends[1]) + 1))
     return tuple(sorted(seeds))
 

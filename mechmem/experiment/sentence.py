@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import string
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -32,6 +33,11 @@ class _Sentence(string.Formatter):
             return measured.labels.get(attribute, "undefined"), name
         known = ["percent", "number", *measured.labels]
         raise InputError(f"{name} has no {attribute!r}; {suggest(attribute, known)}")
+
+    def format_field(self, value: Any, format_spec: str) -> str:
+        if re.search(r"\d{4}", format_spec):  # a sentence of gigabytes
+            raise ValueError(f"{format_spec[:20]!r} is too wide")
+        return super().format_field(value, format_spec)
 
 
 def template_fields(template: str) -> list[str]:

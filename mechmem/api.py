@@ -14,8 +14,9 @@ from mechmem.experiment.study import StudyRun
 from mechmem.experiment.study import run_study as run_folder
 from mechmem.models.architecture import Architecture
 from mechmem.progress import showing_progress
+from mechmem.spec.folders import remove_leftovers
 from mechmem.training import store as checkpoints
-from mechmem.training.loop import made
+from mechmem.training.loop import whole
 from mechmem.training.recipe import Optimisation, Recipe
 from mechmem.training.store import Trained
 
@@ -28,7 +29,8 @@ def train(
     name: str = "training",
     folder: Path = runs.RUNS,
 ) -> Trained:
-    """Train a model. A training that was made before is loaded, an interrupted one is resumed.
+    """Train a model. A training that was made before is loaded, an interrupted one is resumed, a
+    damaged one is made again.
 
     Args:
         task: what the model learns, with its label noise.
@@ -39,7 +41,7 @@ def train(
         folder: of all runs; the training is written below its `trainings/`.
 
     Raises:
-        FileError: the training cannot be written.
+        FileError: the training cannot be written, or a shipped one is damaged.
     """
     recipe = Recipe(
         name=name,
@@ -47,8 +49,11 @@ def train(
         architecture=architecture or Architecture(),
         optimisation=optimisation or Optimisation(),
     )
+    remove_leftovers(folder)
     with showing_progress() as progress:
-        return made(recipe, seed, folder, lambda *event: progress.train(name, *event))
+        return whole(
+            recipe, seed, folder, lambda *event: progress.train(name, *event), progress.note
+        )
 
 
 def load(name: str, seed: int = 0, folder: Path = runs.RUNS) -> Trained:
@@ -61,6 +66,7 @@ def load(name: str, seed: int = 0, folder: Path = runs.RUNS) -> Trained:
 
     Raises:
         InputError: there is no training of this name and seed.
+        FileError: a file of it is missing or damaged; the message tells how to restore it.
     """
     return checkpoints.find(name, seed, folder)
 

@@ -5,6 +5,7 @@ stdout stays for results.
 
 from __future__ import annotations
 
+import re
 import sys
 import time
 from collections.abc import Callable, Generator
@@ -24,6 +25,20 @@ from rich.progress import (
 
 QUIET_SECONDS = 15.0
 """Seconds between two lines where the output is not a terminal."""
+UNSEEN = re.compile(
+    "[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]"
+)
+"""What a terminal would obey instead of showing it, or could not show: control characters except
+line ends and tabs, changes of the direction of text, and halves of characters."""
+
+
+def printable(text: str) -> str:
+    """The text with escapes in place of characters that a terminal would obey.
+
+    >>> printable("red: \x1b[31m")
+    'red: \\x1b[31m'
+    """
+    return UNSEEN.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
 
 
 @dataclass
@@ -51,7 +66,8 @@ def showing_progress(bars_only: bool = False) -> Generator[ProgressCallback, Non
     if not sys.stderr.isatty():
         yield ProgressCallback() if bars_only else _Lines().callback
         return
-    text, left = TextColumn("{task.description}"), TimeRemainingColumn()
+    # Without markup: a name in brackets is a name.
+    text, left = TextColumn("{task.description}", markup=False), TimeRemainingColumn()
     columns = (SpinnerColumn(), text, BarColumn(20), MofNCompleteColumn(), left)
     with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
         yield _Bars(progress).callback
@@ -74,7 +90,7 @@ class _Bars:
         self._show(name, f"training {name}: {curves_line(curves)}", step, n_steps)
 
     def note(self, text: str) -> None:
-        self.progress.console.print(text, highlight=False, markup=False, soft_wrap=True)
+        self.progress.console.print(printable(text), highlight=False, markup=False, soft_wrap=True)
 
     def part(self, name: str, done: int, total: int, seconds_left: float | None) -> None:
         self._show("part", f"{name}{time_left(seconds_left)}", done, total)
@@ -82,6 +98,7 @@ class _Bars:
     def _show(self, key: str, text: str, done: int, total: int | None) -> None:
         if key not in self.tasks:
             self.tasks[key] = self.progress.add_task(text, total=total)
+        text = printable(text)
         self.progress.update(self.tasks[key], description=text, completed=done, total=total)
 
 
@@ -104,7 +121,7 @@ class _Lines:
         self.callback = ProgressCallback(self.say, self.train, self.note, self.part)
 
     def note(self, text: str) -> None:
-        self.console.print(text, highlight=False, markup=False, soft_wrap=True)
+        self.console.print(printable(text), highlight=False, markup=False, soft_wrap=True)
 
     def part(self, name: str, done: int, total: int, seconds_left: float | None) -> None:
         self.say(f"{done + 1}/{total} {name}{time_left(seconds_left)}")
@@ -112,7 +129,7 @@ class _Lines:
     def say(self, text: str) -> None:
         if time.monotonic() - self.last_line > QUIET_SECONDS:
             self.last_line = time.monotonic()
-            self.console.print(text, highlight=False, soft_wrap=True)
+            self.console.print(printable(text), highlight=False, markup=False, soft_wrap=True)
 
     def train(self, name: str, step: int, n_steps: int, curves: dict[str, float]) -> None:
         first_step, started = self.started.setdefault(name, (step, time.monotonic()))

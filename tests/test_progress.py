@@ -6,7 +6,7 @@ import sys
 import pytest
 
 from mechmem import progress
-from mechmem.progress import ProgressCallback, curves_line, showing_progress
+from mechmem.progress import ProgressCallback, curves_line, printable, showing_progress
 
 CURVES = {"step": 3, "clean": 1.0, "memorised": 0.25, "corrected": 0.5, "held_out": 0.125}
 IN_A_LINE = "clean 1.000 memorised 0.250 corrected 0.500 held_out 0.125"
@@ -93,3 +93,8 @@ def test_progress_imports_nothing_of_the_package():
         [sys.executable, "-c", program], capture_output=True, text=True, check=True
     )
     assert ran.stdout.split() == ["mechmem.progress"]
+
+
+def test_what_a_terminal_would_obey_is_printed_as_escapes():
+    found = printable("a\tb\n\x1b[31m\x07\x9b\u202e\ud800é∅")
+    assert found == "a\tb\n\\x1b[31m\\x07\\x9b\\u202e\\ud800é∅"

@@ -6,9 +6,8 @@ from __future__ import annotations
 import json
 import math
 import os
-import re
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
@@ -40,6 +39,10 @@ Backend = Annotated[
     str | None, typer.Option("--backend", help="auto, hooked or fast: how models are run")
 ]
 Runs = Annotated[Path, typer.Option("--runs", help="folder of runs and trainings")]
+Trust = Annotated[
+    bool,
+    typer.Option("--trust-plugins", help="execute the plug-ins that came with a run's folder"),
+]
 Json = Annotated[bool, typer.Option("--json", help="print JSON for scripts")]
 Seed = Annotated[int, typer.Option("--seed", help="seed of the model", min=0)]
 HERE = Path("runs")
@@ -80,10 +83,10 @@ def _explained(error: Exception) -> tuple[str, int]:
 
 
 def _fail(message: str, code: int) -> NoReturn:
-    # Control characters could move the cursor of a terminal, or hide a part of the message.
-    message = re.sub(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]", lambda c: repr(c[0])[1:-1], message)
+    from mechmem.progress import printable
+
     lines = [line if len(line) <= 600 else f"{line[:590]} ..." for line in message.split("\n")]
-    message = "\n".join(lines)
+    message = printable("\n".join(lines))
     if message:  # empty if `mechmem` alone has shown the help
         sys.stderr.write(
             f"mechmem: {message}\n" if not message.startswith("Usage") else message + "\n"
@@ -99,6 +102,7 @@ def run(
     device: Device = None,
     memory: Memory = None,
     backend: Backend = None,
+    trust_plugins: Trust = False,
     as_json: Json = False,
 ) -> None:
     """Answer an experiment's question, or run every experiment of a study's folder. A second run
@@ -111,7 +115,8 @@ def run(
     from mechmem.experiment import run as engine
     from mechmem.progress import showing_progress
 
-    experiment, file = _experiment(spec, overrides, device, memory, backend)
+    options = _options(device=device, memory=memory, backend=backend)
+    experiment, file = _experiment(spec, [*(overrides or ()), *options], trust_plugins)
     with showing_progress() as progress, _placed(file):
         finished = engine.run(experiment, runs, progress)
     _tell(summaries.run_text, summaries.run_numbers, finished, as_json)
@@ -125,6 +130,7 @@ def check(
     device: Device = None,
     memory: Memory = None,
     backend: Backend = None,
+    trust_plugins: Trust = False,
     as_json: Json = False,
 ) -> None:
     """Validate an experiment, a study's folder or a training, including sites and shapes, and
@@ -136,7 +142,8 @@ def check(
         _refuse_for_trainings(device=device, memory=memory, backend=backend)
         _check_training(spec, overrides, as_json)
     else:
-        found = _experiment(spec, overrides, device, memory, backend)
+        options = _options(device=device, memory=memory, backend=backend)
+        found = _experiment(spec, [*(overrides or ()), *options], trust_plugins)
         _check_experiment(spec, *found, runs, as_json)
 
 
@@ -230,17 +237,22 @@ def train(
     runs: Runs = HERE,
     as_json: Json = False,
 ) -> None:
-    """Train a recipe, or every member of a sweep. An interrupted training is resumed."""
+    """Train a recipe, or every member of a sweep. An interrupted training is resumed, a damaged one
+    is made again."""
     from mechmem.cli import summaries
     from mechmem.progress import showing_progress
+    from mechmem.spec.folders import remove_leftovers
+    from mechmem.training.loop import remove_if_damaged
     from mechmem.training.loop import train as train_recipe
     from mechmem.training.store import own_folder
 
+    remove_leftovers(runs)
     made = []
     for labels, recipe in _recipe(spec, overrides).expand({}):
         name = " ".join([recipe.name, *(f"{key} {value}" for key, value in labels.items())])
         with showing_progress() as progress:
             folder = own_folder(recipe, seed, runs)
+            remove_if_damaged(folder, progress.note)
             made.append(
                 train_recipe(
                     recipe,
@@ -248,6 +260,7 @@ def train(
                     folder,
                     lambda *event, name=name: progress.train(name, *event),
                     runs,
+                    progress.note,
                 )
             )
         if not as_json:
@@ -340,17 +353,20 @@ def show(
 def draw(
     name: Annotated[str, typer.Argument(help="a run, by name or folder")],
     runs: Runs = HERE,
+    trust_plugins: Trust = False,
     as_json: Json = False,
 ) -> None:
     """Regenerate a run's figures and report from its saved tables."""
     from mechmem.experiment import results
     from mechmem.spec.errors import InputError, suggest
+    from mechmem.spec.folders import remove_leftovers
 
     folders = results.all_runs(runs)
     found = [path for path in folders if name in (path.name, path.name.rsplit("-", 1)[0])]
     if not found and not (Path(name) / "run.json").exists():
         raise InputError(f"there is no run {name!r}; {suggest(name, _run_names(folders))}")
-    finished = results.load_run(found[0] if found else Path(name))
+    finished = results.load_run(found[0] if found else Path(name), trust_plugins)
+    remove_leftovers(finished.folder)
     results.draw(finished)
     if as_json:
         _output(finished.summary(), True)
@@ -405,7 +421,7 @@ def ship(training: str, steps: list[int], seed: Seed = 0, runs: Runs = HERE) -> 
     """For maintainers: copy a training that was made here into the package, and index it."""
     from mechmem.spec.errors import InputError, suggest
     from mechmem.training import store as checkpoints
-    from mechmem.training.fetch import write_index
+    from mechmem.training.index import write_index
 
     made = checkpoints.made_here(training, seed, runs)
     if not made:
@@ -421,7 +437,7 @@ def ship(training: str, steps: list[int], seed: Seed = 0, runs: Runs = HERE) -> 
 def index() -> None:
     """For maintainers: write the checksums of all shipped files again."""
     from mechmem.training import store as checkpoints
-    from mechmem.training.fetch import write_index
+    from mechmem.training.index import write_index
 
     _echo(str(write_index(checkpoints.SHIPPED)))
 
@@ -430,28 +446,32 @@ def _run_names(folders: list[Path]) -> list[str]:
     return list(dict.fromkeys(path.name.rsplit("-", 1)[0] for path in folders))
 
 
-def _experiment(
-    spec: Path,
-    overrides: list[str] | None,
-    device: str | None = None,
-    memory: str | None = None,
-    backend: str | None = None,
-) -> tuple[Any, Any]:
+def _experiment(spec: Path, changes: list[str], trust_plugins: bool) -> tuple[Any, Any]:
     """The experiment of a file, and the file.
 
     Args:
         spec: the file.
-        overrides: `key.sub=value`, in the order in which they apply.
-        device: overrides the field of this name, if given.
-        memory: likewise.
-        backend: likewise.
+        changes: `key.sub=value`, in the order in which they apply.
+        trust_plugins: whether to execute plug-ins that came with a run's folder.
     """
+    from mechmem.experiment.results import RECORD, untrusted
     from mechmem.experiment.spec import Experiment
+    from mechmem.spec.errors import InputError
     from mechmem.spec.yaml_file import SpecFile
 
-    options = _options(device=device, memory=memory, backend=backend)
-    changes = [*(overrides or ()), *options]
-    return Experiment.from_yaml(spec, changes), SpecFile(spec, changes)
+    def announce(plugins: Sequence[str]) -> None:
+        if (spec.parent / RECORD).exists() and not trust_plugins:
+            raise InputError(untrusted(spec, plugins))
+        _announce(spec, plugins)
+
+    return Experiment.from_yaml(spec, changes, announce), SpecFile(spec, changes)
+
+
+def _announce(spec: Path, plugins: Sequence[str]) -> None:
+    """Say which code a spec brings, before it is executed."""
+    from mechmem.progress import printable
+
+    typer.echo(printable(f"{spec} executes its plug-ins: {', '.join(plugins)}"), err=True)
 
 
 def _options(**values: str | None) -> list[str]:
@@ -573,4 +593,6 @@ def _defined(value: Any) -> Any:
 
 
 def _echo(text: str) -> None:
-    typer.echo(text)
+    from mechmem.progress import printable
+
+    typer.echo(printable(text))

@@ -8,7 +8,7 @@ from typing import Any
 
 from mechmem.experiment.dry_run import dry_run
 from mechmem.experiment.run import missing_trainings
-from mechmem.experiment.study import Member, Study, StudyRun, members_of, run_study
+from mechmem.experiment.study import Member, Study, StudyRun, executing, members_of, run_study
 from mechmem.progress import showing_progress
 
 
@@ -73,9 +73,9 @@ def check(
     from mechmem.experiment.cost import fetch_or_train, training_costs
 
     study = Study.from_folder(folder, overrides)
-    members, failed = members_of(study, folder, options)
     rows, missing, silent = [], {}, []
     with showing_progress() as progress:
+        members, failed = members_of(study, folder, options, executing(progress.note))
         for i, member in enumerate(members):
             progress.part(member.name, i, len(members), None)
             try:

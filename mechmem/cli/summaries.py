@@ -26,14 +26,13 @@ def run_text(finished: Run) -> str:
         lines += [f"{claim['id']}: {claim['verdict']} ({claim['reason']})", f"  {claim['says']}"]
         lines.append(
             f"  rule ({TIMINGS[claim.get('timing', 'after')]}): {claim['rule']}; "
-            f"effect {claim['effect']:.3g} {_interval(*claim['interval'])}"
+            f"effect {_number(claim['effect']):.3g} {_interval(*claim['interval'])}"
         )
     quantities = finished.record["quantities"]
     lines += [""] if quantities else []
     for name, found in quantities.items():
-        lines.append(
-            f"  {name:<28} {found['value']:>8.3f}  {_interval(found['low'], found['high'])}"
-        )
+        interval = _interval(found["low"], found["high"])
+        lines.append(f"  {name:<28} {_number(found['value']):>8.3f}  {interval}")
     tables = ", ".join(str(path) for path in finished.tables.values())
     return "\n".join([*lines, "", f"report {finished.report}", f"tables {tables}"])
 
@@ -108,6 +107,10 @@ def kind_numbers(kind: type[Component]) -> dict[str, Any]:
         "doc": inspect.getdoc(kind),
         "fields": fields,
     }
+
+
+def _number(value: float | None) -> float:
+    return math.nan if value is None else value
 
 
 def _interval(low: float | None, high: float | None) -> str:

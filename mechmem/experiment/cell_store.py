@@ -1,17 +1,19 @@
 """The store of cells: the rows of each member of a sweep, kept in chunks under a key.
 
 A key holds all that decides the rows, so a cell is never out of date: a changed one has another
-key. Rows come back as they were computed, whatever other cells are in their chunk.
+key. Rows come back as they were computed, whatever other cells are in their chunk. A chunk is named
+by the SHA-256 of its content, so that damage is noticed.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mechmem.spec.files import digest, write
+from mechmem.spec.files import FileError, read, sha256, write
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -32,9 +34,13 @@ class CellStore:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        self.damaged: list[Path] = []
+        """Chunks of which cells are lost; they are deleted by `read`."""
         self._chunks: dict[str, Path] = {}
         for path in sorted(folder.glob("*.parquet")):
-            self._chunks |= dict.fromkeys(_keys_in(path), path)
+            keys = _keys_in(path)
+            self.damaged += [] if keys else [path]
+            self._chunks |= dict.fromkeys(keys, path)
 
     def __contains__(self, key: str) -> bool:
         return key in self._chunks
@@ -42,8 +48,9 @@ class CellStore:
     def write(self, cells: Mapping[str, pd.DataFrame]) -> None:
         """Keep these tables, by key. Raises FileError if they cannot be written."""
         for alike in _of_one_schema(cells):
-            path = self.folder / f"{digest(sorted(alike))}.parquet"
-            write(path, _chunk(alike))
+            content = _chunk(alike)
+            path = self.folder / f"{sha256(content)}.parquet"
+            write(path, content)
             self._chunks |= dict.fromkeys(alike, path)
 
     def read(self, keys: Sequence[str]) -> dict[str, pd.DataFrame]:
@@ -58,31 +65,45 @@ class CellStore:
         found: dict[str, pd.DataFrame] = {}
         for path, its_keys in wanted.items():
             found |= self._read_chunk(path, its_keys)
+        for path in self.damaged:
+            with suppress(OSError):
+                path.unlink()
         return found
 
     def _read_chunk(self, path: Path, keys: Sequence[str]) -> dict[str, pd.DataFrame]:
-        import pyarrow as pa
-        import pyarrow.compute as pc
-        import pyarrow.parquet as pq
-
+        has_checksum = len(path.stem) == 64
         try:
-            chunk = pq.read_table(path, page_checksum_verification=True)
-            cells = {key: chunk.filter(pc.field(KEY) == key).drop_columns(KEY) for key in keys}
-        except (pa.ArrowException, OSError):
-            path.unlink(missing_ok=True)
+            content = read(path, path.stem if has_checksum else None)
+            return _cells_in(content, keys)
+        except Exception as error:
+            # What is as it was written cannot be damaged; in a chunk of version 0.2, which has no
+            # checksum, damage makes pyarrow raise anything.
+            if has_checksum and not isinstance(error, FileError):
+                raise
+            self.damaged.append(path)
             self._chunks = {key: at for key, at in self._chunks.items() if at != path}
             return {}
-        return {key: cell.to_pandas() for key, cell in cells.items()}
+
+
+def _cells_in(content: bytes, keys: Sequence[str]) -> dict[str, pd.DataFrame]:
+    import pyarrow as pa
+    import pyarrow.compute as pc
+    import pyarrow.parquet as pq
+
+    chunk = pq.read_table(pa.BufferReader(content), page_checksum_verification=True)
+    cells = {key: chunk.filter(pc.field(KEY) == key).drop_columns(KEY) for key in keys}
+    return {key: cell.to_pandas() for key, cell in cells.items()}
 
 
 def _keys_in(path: Path) -> list[str]:
     """The keys of the cells in a chunk; none if it is damaged."""
-    import pyarrow as pa
     import pyarrow.parquet as pq
 
     try:
-        return json.loads((pq.read_schema(path).metadata or {})[KEYS])
-    except (pa.ArrowException, OSError, KeyError, ValueError):
+        if not path.is_file():  # a pipe would never end
+            return []
+        return [str(key) for key in json.loads((pq.read_schema(path).metadata or {})[KEYS])]
+    except Exception:  # damaged metadata makes pyarrow raise anything
         return []
 
 

@@ -76,7 +76,13 @@ class TrainedRun:
 
     def training(self, recipe: Recipe, swept: Mapping[str, Any] = MappingProxyType({})) -> Trained:
         name = run_label(recipe, swept, self.seed)
-        return made(recipe, self.seed, self.runs, lambda *event: self.progress.train(name, *event))
+        return made(
+            recipe,
+            self.seed,
+            self.runs,
+            lambda *event: self.progress.train(name, *event),
+            self.progress.note,
+        )
 
     @property
     def session(self) -> Session:
@@ -148,6 +154,8 @@ class TrainedRun:
             rows = store.read([cell.key for cell in cells])
             # Only a chunk that turns out to be damaged leaves something to do here.
             lost = [cell for cell in cells if cell.key not in rows]
+            for path in store.damaged:
+                self.progress.note(f"{path} was damaged: its cells are computed again")
             is_new |= self._compute(lost, store)
             rows |= store.read([cell.key for cell in lost])
         except InputError as error:

@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import shlex
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mechmem.experiment.run_record import RunRecord
 from mechmem.experiment.spec import Experiment
 from mechmem.report.figures.figure import Figure
 from mechmem.spec.errors import InputError
-from mechmem.spec.files import FileError, read_json, write
+from mechmem.spec.files import FileError, read, read_record, write
 
 if TYPE_CHECKING:
     import pandas as pd
     import plotly.graph_objects as go
 
 RUNS = Path("runs")
+RECORD = "run.json"
+SPEC = "experiment.yaml"
 UNRECORDED: dict[str, Any] = {
     **{"requires": [], "attainable": None, "control": None, "timing": "after"},
     "exploratory": False,
@@ -31,6 +35,8 @@ class Run:
 
     folder: Path
     record: dict[str, Any] = field(repr=False)
+    trust_plugins: bool = field(default=False, repr=False)
+    """Whether `experiment` may execute the plug-ins of the folder."""
 
     @property
     def name(self) -> str:
@@ -39,9 +45,32 @@ class Run:
 
     @cached_property
     def experiment(self) -> Experiment:
-        """The spec that was run. This runs the code of its `plugins:`; reading the results does
-        not."""
-        return Experiment.from_yaml(self.folder / "experiment.yaml")
+        """The spec that was run.
+
+        This executes its `plugins:`; reading the results does not. Raises InputError if it has some
+        that are not trusted, FileError if it is damaged.
+        """
+        path = self.folder / SPEC
+        self._read(SPEC)
+
+        def verify(plugins: Sequence[str]) -> None:
+            if not self.trust_plugins:
+                raise InputError(untrusted(path, plugins))
+            for name in plugins:
+                self._read(name)
+
+        return Experiment.from_yaml(path, on_plugins=verify)
+
+    @property
+    def remedy(self) -> str:
+        """How to restore a file of this run: the end of an error's message."""
+        spec, runs = shlex.quote(str(self.folder / SPEC)), shlex.quote(str(self.folder.parent))
+        return f"restore it from what is stored with `mechmem run {spec} --runs {runs}`"
+
+    def _read(self, name: str) -> bytes:
+        """A file of the run, verified; `name` is its path below the folder."""
+        remedy = self.remedy if name != SPEC else "run the spec that it was made from again"
+        return read(self.folder / name, self.record.get("files", {}).get(name), remedy)
 
     @property
     def question(self) -> str:
@@ -62,19 +91,31 @@ class Run:
         return self.folder / "report.html"
 
     def table(self, name: str) -> pd.DataFrame:
-        """A table of the run. Raises InputError for an unknown one."""
+        """A table of the run. Raises InputError for an unknown one, FileError for one that is
+        missing or damaged."""
+        import io
+
         import pandas as pd
 
-        path = self.folder / "tables" / f"{name}.parquet"
-        if not path.exists():
+        if name not in self.tables:
             raise InputError(
                 f"{self.folder} has no table {name!r}; it has {', '.join(self.tables)}"
             )
-        return pd.read_parquet(path)
+        content = self._read(f"tables/{name}.parquet")
+        try:
+            return pd.read_parquet(io.BytesIO(content))
+        except Exception as error:  # damage of a table without a checksum makes pyarrow raise any
+            path = self.folder / "tables" / f"{name}.parquet"
+            reason = str(error).partition("\n")[0]
+            raise FileError(f"{path} is damaged ({reason}); {self.remedy}") from error
 
     @property
     def tables(self) -> dict[str, Path]:
-        return {path.stem: path for path in sorted((self.folder / "tables").glob("*.parquet"))}
+        """The files of the tables by name, also of those that are missing."""
+        recorded = [Path(path) for path in self.record.get("files", {})]
+        names = {path.stem for path in recorded if path.parent.name == "tables"}
+        names |= {path.stem for path in (self.folder / "tables").glob("*.parquet")}
+        return {name: self.folder / "tables" / f"{name}.parquet" for name in sorted(names)}
 
     @property
     def figures(self) -> dict[str, Path]:
@@ -95,21 +136,34 @@ class Run:
 
 
 def draw(finished: Run, experiment: Experiment | None = None) -> list[go.Figure]:
-    """Draw the figures and the report from the saved tables; no model is touched."""
+    """Draw the figures and the report from the saved tables; no model is touched.
+
+    Args:
+        finished: the run.
+        experiment: its spec, if it is at hand; else it is read from the folder.
+
+    Raises:
+        InputError: the spec is wrong, or has plug-ins that are not trusted.
+        FileError: a table is missing or damaged, or a file cannot be written.
+    """
     from mechmem.report.report import Report, render
 
     experiment, record = experiment or finished.experiment, finished.record
+    for analysis in experiment.analyses:
+        path = finished.folder / "tables" / f"{analysis.table_name}.parquet"
+        if analysis.table_name not in finished.tables:
+            raise FileError(f"{path} is missing; {finished.remedy}")
     tables = {name: finished.table(name) for name in finished.tables}
     missing = record.get("missing", {})
     drawn = {
-        i: spec.draw(tables[spec.table])
+        i: _drawn(spec, tables[spec.table], finished)
         for i, spec in enumerate(experiment.figures)
         if spec.table not in missing or _can_be_drawn(spec, tables[spec.table])
     }
     for i, figure in drawn.items():
         spec = experiment.figures[i]
         name = f"{i + 1}_{spec.kind}_{spec.table}.json"
-        write(finished.folder / "figures" / name, figure.to_json())
+        write(finished.folder / "figures" / name, figure.to_json(), finished.folder)
     descriptions = {a.table_name: a.columns for a in experiment.analyses}
     report = Report(
         title=experiment.name,
@@ -135,8 +189,22 @@ def draw(finished: Run, experiment: Experiment | None = None) -> list[go.Figure]
         | {"seconds": record["seconds"], "seeds": list(experiment.seeds)},
         warnings=_warnings(experiment, missing),
     )
-    write(finished.report, render(report))
+    write(finished.report, render(report), finished.folder)
     return list(drawn.values())
+
+
+def _drawn(figure: Figure, table: pd.DataFrame, finished: Run) -> go.Figure:
+    """The figure. Raises FileError if the table holds something that it cannot show."""
+    try:
+        return figure.draw(table)
+    except InputError:
+        raise
+    except Exception as error:  # a table without a checksum may hold anything
+        path = finished.tables[figure.table]
+        reason = f"{type(error).__name__}: {error}".partition("\n")[0]
+        raise FileError(
+            f"{path} cannot be drawn as {figure.kind} ({reason}); {finished.remedy}"
+        ) from error
 
 
 def _can_be_drawn(figure: Figure, table: pd.DataFrame) -> bool:
@@ -169,11 +237,34 @@ def _warnings(experiment: Experiment, missing: Mapping[str, Mapping[str, str]]) 
     ]
 
 
-def load_run(folder: Path) -> Run:
-    """A finished run from its folder. Raises FileError if it is not one."""
-    if not (folder / "run.json").exists():
+def load_run(folder: Path, trust_plugins: bool = False) -> Run:
+    """A finished run from its folder; nothing in it is executed.
+
+    Args:
+        folder: of the run.
+        trust_plugins: whether the code of its plug-ins may be executed later, as drawing needs it.
+
+    Raises:
+        FileError: it is not a finished run, or its record is damaged.
+    """
+    if not (folder / RECORD).exists():
         raise FileError(f"{folder} holds no finished run")
-    return Run(folder, read_json(folder / "run.json"))
+    remedy = Run(folder, {}).remedy
+    return Run(folder, read_record(folder / RECORD, RunRecord, remedy), trust_plugins)
+
+
+def untrusted(spec: Path, plugins: Sequence[str]) -> str:
+    """The error about a spec in the folder of a run, whose plug-ins may be a stranger's.
+
+    Args:
+        spec: the file.
+        plugins: their names in it.
+    """
+    return (
+        f"{spec} came with a run and has plug-ins ({', '.join(plugins)}), which would be executed; "
+        "read them, and add --trust-plugins if you trust them (in Python: "
+        "load_run(folder, trust_plugins=True))"
+    )
 
 
 def spreads_of_last_run(name: str, runs: Path = RUNS) -> dict[str, float]:
@@ -185,10 +276,9 @@ def spreads_of_last_run(name: str, runs: Path = RUNS) -> dict[str, float]:
         runs: folder of all runs.
     """
     for folder in all_runs(runs):
-        if folder.name.rsplit("-", 1)[0] == name:
-            spreads = read_json(folder / "run.json").get("spreads")
-            if spreads:
-                return spreads
+        is_wanted = folder.name.rsplit("-", 1)[0] == name
+        if is_wanted and (spreads := load_run(folder).record.get("spreads")):
+            return spreads
     return {}
 
 

@@ -11,20 +11,44 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
+from pydantic import BaseModel
 from pydantic_core import to_jsonable_python
 
 from mechmem.experiment.cells import TrainedRun
 from mechmem.experiment.claims import Claim
 from mechmem.experiment.spec import Experiment
 from mechmem.progress import ProgressCallback
-from mechmem.spec.files import read_json, write_json
+from mechmem.spec.files import read_record, write_record
 from mechmem.spec.registry import Component
+from mechmem.training.index import RECORD
 from mechmem.training.store import folder_of
 
 Timing = Literal["before", "after", "changed", "exploratory"]
 FIRST_SEEDS = range(10)
 """Seeds that are searched for data next to those of the spec: the same rule may be judged on them
 later."""
+REMEDY = (
+    "restore it from a copy; without it, or if you delete it, the rules count as written after "
+    "their data"
+)
+
+
+class _Entry(BaseModel):
+    rule: dict[str, Any]
+    recorded: str
+    seeds_seen: list[int]
+
+
+class _Rules(BaseModel):
+    judged_on: list[int]
+    rules: list[_Entry]
+
+
+class RuleRecord(BaseModel):
+    """runs/rules/NAME.json."""
+
+    experiment: str
+    claims: dict[str, _Rules]
 
 
 def timing_of_rules(experiment: Experiment, runs: Path) -> dict[str, Timing]:
@@ -43,7 +67,7 @@ def timing_of_rules(experiment: Experiment, runs: Path) -> dict[str, Timing]:
     path = runs / "rules" / f"{experiment.name}.json"
     record: dict[str, Any] = {"experiment": experiment.name, "claims": {}}
     if path.exists():
-        record = read_json(path)
+        record = read_record(path, RuleRecord, REMEDY)
     timing: dict[str, Timing] = {}
     data: dict[str, set[int]] | None = None
     for claim in experiment.claims:
@@ -58,7 +82,7 @@ def timing_of_rules(experiment: Experiment, runs: Path) -> dict[str, Timing]:
             rules["rules"].append({"rule": rule, "recorded": now, "seeds_seen": sorted(seen)})
         timing[claim.id] = _timing(claim, rule, rules["rules"], experiment)
         rules["judged_on"] = sorted({*rules["judged_on"], *experiment.seeds})
-    write_json(path, record)
+    write_record(path, record)
     return timing
 
 
@@ -103,7 +127,7 @@ def _seeds_with_data(experiment: Experiment, runs: Path) -> dict[str, set[int]]:
     found: dict[str, set[int]] = {a.table_name: set() for a in experiment.analyses}
     for _, recipe in experiment.recipes():
         for seed in sorted({*experiment.seeds, *FIRST_SEEDS}):
-            if not (folder_of(recipe, seed, runs) / "training.json").exists():
+            if not (folder_of(recipe, seed, runs) / RECORD).exists():
                 continue
             trained_run = TrainedRun(experiment, recipe, seed, runs, ProgressCallback(), {})
             for analysis in experiment.analyses:

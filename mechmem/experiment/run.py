@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Generator, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-
-from filelock import FileLock, Timeout
 
 from mechmem.experiment.answer import (
     Answer,
@@ -23,13 +20,15 @@ from mechmem.experiment.cost import fetch_or_train
 from mechmem.experiment.dry_run import dry_run
 from mechmem.experiment.machine import device_of
 from mechmem.experiment.measured import Measured
-from mechmem.experiment.results import RUNS, Run, draw
+from mechmem.experiment.results import RECORD, RUNS, SPEC, Run, draw, load_run
 from mechmem.experiment.rules import timing_of_rules
 from mechmem.experiment.spec import PLUGINS, Experiment
 from mechmem.progress import ProgressCallback
-from mechmem.spec.files import FileError, read_json, write, write_json
+from mechmem.spec.files import FileError, write, write_record
+from mechmem.spec.folders import locked, remove_leftovers
 from mechmem.spec.provenance import provenance
 from mechmem.spec.yaml_file import write_spec
+from mechmem.training import index
 from mechmem.training.recipe import Recipe
 from mechmem.training.store import folder_of
 
@@ -52,7 +51,8 @@ def run(experiment: Experiment, runs: Path = RUNS, progress: ProgressCallback | 
     progress = progress or ProgressCallback()
     folder = run_folder(experiment, runs)
     device_of(experiment)  # refuses a device that is not there, before anything is trained for it
-    with locked(folder, progress.say):
+    remove_leftovers(runs)
+    with locked(folder, progress.note, f"running {folder.name}"):
         started, work = time.monotonic(), Work()
         if missing := missing_trainings(experiment, runs):
             dry_run(experiment)  # nothing is trained for a spec that cannot run
@@ -69,7 +69,7 @@ def run(experiment: Experiment, runs: Path = RUNS, progress: ProgressCallback | 
             work.add_backends(trained_run.backends, progress.say)
             work.add_missing(trained_run.missing, seed)
         work.seconds = time.monotonic() - started
-        return _finish(experiment, folder, one_below_the_other(tables), work)
+        return _finish(experiment, folder, one_below_the_other(tables), work, progress.note)
 
 
 def run_folder(experiment: Experiment, runs: Path) -> Path:
@@ -121,7 +121,7 @@ def missing_trainings(experiment: Experiment, runs: Path = RUNS) -> dict[str, tu
     return {
         run_label(recipe, swept, seed): (recipe, seed)
         for swept, recipe, seed in wanted
-        if not (folder_of(recipe, seed, runs) / "training.json").exists()
+        if not (folder_of(recipe, seed, runs) / index.RECORD).exists()
     }
 
 
@@ -129,39 +129,59 @@ def _with_starts(
     swept: dict[str, Any], recipe: Recipe, seed: int, runs: Path
 ) -> Iterator[tuple[dict[str, Any], Recipe, int]]:
     """A training and, unless it is finished, those that it starts from, the first of them first."""
-    is_finished = (folder_of(recipe, seed, runs) / "training.json").exists()
+    is_finished = (folder_of(recipe, seed, runs) / index.RECORD).exists()
     if recipe.start is not None and not is_finished:
         yield from _with_starts({}, recipe.start.training, seed, runs)
     yield swept, recipe, seed
 
 
 def _finish(
-    experiment: Experiment, folder: Path, tables: dict[str, pd.DataFrame], work: Work
+    experiment: Experiment,
+    folder: Path,
+    tables: dict[str, pd.DataFrame],
+    work: Work,
+    note: Callable[[str], None],
 ) -> Run:
     answer = answer_from(tables, experiment, missing=work.missing)
-    record_path, record = folder / "run.json", {}
-    if not work.computed and record_path.exists():
-        # Nothing was computed: the time and the machine stay those of the computation.
-        record = read_json(record_path)
+    record = {} if work.computed else _earlier(folder, note)
+    # If nothing was computed, the time and the machine stay those of the computation.
     record |= _judged(answer, work.timing) | {
         "question": experiment.question,
         "missing": {
             table: {str(seed): reason for seed, reason in reasons.items()}
             for table, reasons in work.missing.items()
         },
+        "files": _written(experiment, folder, tables),
     }
     made = provenance() | {"backends": work.backends}
     record = {"seconds": round(work.seconds, 1), "provenance": made} | record
-    for name, table in tables.items():
-        write(folder / "tables" / f"{name}.parquet", table.to_parquet(index=False))
-    write(folder / "experiment.yaml", write_spec(experiment))
-    for name in experiment.plugins:
-        if name in PLUGINS and ".." not in Path(name).parts and not Path(name).is_absolute():
-            write(folder / name, PLUGINS[name].read_bytes())
-    write_json(record_path, record)
-    finished = Run(folder, record)
+    write_record(folder / RECORD, record, folder)
+    finished = Run(folder, record, trust_plugins=True)  # they were executed for this run
     draw(finished, experiment)
     return finished
+
+
+def _earlier(folder: Path, note: Callable[[str], None]) -> dict[str, Any]:
+    """The record of an earlier run of the same spec; empty if there is none that is whole."""
+    if not (folder / RECORD).exists():
+        return {}
+    try:
+        return load_run(folder).record
+    except FileError as error:
+        note(f"{str(error).partition(';')[0]}: it is written anew")
+        return {}
+
+
+def _written(
+    experiment: Experiment, folder: Path, tables: Mapping[str, pd.DataFrame]
+) -> dict[str, str]:
+    """Write the tables, the spec and its plug-ins; by path below the folder, their SHA-256."""
+    content: dict[str, bytes | str] = {
+        f"tables/{name}.parquet": table.to_parquet(index=False) for name, table in tables.items()
+    }
+    content[SPEC] = write_spec(experiment)
+    content |= {name: PLUGINS[name].read_bytes() for name in experiment.plugins if name in PLUGINS}
+    return {name: write(folder / name, data, folder) for name, data in content.items()}
 
 
 def _judged(answer: Answer, timing: Mapping[str, str]) -> dict[str, Any]:
@@ -195,8 +215,8 @@ def judge_again(finished: Run, experiment: Experiment, spreads: Mapping[str, flo
     record = finished.record | _judged(answer, timing)
     if record == finished.record:
         return finished
-    write_json(finished.folder / "run.json", record)
-    judged = Run(finished.folder, record)
+    write_record(finished.folder / RECORD, record, finished.folder)
+    judged = Run(finished.folder, record, finished.trust_plugins)
     draw(judged, experiment)
     return judged
 
@@ -224,29 +244,3 @@ def _number(value: Any) -> float | int | str:
         return int(value) if float(value).is_integer() else float(value)
     except (TypeError, ValueError):
         return str(value)
-
-
-@contextmanager
-def locked(folder: Path, say: Callable[[str], None]) -> Generator[None, None, None]:
-    """Run a spec in one process at a time; a second one waits, and then finds everything computed.
-
-    Args:
-        folder: of the run.
-        say: is called if it has to wait.
-    """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(folder / ".lock")
-        try:
-            lock.acquire(timeout=0)
-        except Timeout:
-            say(f"another process is running {folder.name}; waiting for it")
-            lock.acquire()
-    except OSError as error:
-        raise FileError(
-            f"cannot write {folder}: {error.strerror}; choose another folder with --runs"
-        ) from error
-    try:
-        yield
-    finally:
-        lock.release()

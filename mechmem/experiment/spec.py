@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import difflib
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Literal, Self
@@ -234,14 +234,33 @@ class Experiment(Component):
         )
 
     @classmethod
-    def from_yaml(cls, path: str | Path, overrides: Sequence[str] = ()) -> Experiment:
-        """The experiment of a YAML file. Raises SpecError with the place of every error."""
+    def from_yaml(
+        cls,
+        path: str | Path,
+        overrides: Sequence[str] = (),
+        on_plugins: Callable[[Sequence[str]], None] = lambda _: None,
+    ) -> Experiment:
+        """The experiment of a YAML file, whose plug-ins are executed.
+
+        Args:
+            path: of the file.
+            overrides: `key.sub=value`, in the order in which they apply.
+            on_plugins: is called with the names of the plug-ins, if there are any, before they are
+                executed; what it raises prevents that.
+
+        Raises:
+            SpecError: with the place of every error.
+            InputError: a plug-in is missing, lies outside of the spec's folder, or fails.
+        """
         file = SpecFile(Path(path), overrides)
         plugins = file.data.get("plugins")
         if isinstance(
             plugins, list
         ):  # anything else is refused with its place when the object is built
-            load_plugins([name for name in plugins if isinstance(name, str)], Path(path).parent)
+            names = [name for name in plugins if isinstance(name, str)]
+            if names:
+                on_plugins(names)
+            load_plugins(names, Path(path).parent)
         return file.build(cls)
 
     def recipes(self) -> Iterator[tuple[dict[str, Any], Recipe]]:
@@ -279,10 +298,25 @@ PLUGINS: dict[str, Path] = {}
 """The files of the plug-ins that were loaded, by their names in the spec."""
 
 
+def _is_below(path: Path, folder: Path) -> bool:
+    try:
+        whole = path.resolve()
+    except (OSError, ValueError, RuntimeError):  # a null byte, or a circle of links
+        return False
+    # An absolute name replaces the folder when it is joined to it.
+    is_named_below = path.is_relative_to(folder) and ".." not in path.relative_to(folder).parts
+    return is_named_below and whole.is_relative_to(folder.resolve())
+
+
 def load_plugins(names: Sequence[str], folder: Path) -> None:
-    """Run Python files that define components. Raises InputError if one is missing or fails."""
+    """Execute Python files that define components. Raises InputError if one is missing, lies
+    outside of the folder (also by a link), or fails."""
     for name in names:
         path = folder / name
+        if not _is_below(path, folder):
+            raise InputError(
+                f"plugin {name} lies outside of {folder}, the folder of its spec; copy it there"
+            )
         if not path.is_file() or path.suffix != ".py":
             raise InputError(
                 f"plugin {path} {'is not a .py file' if path.exists() else 'does not exist'}"

@@ -6,9 +6,10 @@
 from __future__ import annotations
 
 import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Self
 
@@ -29,7 +30,7 @@ from mechmem.experiment.study_results import (
 )
 from mechmem.progress import ProgressCallback
 from mechmem.spec.errors import BlockError, InputError, suggest
-from mechmem.spec.files import FileError, read_json, write, write_json
+from mechmem.spec.files import FileError, read, read_json, write, write_json
 from mechmem.spec.limits import Seeds
 from mechmem.spec.registry import Component
 from mechmem.spec.yaml_file import SpecError, SpecFile
@@ -166,7 +167,10 @@ def explained(error: Exception, file: SpecFile | None = None) -> str:
 
 
 def members_of(
-    study: Study, folder: Path, options: Sequence[str] = ()
+    study: Study,
+    folder: Path,
+    options: Sequence[str] = (),
+    on_plugins: Callable[[Path, Sequence[str]], None] = lambda *_: None,
 ) -> tuple[list[Member], dict[str, str]]:
     """The specs of a study that are valid, and by name why the others are not.
 
@@ -174,6 +178,7 @@ def members_of(
         study: of the folder.
         folder: of the specs.
         options: overrides for every spec, such as `device=cpu`.
+        on_plugins: is called with a spec and its plug-ins before they are executed.
     """
     members, failed = [], {}
     for name, path in study.files(folder).items():
@@ -181,13 +186,19 @@ def members_of(
         seeds = [] if has_own_seeds else [f"seeds={list(study.seeds or ())}"]
         changes = [*options, *seeds]
         try:
-            experiment = Experiment.from_yaml(path, changes)
+            announce = partial(on_plugins, path)
+            experiment = Experiment.from_yaml(path, changes, announce)
             member = Member(name, path, SpecFile(path, changes), experiment)
             _check_interpretations(study.interpretations.get(name, {}), member)
             members.append(member)
         except Exception as error:  # one bad spec must not cost the others
             failed[name] = explained(error)
     return members, failed
+
+
+def executing(note: Callable[[str], None]) -> Callable[[Path, Sequence[str]], None]:
+    """A function for `members_of` that says which plug-ins are executed."""
+    return lambda path, plugins: note(f"{path} executes its plug-ins: {', '.join(plugins)}")
 
 
 def _check_interpretations(texts: Mapping[str, str], member: Member) -> None:
@@ -261,7 +272,7 @@ def run_study(
     """
     progress = progress or ProgressCallback()
     study = Study.from_folder(folder, overrides)
-    members, failed = members_of(study, folder, options)
+    members, failed = members_of(study, folder, options, executing(progress.note))
     for name, message in failed.items():
         progress.note(f"{name} failed: {message}")
     for member in members:  # specs share tables: the first run shows data to the rules of others
@@ -383,12 +394,17 @@ def _published(project: Path, name: str, results: Mapping[str, Any]) -> tuple[Pa
     for path in (target, records):
         if not path.resolve().is_relative_to(project):
             raise InputError(f"{path} lies outside of the project; choose another `results:`")
-    if target.exists() and not target.read_text(encoding="utf-8").startswith(WRITTEN):
+    if target.exists() and not read(target).startswith(WRITTEN.encode()):
         raise InputError(
             f"{target} was not written by `mechmem run`; move it away or choose another `results:`"
         )
-    if records.exists() and "claims" not in read_json(records):
+    if records.exists() and not _holds_claims(records):
         raise InputError(f"{records} holds something else; choose another `results:`")
     write(target, page(results))
     write_json(records, results)
     return target, records
+
+
+def _holds_claims(records: Path) -> bool:
+    found = read_json(records)
+    return isinstance(found, dict) and "claims" in found

@@ -5,73 +5,28 @@ The index of all files comes with the package; whatever a source says of itself 
 
 from __future__ import annotations
 
-import hashlib
 import re
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
 from http.client import HTTPException
 from pathlib import Path
-from typing import Any
 from urllib.error import HTTPError, URLError
 from urllib.parse import quote, urlsplit
 from urllib.request import urlopen
 
 from mechmem.spec.errors import InputError, suggest
-from mechmem.spec.files import FileError, read_json, write, write_json
+from mechmem.spec.files import FileError, sha256, write
 from mechmem.spec.limits import MOST_SEEDS
 from mechmem.training import store
+from mechmem.training.index import INDEX, RECORD, Entry, read_index
 from mechmem.training.recipe import Recipe
 
-INDEX = "checksums.json"
-"""The index: by path below the shipped trainings, the SHA-256 and the bytes of every file."""
-RECORD = "training.json"
-"""The file that makes a folder a finished training; it is fetched last."""
 TIMEOUT = 60.0
 """Seconds without an answer after which a server counts as unreachable."""
 AGAIN = "then run the same command again: what was fetched is kept"
 
 FileCallback = Callable[[str, int, int, float | None], None]
 """Called before each file with its name, the files done, the files in all, and the seconds left."""
-
-
-@dataclass(frozen=True)
-class Entry:
-    """A file in the index."""
-
-    path: str
-    """Relative to the folder of the shipped trainings."""
-    sha256: str
-    n_bytes: int
-
-    def is_at(self, folder: Path) -> bool:
-        """Whether this very file is in a folder."""
-        file = folder / self.path
-        return file.is_file() and _sha256(file.read_bytes()) == self.sha256
-
-
-def write_index(shipped: Path) -> Path:
-    """Write the index of all files of all seeds. Returns its path."""
-    files = sorted(path for path in shipped.rglob("*") if path.is_file() and path.name != INDEX)
-    entries = {
-        path.relative_to(shipped).as_posix(): {
-            "sha256": _sha256(path.read_bytes()),
-            "bytes": path.stat().st_size,
-        }
-        for path in files
-    }
-    write_json(shipped / INDEX, entries)
-    return shipped / INDEX
-
-
-def read_index(shipped: Path) -> list[Entry]:
-    """The files in the index. Raises FileError if it is missing or damaged."""
-    found: Mapping[str, Any] = read_json(shipped / INDEX)
-    return [Entry(path, entry["sha256"], entry["bytes"]) for path, entry in found.items()]
-
-
-def _sha256(content: bytes) -> str:
-    return hashlib.sha256(content).hexdigest()
 
 
 def seeds_of(text: str) -> tuple[int, ...]:
@@ -162,8 +117,9 @@ def shipped_seeds(name: str) -> list[int]:
 
 
 def _home(entries: Iterable[Entry], runs: Path) -> Path:
-    """The package if it has the seed, else the folder of fetched trainings."""
-    is_here = all((store.SHIPPED / entry.path).is_file() for entry in entries)
+    """The package if it has the seed, also a damaged one, which is repaired there; else the folder
+    of fetched trainings."""
+    is_here = any((store.SHIPPED / entry.path).is_file() for entry in entries)
     return store.SHIPPED if is_here else store.fetched(runs)
 
 
@@ -213,7 +169,7 @@ def _verified(entry: Entry, read: Callable[[Entry], bytes], source: str) -> byte
     content = read(entry)
     if len(content) < entry.n_bytes:
         wrong = f"it ends after {len(content):,} of {entry.n_bytes:,} bytes"
-    elif _sha256(content) != entry.sha256:
+    elif sha256(content) != entry.sha256:
         wrong = "its SHA-256 is another"
     else:
         return content

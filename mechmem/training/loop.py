@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Generator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Protocol
 
 import torch
 import torch.nn.functional as F
-from filelock import FileLock, Timeout
 from torch import Tensor
 
 from mechmem.data.examples import Examples, Label
@@ -20,17 +18,41 @@ from mechmem.models.architecture import Model, moved
 from mechmem.models.device import resolve_device
 from mechmem.models.fast import plain_logits
 from mechmem.spec.errors import InputError
-from mechmem.spec.files import FileError, read_note, read_tensors, write_json, write_tensors
+from mechmem.spec.files import (
+    TRAIN_AGAIN,
+    FileError,
+    read_note,
+    read_tensors,
+    sha256,
+    validated,
+    write,
+    write_record,
+    write_tensors,
+)
+from mechmem.spec.folders import locked
 from mechmem.spec.limits import check_seed
 from mechmem.spec.provenance import provenance
+from mechmem.spec.yaml_file import write_spec
+from mechmem.training.index import RECORD
 from mechmem.training.recipe import Recipe
-from mechmem.training.store import Trained, folder_of
+from mechmem.training.record import StateNote
+from mechmem.training.store import RECIPE, Trained, folder_of, own_folder
 
 StepCallback = Callable[[int, int, dict[str, float]], None]
 """Called after every step with (steps done, number of steps, the latest curves)."""
+SayCallback = Callable[[str], None]
+"""Called with a line of text that a person should read."""
+STATE = "state.safetensors"
+"""All that an interrupted training needs to go on."""
 
 
-def made(recipe: Recipe, seed: int, runs: Path, on_step: StepCallback = lambda *_: None) -> Trained:
+def made(
+    recipe: Recipe,
+    seed: int,
+    runs: Path,
+    on_step: StepCallback = lambda *_: None,
+    say: SayCallback = lambda _: None,
+) -> Trained:
     """The training of a recipe: one that was made before, or is shipped, or is made now, with the
     training that it starts from.
 
@@ -39,12 +61,63 @@ def made(recipe: Recipe, seed: int, runs: Path, on_step: StepCallback = lambda *
         seed: of the replication.
         runs: folder of all runs.
         on_step: called after every step and every evaluation.
+        say: as for `train`.
 
     Raises:
         InputError, FileError, ArithmeticError: as `train`.
     """
     folder = folder_of(recipe, seed, runs)
-    return train(recipe, seed, folder, on_step, runs)
+    return train(recipe, seed, folder, on_step, runs, say)
+
+
+def whole(
+    recipe: Recipe,
+    seed: int,
+    runs: Path,
+    on_step: StepCallback = lambda *_: None,
+    say: SayCallback = lambda _: None,
+) -> Trained:
+    """The training of a recipe as `made` gives it, with every file looked at; one that was made on
+    this machine and is damaged is made again.
+
+    Args:
+        recipe: task, architecture and optimisation.
+        seed: of the replication.
+        runs: folder of all runs.
+        on_step: called after every step and every evaluation.
+        say: as for `train`; it is also told of what is made again.
+
+    Raises:
+        InputError, FileError, ArithmeticError: as `train`.
+    """
+    folder = folder_of(recipe, seed, runs)
+    if folder == own_folder(recipe, seed, runs):
+        remove_if_damaged(folder, say)
+    return train(recipe, seed, folder, on_step, runs, say).verified()
+
+
+def remove_if_damaged(folder: Path, say: SayCallback = lambda _: None) -> None:
+    """Take the record from a finished training of which a file is missing or damaged, so that
+    `train` makes it again.
+
+    Args:
+        folder: of a training that was made on this machine.
+        say: is told why.
+    """
+    if not (folder / RECORD).exists():
+        return
+    with locked(folder, say, f"training in {folder}"):
+        try:
+            Trained(folder).verified()
+        except FileError as error:
+            say(f"{str(error).partition(';')[0]}: it is trained again")
+            (folder / RECORD).unlink(missing_ok=True)
+            for name in [STATE, *(f"checkpoints/{path.name}" for path in _checkpoints(folder))]:
+                (folder / name).unlink(missing_ok=True)
+
+
+def _checkpoints(folder: Path) -> list[Path]:
+    return list((folder / "checkpoints").glob("step_*.safetensors"))
 
 
 def train(
@@ -53,6 +126,7 @@ def train(
     folder: Path,
     on_step: StepCallback = lambda *_: None,
     runs: Path | None = None,
+    say: SayCallback = lambda _: None,
 ) -> Trained:
     """Train a model to the end of its recipe, or resume an interrupted training.
 
@@ -65,44 +139,25 @@ def train(
         folder: where checkpoints and curves are written; a finished training is not repeated.
         on_step: called after every step and every evaluation.
         runs: folder of all runs, for the training that this one starts from.
+        say: is called if another process is training there, and has to be waited for.
 
     Raises:
         InputError: this machine lacks the device that the recipe names, or the training to start
             from has no such checkpoint.
-        FileError: the folder cannot be written, or another process is training there.
+        FileError: the folder cannot be written, or a file in it is damaged.
         ArithmeticError: a weight is no longer finite.
     """
     check_seed(seed)
-    if not (folder / "training.json").exists():
-        with _locked(folder):
-            if not (folder / "training.json").exists():  # not finished by another process meanwhile
+    if not (folder / RECORD).exists():
+        with locked(folder, say, f"training in {folder}"):
+            if not (folder / RECORD).exists():  # not finished by another process meanwhile
                 base = None
                 if recipe.start is not None:
                     place = runs if runs is not None else folder.parents[2]
-                    theirs = made(recipe.start.training, seed, place, on_step)
+                    theirs = made(recipe.start.training, seed, place, on_step, say)
                     base = theirs.at(recipe.start.at)
                 _Run(recipe, seed, folder, on_step, base).finish()
     return Trained(folder)
-
-
-@contextmanager
-def _locked(folder: Path) -> Generator[None, None, None]:
-    lock = FileLock(folder / ".lock")
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        lock.acquire(timeout=0)
-    except Timeout as error:
-        raise FileError(
-            f"another process is training in {folder}; wait for it, then run again"
-        ) from error
-    except OSError as error:
-        raise FileError(
-            f"cannot write {folder}: {error.strerror}; choose another folder with --runs"
-        ) from error
-    try:
-        yield
-    finally:
-        lock.release()
 
 
 class _Run:
@@ -136,6 +191,7 @@ class _Run:
             weight_decay=self.spec.weight_decay,
         )
         self.step, self.curves, self.seconds = 0, [], 0.0
+        self.checksums: dict[str, str] = {}
         sets = evaluation_sets(self.task, self.spec.n_evaluated)
         self.evaluated = {name: examples.to(self.device) for name, examples in sets.items()}
         self.batches = self._batches()
@@ -181,9 +237,10 @@ class _Run:
 
     @property
     def state_path(self) -> Path:
-        return self.folder / "state.safetensors"
+        return self.folder / STATE
 
     def finish(self) -> None:
+        write(self.folder / RECIPE, write_spec(self.recipe), self.folder)
         started = time.monotonic() - self.seconds
         while True:
             if self.step % self.spec.evaluate_every == 0 or self.step == self.spec.n_steps:
@@ -234,9 +291,9 @@ class _Run:
                 "lower learning_rate"
             )
         self.curves.append(row)
-        write_tensors(
-            self.folder / "checkpoints" / f"step_{self.step:06d}.safetensors", self.parameters
-        )
+        name = f"step_{self.step:06d}.safetensors"
+        path = self.folder / "checkpoints" / name
+        self.checksums[name] = write_tensors(path, self.parameters, within=self.folder)
         self._save()
         self.on_step(self.step, self.spec.n_steps, row)
 
@@ -256,31 +313,54 @@ class _Run:
                 f"optimizer.{key}.{name}": value
                 for key, value in self.optimizer.state.get(p, {}).items()
             }
-        note = {"step": self.step, "seconds": self.seconds, "curves": self.curves}
-        write_tensors(self.state_path, state, note)
+        note = {
+            "step": self.step,
+            "seconds": self.seconds,
+            "curves": self.curves,
+            "checkpoints": self.checksums,
+        }
+        write_tensors(self.state_path, state, note, self.folder)
 
     def _restore(self) -> None:
-        state, note = read_tensors(self.state_path), read_note(self.state_path)
+        state, found = read_tensors(self.state_path), read_note(self.state_path)
         fits = {f"model.{name}": p.shape for name, p in self.parameters.items()}
-        if {
-            name: t.shape for name, t in state.items() if name.startswith("model.")
-        } != fits or not note:
-            raise FileError(
-                f"{self.state_path} does not fit {self.recipe.name}; delete it and train again"
-            )
-        with torch.no_grad():
-            for name, parameter in self.parameters.items():
+        if {name: t.shape for name, t in state.items() if name.startswith("model.")} != fits:
+            raise self._misfit("its weights are those of another model")
+        note = validated(StateNote, found, self.state_path, TRAIN_AGAIN)
+        if not self.spec.keeps(note.step):
+            raise self._misfit(f"step {note.step} is none at which it is evaluated")
+        self._restore_weights(state, note.step)
+        rows = [row.model_dump() for row in note.curves]
+        self.step, self.curves, self.seconds = note.step, rows[:-1], note.seconds
+        # Version 0.2 kept no checksums: the files count as they are.
+        self.checksums = note.checkpoints or {
+            path.name: sha256(path.read_bytes()) for path in _checkpoints(self.folder)
+        }
+
+    def _restore_weights(self, state: dict[str, Tensor], step: int) -> None:
+        """Raises FileError unless all weights and moments are there and finite."""
+        moments: dict[int, dict[str, Tensor]] = {}
+        for i, (name, parameter) in enumerate(self.parameters.items()):
+            shapes = {"step": (), "exp_avg": parameter.shape, "exp_avg_sq": parameter.shape}
+            kept = {key: state.get(f"optimizer.{key}.{name}") for key in shapes if step}
+            own = {key: value for key, value in kept.items() if value is not None}
+            tensors = [state[f"model.{name}"], *own.values()]
+            if any(value.shape != shapes[key] for key, value in own.items()) or len(own) < len(
+                kept
+            ):
+                raise self._misfit(f"it lacks the optimiser's state of {name}")
+            if not all(t.is_floating_point() and t.isfinite().all() for t in tensors):
+                raise self._misfit(f"{name} is not finite")
+            moments[i] = own
+            with torch.no_grad():
                 parameter.copy_(state[f"model.{name}"])
-        if note["step"]:
-            moments = {
-                i: {
-                    key: state[f"optimizer.{key}.{name}"]
-                    for key in ("step", "exp_avg", "exp_avg_sq")
-                }
-                for i, name in enumerate(self.parameters)
-            }
+        if step:
             self.optimizer.load_state_dict(self.optimizer.state_dict() | {"state": moments})
-        self.step, self.curves, self.seconds = note["step"], note["curves"][:-1], note["seconds"]
+
+    def _misfit(self, reason: str) -> FileError:
+        return FileError(
+            f"{self.state_path} does not fit {self.recipe.name}: {reason}; {TRAIN_AGAIN}"
+        )
 
     def _close(self) -> None:
         record = {
@@ -291,8 +371,9 @@ class _Run:
             "seconds": round(self.seconds, 1),
             "provenance": provenance(),
             "curves": self.curves,
+            "checkpoints": dict(sorted(self.checksums.items())),
         }
-        write_json(self.folder / "training.json", record)
+        write_record(self.folder / RECORD, record, self.folder)
         self.state_path.unlink()
 
 

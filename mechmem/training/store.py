@@ -2,22 +2,39 @@
 
 from __future__ import annotations
 
+import re
+import shlex
 from functools import cache, cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from pydantic import ValidationError
 
 from mechmem.data.tasks.task import Task
 from mechmem.models.architecture import Model
 from mechmem.spec.errors import InputError, suggest
-from mechmem.spec.files import FileError, read_json, read_tensors, write, write_json, write_tensors
+from mechmem.spec.files import (
+    FileError,
+    first_error,
+    read,
+    read_record,
+    read_tensors,
+    write,
+    write_record,
+    write_tensors,
+)
 from mechmem.spec.limits import check_name, check_seed
 from mechmem.spec.yaml_file import write_spec
+from mechmem.training.index import RECORD, REINSTALL, sums_of
 from mechmem.training.recipe import SHIPPED, Recipe
+from mechmem.training.record import TrainingRecord
 
 if TYPE_CHECKING:
     import pandas as pd
+
+RECIPE = "recipe.yaml"
+"""The recipe in the folder of a training, from which it can be made again."""
 
 
 def own_folder(recipe: Recipe, seed: int, runs: Path) -> Path:
@@ -41,7 +58,7 @@ def folder_of(recipe: Recipe, seed: int, runs: Path) -> Path:
         runs: the folder of all runs.
     """
     own = own_folder(recipe, seed, runs)
-    if (own / "training.json").exists():
+    if (own / RECORD).exists():
         return own
     found = _shipped_folders(fetched(runs), seed) | _shipped_folders(SHIPPED, seed)
     return found.get(recipe.recipe_hash, own)
@@ -63,8 +80,7 @@ def _shipped_folders(shipped: Path, seed: int) -> dict[str, Path]:
     """By the hash of its recipe, the folder of every shipped training of a seed."""
     found = {}
     for record in sorted(shipped.glob(f"*/seed_{seed}/training.json")):
-        recipe = Recipe.model_validate(read_json(record)["recipe"])
-        found.setdefault(recipe.recipe_hash, record.parent)
+        found.setdefault(Trained(record.parent).recipe.recipe_hash, record.parent)
     return found
 
 
@@ -84,7 +100,12 @@ def find(name: str, seed: int, runs: Path) -> Trained:
     Raises:
         InputError: no training has this name and seed, or another recipe than that of the shipped
             one was trained under its name.
+        FileError: a file of it is missing or damaged.
     """
+    return Trained(_found(name, seed, runs)).verified()
+
+
+def _found(name: str, seed: int, runs: Path) -> Path:
     check_name(name, "training")
     check_seed(seed)
     shipped, made = _shipped(name, seed, runs), made_here(name, seed, runs)
@@ -95,16 +116,16 @@ def find(name: str, seed: int, runs: Path) -> Trained:
                 f"{name!r} is a shipped training and another one that was made here; write "
                 f"{name}-{hash_} for the shipped one, {others[-1].parent.name} for the other"
             )
-        return shipped
+        return shipped.folder
     if made:
-        return Trained(made[-1])
+        return made[-1]
     base, _, hash_ = name.rpartition("-")
     explicit = runs / "trainings" / name / f"seed_{seed}"
-    if (explicit / "training.json").exists():
-        return Trained(explicit)
+    if (explicit / RECORD).exists():
+        return explicit
     shipped = _shipped(base, seed, runs) if base else None
     if shipped is not None and shipped.recipe.recipe_hash == hash_:
-        return shipped
+        return shipped.folder
     raise InputError(f"there is no training {name!r} of seed {seed}; {suggest(name, names(runs))}")
 
 
@@ -172,13 +193,25 @@ def ship(trained: Trained, steps: list[int], target: Path) -> None:
     Raises:
         InputError: the training keeps no checkpoint of a step.
     """
+    sums: dict[str, str] = {}
     for step in steps:
         name = f"step_{trained.step(step):06d}.safetensors"
         weights = read_tensors(trained.folder / "checkpoints" / name)
         halves = {key: value.half() for key, value in weights.items()}
-        write_tensors(target / "checkpoints" / name, halves)
-    write_json(target / "training.json", trained.record)
+        sums[name] = write_tensors(target / "checkpoints" / name, halves)
+    write_record(target / RECORD, trained.record | {"checkpoints": sums})
     write(target / "card.md", Trained(target).card())
+
+
+def _sums_of_the_package(folder: Path) -> dict[str, str]:
+    """By path below the folder of a shipped or fetched training, the SHA-256 of its files; empty
+    for a training that was made here."""
+    home = folder.parents[1] if len(folder.parents) > 1 else folder
+    is_fetched = home.name == "shipped" and home.parent.name == "trainings"
+    seed = re.fullmatch(r"seed_(\d{1,18})", folder.name)
+    if not seed or not (home == SHIPPED or is_fetched):
+        return {}
+    return sums_of(SHIPPED, folder.parent.name, int(seed[1]))
 
 
 class Trained:
@@ -186,9 +219,51 @@ class Trained:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.record: dict[str, Any] = read_json(folder / "training.json")
-        self.recipe = Recipe.model_validate(self.record["recipe"])
+        self._shipped = _sums_of_the_package(folder)
+        self.record: dict[str, Any] = read_record(
+            folder / RECORD, TrainingRecord, self.remedy, self._shipped.get(RECORD)
+        )
+        try:
+            self.recipe = Recipe.model_validate(self.record["recipe"])
+        except (ValidationError, RecursionError) as error:
+            reason = first_error(error) if isinstance(error, ValidationError) else error
+            raise FileError(
+                f"{folder / RECORD} holds no recipe that is known here ({reason}); {self.remedy}"
+            ) from error
         self.seed: int = self.record["seed"]
+
+    @property
+    def remedy(self) -> str:
+        """How to restore a file of this training: the end of an error's message."""
+        name, folder = self.folder.parent.name, self.folder
+        if self._shipped:
+            seed = folder.name.removeprefix("seed_")
+            home = folder.parents[1]
+            runs = "" if home == SHIPPED else f" --runs {shlex.quote(str(home.parents[1]))}"
+            return (
+                f"restore it with `mechmem fetch {name} --seeds {seed} --from URL|FOLDER{runs}`, "
+                f"or {REINSTALL}"
+            )
+        if (folder / RECIPE).is_file() and folder.parents[1].name == "trainings":
+            recipe, runs = (shlex.quote(str(p)) for p in (folder / RECIPE, folder.parents[2]))
+            seed = folder.name.removeprefix("seed_")
+            return f"make it again with `mechmem train {recipe} --seed {seed} --runs {runs}`"
+        return f"delete the folder {folder} and train again"
+
+    @cached_property
+    def _sums(self) -> dict[str, str]:
+        """By the name of a checkpoint's file, its SHA-256; empty for records of version 0.2."""
+        if self._shipped:
+            places = {Path(path): checksum for path, checksum in self._shipped.items()}
+            return {p.name: c for p, c in places.items() if p.parent.name == "checkpoints"}
+        return self.record.get("checkpoints", {})
+
+    def verified(self) -> Trained:
+        """This training, after a look at every checkpoint. Raises FileError if one is missing or
+        damaged."""
+        for name, checksum in self._sums.items():
+            read(self.folder / "checkpoints" / name, checksum, self.remedy)
+        return self
 
     def __repr__(self) -> str:
         phases = ", ".join(
@@ -216,10 +291,9 @@ class Trained:
     @property
     def steps(self) -> list[int]:
         """Steps whose checkpoints are kept."""
-        return sorted(
-            int(path.stem.split("_")[1])
-            for path in (self.folder / "checkpoints").glob("step_*.safetensors")
-        )
+        names = self._sums or [p.name for p in (self.folder / "checkpoints").glob("step_*")]
+        found = [re.fullmatch(r"step_(\d{6,18})\.safetensors", name) for name in names]
+        return sorted(int(match[1]) for match in found if match)
 
     def step(self, checkpoint: str | int) -> int:
         """The step of a checkpoint that is given as a phase or as a step.
@@ -255,17 +329,21 @@ class Trained:
     def at(self, checkpoint: str | int) -> Model:
         """The `HookedTransformer` at a phase (initial, generalised, memorised, final) or a step.
 
-        Raises InputError if there is no such checkpoint, FileError if its file is damaged.
+        Raises InputError if there is no such checkpoint, FileError if its file is missing or
+        damaged.
         """
         path = self.folder / "checkpoints" / f"step_{self.step(checkpoint):06d}.safetensors"
-        model, tensors = self.recipe.build(self.seed), read_tensors(path)
+        tensors = read_tensors(path, self._sums.get(path.name), self.remedy)
+        model = self.recipe.build(self.seed)
         parameters = dict(model.named_parameters())
         if tensors.keys() != parameters.keys() or any(
             tensors[n].shape != p.shape for n, p in parameters.items()
         ):
             raise FileError(
-                f"{path} does not fit the architecture of {self.recipe.name}; train it again"
+                f"{path} does not fit the architecture of {self.recipe.name}; {self.remedy}"
             )
+        if not all(t.is_floating_point() and t.isfinite().all() for t in tensors.values()):
+            raise FileError(f"{path} is damaged (a weight is not a finite number); {self.remedy}")
         with torch.no_grad():
             for name, parameter in parameters.items():
                 parameter.copy_(tensors[name])

@@ -3,9 +3,12 @@ anything is trained."""
 
 from __future__ import annotations
 
+import shlex
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
+from threading import Event, Thread
 
 import pytest
 from filelock import FileLock
@@ -391,32 +394,55 @@ def test_a_training_that_diverges_fails(ask):
     assert not trainings()
 
 
-def test_a_training_that_another_process_is_at_fails(ask):
+def test_a_training_that_another_process_is_at_is_waited_for(ask):
     assert ask("train", "small.yaml")[0] == 0
     folder = trainings()[0].parent
     (folder / "training.json").unlink()
-    with FileLock(folder / ".lock"):
-        code, said = ask("train", "small.yaml")
-    assert (code, said) == (
-        1,
-        f"mechmem: another process is training in {folder}; wait for it, then run again\n",
-    )
+    is_held = Event()
+
+    def hold() -> None:
+        with FileLock(folder / ".lock"):
+            is_held.set()
+            time.sleep(0.5)
+
+    other = Thread(target=hold)
+    other.start()
+    is_held.wait()
+    code, said = ask("train", "small.yaml")
+    other.join()
+    assert (code, trainings()) == (0, [folder / "training.json"])
+    assert f"another process is training in {folder}; waiting for it" in said
 
 
 @pytest.mark.parametrize(
-    ("file", "kept", "message"),
+    ("file", "damage"),
     [
-        ("checkpoints/step_000002.safetensors", 100, "is damaged"),
-        ("checkpoints/step_000002.safetensors", 0, "is damaged"),
-        ("training.json", 30, "cannot be read"),
+        *(("checkpoints/step_000002.safetensors", damage) for damage in ("cut", "flipped", "gone")),
+        *(("training.json", damage) for damage in ("cut", "flipped")),
     ],
 )
-def test_a_damaged_file_is_named_with_what_to_do(file, kept, message, ask):
+def test_a_damaged_file_is_named_with_a_remedy_that_works(file, damage, ask):
     assert ask("train", "small.yaml")[0] == 0
     path = trainings()[0].parent / file
-    path.write_bytes(path.read_bytes()[:kept])
-    code, said = ask("run", "tiny.yaml")
-    assert code == 1
-    last = said.splitlines()[-1]
-    assert last.startswith(f"mechmem: {path} {message}")
-    assert "delete it" in last
+    content = path.read_bytes()
+    path.write_bytes(content[:100] if damage == "cut" else flipped(content))
+    if damage == "gone":
+        path.unlink()
+    for command in (("run", "tiny.yaml"), ("show", "small")):
+        code, said = ask(*command)
+        last = said.splitlines()[-1]
+        assert code == 1
+        assert last.startswith(f"mechmem: {path} ")
+    remedy = shlex.split(last.split("`")[1])
+    assert remedy[:2] == ["mechmem", "train"]
+    assert ask(*remedy[1:])[0] == 0
+    if file != "training.json":  # which holds times
+        assert path.read_bytes() == content
+    assert ask("run", "tiny.yaml")[0] == 0
+    assert ask("show", "small")[0] == 0
+
+
+def flipped(content: bytes) -> bytes:
+    """The content with one bit of its middle flipped."""
+    middle = len(content) // 2
+    return content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :]

@@ -582,6 +582,28 @@ def test_a_plugin_that_fails_is_named(name, text, message):
         Experiment.from_yaml(with_plugins(name))
 
 
+@pytest.mark.parametrize(
+    "name", ["../noise.py", "my/../../noise.py", "{here}/noise.py", "linked.py", "far/noise.py"]
+)
+def test_a_plugin_outside_of_the_folder_of_its_spec_is_not_executed(name, tmp_path):
+    written("noise.py", "raise SystemExit('this was executed')")
+    written("specs/my/other.py", "")
+    Path("specs/linked.py").symlink_to(Path("noise.py").resolve())
+    Path("specs/far").symlink_to(Path.cwd())
+    with pytest.raises(InputError, match=r"lies outside of specs, the folder of its spec; copy"):
+        Experiment.from_yaml(with_plugins(name.format(here=Path.cwd())))
+
+
+@pytest.mark.usefixtures("registries")
+def test_plugins_are_announced_before_they_are_executed():
+    def refuse(names):
+        raise InputError(f"no {names}")
+
+    written("specs/noise.py", "raise SystemExit('this was executed')")
+    with pytest.raises(InputError, match=r"no \['noise\.py'\]"):
+        Experiment.from_yaml(with_plugins("noise.py"), on_plugins=refuse)
+
+
 @pytest.mark.parametrize("plugins", ["noise.py", "5", "[5]", "{a: b}"])
 def test_plugins_that_are_no_list_of_names_are_refused_with_their_place(plugins):
     written("trainings/small.yaml", RECIPE)

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import errno
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -15,8 +17,9 @@ from mechmem.experiment.results import all_runs, draw, load_run
 from mechmem.experiment.run import run
 from mechmem.experiment.spec import PLUGINS, Experiment, load_plugins
 from mechmem.progress import ProgressCallback
+from mechmem.spec import files
 from mechmem.spec.errors import BlockError, InputError
-from mechmem.spec.files import FileError
+from mechmem.spec.files import FileError, write_record
 from mechmem.spec.yaml_file import write_spec
 from mechmem.training import loop as training
 
@@ -78,7 +81,7 @@ def test_a_run_folder_keeps_the_spec_tables_figures_record_and_report(made, expe
 
 
 def test_the_record_says_what_was_found_and_where_it_comes_from(made):
-    record = json.loads((made.folder / "run.json").read_text())
+    record = load_run(made.folder).record
     assert record == made.record
     assert record["answer"] == made.answer
     assert made.answer.startswith("Layer ")
@@ -379,7 +382,9 @@ def test_a_run_with_a_plugin_can_be_loaded_and_drawn_without_the_spec(plugged, r
     path, _ = plugged
     folder = run(Experiment.from_yaml(path), runs).folder
     shutil.rmtree(path.parent)
-    draw(load_run(folder))
+    with pytest.raises(InputError, match=r"has plug-ins \(mine\.py\), which would be executed"):
+        draw(load_run(folder))
+    draw(load_run(folder, trust_plugins=True))
 
 
 def test_reading_the_results_of_a_run_runs_no_code_of_its_folder(plugged, runs):
@@ -389,8 +394,133 @@ def test_reading_the_results_of_a_run_runs_no_code_of_its_folder(plugged, runs):
     found = load_run(folder)
     assert (found.question, found.answer) == (found.record["question"], found.record["answer"])
     assert found.summary()["name"] == "small"
-    with pytest.raises(SystemExit):
+    with pytest.raises(InputError, match="add --trust-plugins"):
         draw(found)
+    with pytest.raises(FileError, match=r"mine\.py is damaged"):  # it is not the one that was run
+        draw(load_run(folder, trust_plugins=True))
+
+
+# --- damage
+
+
+def flip(path: Path, share: float) -> None:
+    """Flip a bit at this share of the file."""
+    content = bytearray(path.read_bytes())
+    content[int(share * (len(content) - 1))] ^= 1
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.1, 0.3, 0.5, 0.7, 0.9, 0.98, 1.0])
+def test_a_flipped_bit_of_stored_cells_is_noticed_and_computed_again(
+    share, experiment, made, runs, computed
+):
+    for path in (runs / "cells").glob("*/*.parquet"):
+        flip(path, share)
+    noted = []
+    again = run(experiment, runs, ProgressCallback(note=noted.append))
+    assert computed == ["dynamics", "patch_grid", "neuron_shift"]
+    assert len(noted) == 3
+    assert all("was damaged: its cells are computed again" in line for line in noted)
+    for name in made.tables:
+        pd.testing.assert_frame_equal(again.table(name), made.table(name))
+
+
+@pytest.mark.parametrize("share", [0.0, 0.2, 0.5, 0.8, 0.97, 1.0])
+def test_a_damaged_table_is_named_and_made_again_from_the_cells(
+    share, experiment, made, runs, no_models
+):
+    finished = load_run(all_runs(runs)[0])
+    path = finished.tables["patch_grid"]
+    flip(path, share)
+    for use in (lambda: finished.table("patch_grid"), lambda: draw(finished)):
+        with pytest.raises(FileError, match=r"patch_grid\.parquet is damaged .*`mechmem run "):
+            use()
+    again = run(experiment, runs)
+    pd.testing.assert_frame_equal(again.table("patch_grid"), made.table("patch_grid"))
+
+
+def test_a_missing_table_is_named(runs):
+    finished = load_run(all_runs(runs)[0])
+    finished.tables["dynamics"].unlink()
+    with pytest.raises(FileError, match=r"dynamics\.parquet is missing; .*`mechmem run "):
+        draw(finished)
+    record = {key: value for key, value in finished.record.items() if key != "files"}
+    (finished.folder / "run.json").write_text(json.dumps(record))  # as version 0.2 wrote it
+    with pytest.raises(FileError, match=r"dynamics\.parquet is missing; .*`mechmem run "):
+        draw(load_run(finished.folder))
+
+
+def test_a_damaged_record_of_a_run_is_written_anew(experiment, made, runs):
+    path = all_runs(runs)[0] / "run.json"
+    path.write_text("[]")
+    with pytest.raises(FileError, match=r"run\.json is damaged"):
+        load_run(path.parent)
+    noted = []
+    again = run(experiment, runs, ProgressCallback(note=noted.append))
+    assert len(noted) == 1
+    assert noted[0].endswith("it is written anew")
+    assert again.record["quantities"] == made.record["quantities"]
+    assert load_run(path.parent).record == again.record
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda record: record.pop("answer"),
+        lambda record: record.update(claims={}),
+        lambda record: record["claims"][0].update(interval=[0.1]),
+        lambda record: record["claims"][0].update(verdict="proven"),
+        lambda record: record["quantities"].update(returned=[1]),
+        lambda record: record.update(seconds="long"),
+        lambda record: record.update(missing={"dynamics": {"x": "y"}}),
+    ],
+)
+def test_a_record_of_a_run_with_wrong_content_is_a_clear_error(change, runs):
+    finished = load_run(all_runs(runs)[0])
+    change(finished.record)
+    write_record(finished.folder / "run.json", finished.record)
+    with pytest.raises(FileError, match=r"run\.json is damaged \(.*\); restore it"):
+        load_run(finished.folder)
+
+
+def test_figures_are_not_drawn_through_a_link(runs, tmp_path):
+    finished, outside = load_run(all_runs(runs)[0]), tmp_path / "outside"
+    (finished.folder / "figures").rename(outside)
+    (finished.folder / "figures").symlink_to(outside)
+    before = {path.name: path.stat().st_mtime_ns for path in outside.iterdir()}
+    with pytest.raises(FileError, match="figures is a link, and nothing is written through links"):
+        draw(finished)
+    assert {path.name: path.stat().st_mtime_ns for path in outside.iterdir()} == before
+
+
+@pytest.mark.parametrize("n_written", [0, 1, 3, 6])
+def test_a_full_disk_costs_nothing(n_written, experiment, made, runs, monkeypatch):
+    shutil.rmtree(runs / "cells")
+    shutil.rmtree(all_runs(runs)[0])
+    n, sync = [], files.os.fsync
+
+    def full(handle):
+        n.append(handle)
+        if len(n) > n_written:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        sync(handle)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(files.os, "fsync", full)
+        with pytest.raises(FileError, match="No space left on device; free some space"):
+            run(experiment, runs)
+    again = run(experiment, runs)
+    for name in made.tables:
+        assert again.tables[name].read_bytes() == made.tables[name].read_bytes()
+
+
+def test_a_refused_run_leaves_no_folder(spec, runs):
+    before = sorted(path.name for path in runs.iterdir())
+    block = spec(seeds=[5])  # it has to be trained, so that the spec is tried first
+    block["analyses"][1] |= {"layer": 7}
+    with pytest.raises(BlockError):
+        run(Experiment.model_validate(block), runs)
+    assert sorted(path.name for path in runs.iterdir()) == before
 
 
 # --- a phase that never came
@@ -547,5 +677,5 @@ def test_a_second_run_says_that_it_waits(experiment, runs, monkeypatch):
         said.append(text)
         lock.release()
 
-    run(experiment, runs, ProgressCallback(say=say))
+    run(experiment, runs, ProgressCallback(note=say))
     assert said == [f"another process is running {folder.name}; waiting for it"]

@@ -24,7 +24,7 @@ from pathlib import Path
 from pkgutil import walk_packages
 from typing import Any, Literal
 
-MODULES = ("inputs",)
+MODULES = ("inputs", "stored", "kills")
 """Modules with a function `cases(seed) -> Iterable[Case]`; their names are unique in the campaign.
 """
 SECONDS = 30.0
@@ -123,7 +123,7 @@ def run_case(case: Case, folder: Path) -> Outcome:
     folder.mkdir(parents=True)
     arguments = list(case.prepare(folder))
     around = {*folder.parent.iterdir(), *_logs(folder)}
-    outcome = classified(case, *_ended(arguments, folder, case.seconds))
+    outcome = classified(case, *ended(arguments, folder, case.seconds))
     if new := sorted(path.name for path in set(folder.parent.iterdir()) - around):
         return _noted(outcome, f"wrote outside of its folder: {', '.join(new)}")
     wrong = case.check(folder, outcome) if outcome.is_good else ""
@@ -169,7 +169,7 @@ def _kind(case: Case, code: int | None, stdout: str, stderr: str) -> tuple[Kind,
     return "refused", ""
 
 
-def _ended(
+def ended(
     arguments: Sequence[str], folder: Path, seconds: float
 ) -> tuple[int | None, str, str, float]:
     """Exit code, stdout, stderr and seconds of a command; the code is None if it had to be ended.
@@ -179,17 +179,28 @@ def _ended(
         folder: the working directory.
         seconds: after which it is ended.
     """
-    started = time.monotonic()
-    process = _processes().Process(target=_command, args=(list(arguments), folder))
-    process.start()
+    begun = time.monotonic()
+    process = started(arguments, folder)
     process.join(seconds)
     code = process.exitcode
     if code is None:
         process.kill()
         process.join()
-    took = time.monotonic() - started
+    took = time.monotonic() - begun
     stdout, stderr = (path.read_bytes().decode(errors="replace") for path in _logs(folder))
     return code, stdout, stderr, took
+
+
+def started(arguments: Sequence[str], folder: Path) -> Any:
+    """The process of a command that was just started.
+
+    Args:
+        arguments: of `mechmem`.
+        folder: the working directory.
+    """
+    process = _processes().Process(target=_command, args=(list(arguments), folder))
+    process.start()
+    return process
 
 
 def _logs(folder: Path) -> tuple[Path, Path]:

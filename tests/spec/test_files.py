@@ -7,15 +7,19 @@ from pathlib import Path
 
 import pytest
 import torch
+from pydantic import BaseModel
 
 from mechmem.spec import files
 from mechmem.spec.files import (
     FileError,
     read_json,
     read_note,
+    read_record,
     read_tensors,
+    sha256,
     write,
     write_json,
+    write_record,
     write_tensors,
 )
 
@@ -159,3 +163,83 @@ def test_a_pickle_is_not_opened(tmp_path):
     torch.save(TENSORS, tmp_path / "x.safetensors")
     with pytest.raises(FileError, match="is damaged"):
         read_tensors(tmp_path / "x.safetensors")
+
+
+# --- checksums
+
+
+class Schema(BaseModel):
+    n: int
+    parts: dict[str, float] = {}
+
+
+def test_writing_gives_the_checksum_that_reading_verifies(tmp_path):
+    path = tmp_path / "file"
+    checksum = write(path, "text")
+    assert checksum == sha256(b"text")
+    assert files.read(path, checksum) == b"text"
+    path.write_text("texT")
+    with pytest.raises(FileError, match=re.escape(f"{path} is damaged (its SHA-256 is not")):
+        files.read(path, checksum, "do this")
+
+
+@pytest.mark.parametrize(
+    "value", [{"n": 1}, {"parts": {"a": 0.1, "b": 1e300}, "n": 2, "x": [None]}]
+)
+def test_a_record_comes_back_without_its_checksum(value, tmp_path):
+    write_record(tmp_path / "r.json", value)
+    assert read_record(tmp_path / "r.json", Schema) == value
+    assert "sha256" in read_json(tmp_path / "r.json")
+
+
+def test_a_record_without_a_checksum_is_read_as_well(tmp_path):
+    write_json(tmp_path / "r.json", {"n": 1})
+    assert read_record(tmp_path / "r.json", Schema) == {"n": 1}
+
+
+def test_a_changed_record_is_noticed(tmp_path):
+    path = tmp_path / "r.json"
+    write_record(path, {"n": 1, "x": "a"})
+    path.write_text(path.read_text().replace('"a"', '"b"'))
+    with pytest.raises(FileError, match=r"is damaged or was changed .*; do this$"):
+        read_record(path, Schema, "do this")
+
+
+@pytest.mark.parametrize("value", [[], 3, None, {}, {"n": "x"}, {"n": 1, "parts": [1]}])
+def test_a_record_with_other_content_is_refused_in_one_line(value, tmp_path):
+    write_json(tmp_path / "r.json", value)
+    with pytest.raises(FileError, match=r"r\.json is damaged \(.*; do this$"):
+        read_record(tmp_path / "r.json", Schema, "do this")
+
+
+def test_any_flipped_bit_of_tensors_with_a_note_is_noticed(tmp_path):
+    path = tmp_path / "x.safetensors"
+    write_tensors(path, TENSORS, NOTE)
+    content = path.read_bytes()
+    for place in range(len(content)):
+        damaged = bytearray(content)
+        damaged[place] ^= 4
+        path.write_bytes(damaged)
+        try:
+            found = read_note(path)
+        except FileError:
+            continue
+        if found != NOTE:  # the flipped bit is in the word "note": there is none
+            assert not isinstance(found, dict) or "step" not in found
+            continue
+        kept = read_tensors(path)  # only the layout of the header may have changed
+        assert all(torch.equal(kept[name], value) for name, value in TENSORS.items())
+
+
+@pytest.mark.parametrize("read", [read_json, read_tensors, read_note])
+def test_a_pipe_and_a_folder_are_no_files(read, tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "folder").mkdir()
+    for name in ("pipe", "folder"):
+        with pytest.raises(FileError, match=f"{name} (is not a regular file|cannot be read)"):
+            read(tmp_path / name)
+
+
+def test_half_a_character_can_be_written(tmp_path):
+    write(tmp_path / "file", "\ud800")
+    assert (tmp_path / "file").read_text() == "\\ud800"

@@ -18,7 +18,8 @@ from mechmem.spec.errors import InputError
 from mechmem.spec.files import FileError
 from mechmem.training import fetch as engine
 from mechmem.training import store
-from mechmem.training.fetch import fetch, read_index, seeds_of, shipped_seeds, write_index
+from mechmem.training.fetch import fetch, seeds_of, shipped_seeds
+from mechmem.training.index import read_index, write_index
 from mechmem.training.store import SHIPPED, find, folder_of, names, ship, shipped_name
 
 ROOT = Path(__file__).parents[2]
@@ -278,3 +279,36 @@ def test_the_wheel_carries_seed_0_and_the_index(monkeypatch):
     assert found == expected | {Path("mechmem/shipped/checksums.json")}
     assert sum(path.stat().st_size for path in found) < 55e6
     assert not [name for name in build.packages if "shipped" in name]
+
+
+# --- damage of what is installed or was fetched
+
+
+@pytest.mark.parametrize("file", [CHECKPOINT, "training.json"])
+@pytest.mark.parametrize("damage", ["flipped", "deleted"])
+@pytest.mark.parametrize("seed", [0, 3])
+def test_a_damaged_shipped_training_is_refused_and_the_remedy_restores_it(
+    seed, file, damage, clone, runs
+):
+    (folder,) = fetch("tiny", [seed], str(clone), runs)
+    path = folder / file
+    content = path.read_bytes()
+    path.write_bytes(bytes([content[0] ^ 1]) + content[1:])
+    if damage == "deleted":
+        path.unlink()
+    if damage == "flipped" or file != "training.json":  # without it, there is no such training
+        with pytest.raises(FileError) as raised:
+            store.find("tiny", seed, runs)
+        message = str(raised.value)
+        assert message.startswith(f"{path} is ")
+        assert f"`mechmem fetch tiny --seeds {seed} --from URL|FOLDER" in message
+        assert (f"--runs {runs}" in message) == (seed == 3)
+    fetch("tiny", [seed], str(clone), runs)
+    assert path.read_bytes() == content
+    assert store.find("tiny", seed, runs).at(20)
+
+
+def test_a_damaged_index_is_a_clear_error(installed, runs):
+    (installed / "checksums.json").write_text('{"tiny/seed_0/training.json": {"sha256": 3}}')
+    with pytest.raises(FileError, match=r"checksums\.json is damaged .*; install mechmem again"):
+        store.find("tiny", 0, runs)

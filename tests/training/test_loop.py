@@ -119,21 +119,21 @@ def n_checkpoints(folder: Path) -> int:
     return len(list(folder.glob("checkpoints/step_*")))
 
 
-def test_two_processes_cannot_train_in_one_folder(long_recipe, processes, tmp_path):
+def test_a_second_training_of_a_recipe_waits_for_the_first(long_recipe, processes, tmp_path):
     first = processes.Process(target=train, args=(changed(long_recipe, n_steps=10**6), 0, tmp_path))
     first.start()
-    try:
-        while not (tmp_path / "state.safetensors").exists():
-            time.sleep(0.002)
-        with pytest.raises(
-            FileError,
-            match=f"another process is training in {tmp_path}; wait for it, then run again",
-        ):
-            train(long_recipe, 0, tmp_path)
-        assert first.is_alive()
-    finally:
-        first.kill()
-        first.join()
+    while not (tmp_path / "state.safetensors").exists():
+        time.sleep(0.002)
+    said = []
+
+    def say(text):
+        said.append(text)
+        first.kill()  # instead of an hour of waiting; the state is taken over
+
+    train(changed(long_recipe, n_steps=10**6, stop_at=Phase()), 0, tmp_path, say=say)
+    first.join()
+    assert said == [f"another process is training in {tmp_path}; waiting for it"]
+    assert (tmp_path / "training.json").exists()
 
 
 @pytest.mark.parametrize("n_kept", [0, 7, 1000])
@@ -183,14 +183,14 @@ def test_a_training_that_another_process_finished_meanwhile_is_taken_as_it_is(
 ):
     """It was not there at the first look, and was finished by the time that the folder was
     locked."""
-    folder, locked = tmp_path / "seed_0", home._locked
+    folder, locked = tmp_path / "seed_0", home.locked
 
-    def finished_by_another(path):
+    def finished_by_another(path, *others):
         path.mkdir()
         (path / "training.json").write_bytes((trained.folder / "training.json").read_bytes())
-        return locked(path)
+        return locked(path, *others)
 
-    monkeypatch.setattr(home, "_locked", finished_by_another)
+    monkeypatch.setattr(home, "locked", finished_by_another)
     monkeypatch.setattr(home, "_Run", None)
     assert train(recipe, 0, folder).record == trained.record
 
@@ -201,6 +201,7 @@ def test_a_training_that_another_process_finished_meanwhile_is_taken_as_it_is(
 def test_nothing_is_left_beside_the_record_and_the_checkpoints(trained):
     assert {path.name for path in trained.folder.iterdir()} - {".lock"} == {
         "training.json",
+        "recipe.yaml",
         "checkpoints",
     }
     names = sorted(path.name for path in (trained.folder / "checkpoints").iterdir())

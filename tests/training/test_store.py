@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from mechmem.spec.errors import InputError
-from mechmem.spec.files import FileError, write_tensors
+from mechmem.spec.files import FileError, write_record, write_tensors
 from mechmem.spec.yaml_file import SpecFile
 from mechmem.training import store as checkpoints
 from mechmem.training.recipe import Recipe
@@ -47,6 +47,13 @@ def shipped(tmp_path, monkeypatch) -> Path:
 
 def checkpoint(trained: Trained, step: int) -> Path:
     return trained.folder / "checkpoints" / f"step_{step:06d}.safetensors"
+
+
+def without_checksums(trained: Trained) -> Trained:
+    """The training with a record as version 0.2 wrote it."""
+    record = {key: value for key, value in trained.record.items() if key != "checkpoints"}
+    (trained.folder / "training.json").write_text(json.dumps(record))
+    return Trained(trained.folder)
 
 
 # --- a finished training
@@ -118,7 +125,7 @@ def test_the_kept_checkpoints_are_listed_with_their_curves(trained):
 def test_phases_are_found_again_when_their_thresholds_change(copied):
     record = copied.record
     record["recipe"]["optimisation"]["generalised"] = {"memorised_at_most": 1.0}
-    (copied.folder / "training.json").write_text(json.dumps(record))
+    write_record(copied.folder / "training.json", record)
     assert Trained(copied.folder).phases["generalised"] == 0
 
 
@@ -127,19 +134,84 @@ def test_a_damaged_checkpoint_is_a_clear_error(n_kept, copied):
     path = checkpoint(copied, 10)
     path.write_bytes(path.read_bytes()[:n_kept])
     with pytest.raises(
-        FileError, match=r"step_000010\.safetensors is damaged .*; delete it and train again"
+        FileError, match=r"step_000010\.safetensors is damaged .*; delete the folder .* and train"
     ):
         copied.at(10)
 
 
 def test_a_checkpoint_of_another_architecture_is_a_clear_error(copied, random_models):
+    copied = without_checksums(copied)  # with them, it would be refused as damaged
     parameters = dict(random_models(0, d_mlp=20).named_parameters())
     write_tensors(checkpoint(copied, 10), parameters)
-    with pytest.raises(FileError, match="does not fit the architecture of tiny; train it again"):
+    with pytest.raises(FileError, match="does not fit the architecture of tiny; delete the folder"):
         copied.at(10)
     write_tensors(checkpoint(copied, 10), dict(list(parameters.items())[1:]))
     with pytest.raises(FileError, match="does not fit the architecture of tiny"):
         copied.at(10)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_weight_that_is_no_number_is_a_clear_error(value, copied):
+    copied = without_checksums(copied)
+    tensors = checkpoints.read_tensors(checkpoint(copied, 10))
+    tensors["embed.W_E"][0, 0] = value
+    write_tensors(checkpoint(copied, 10), tensors)
+    with pytest.raises(FileError, match=r"step_000010.* \(a weight is not a finite number\)"):
+        copied.at(10)
+
+
+def test_any_flipped_bit_of_a_checkpoint_is_noticed(copied):
+    content = checkpoint(copied, 10).read_bytes()
+    for place in range(0, len(content), len(content) // 40):
+        damaged = bytearray(content)
+        damaged[place] ^= 1
+        checkpoint(copied, 10).write_bytes(damaged)
+        with pytest.raises(FileError, match=r"step_000010\.safetensors is damaged"):
+            copied.at(10)
+    checkpoint(copied, 10).write_bytes(content)
+    assert copied.verified() is copied
+
+
+def test_a_deleted_checkpoint_is_missed(copied):
+    checkpoint(copied, 10).unlink()
+    with pytest.raises(FileError, match=r"step_000010\.safetensors is missing; delete the folder"):
+        copied.at(10)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda record: record.pop("recipe"), "'recipe' is missing"),
+        (lambda record: record.update(recipe=3), "recipe: "),
+        (lambda record: record.update(recipe={"task": {"kind": "x"}}), "there is no task 'x'"),
+        (lambda record: record.update(seed="0"), "seed: "),
+        (lambda record: record.update(curves=[]), "curves: "),
+        (lambda record: record["curves"][1].update(clean=float("nan")), "curves.1.clean: "),
+        (lambda record: record["curves"][1].pop("clean"), "is missing"),
+        (lambda record: record["curves"].reverse(), "must increase"),
+        (lambda record: record.update(checkpoints={"step_000000.safetensors": 5}), "checkpoints"),
+    ],
+)
+def test_a_record_with_wrong_content_is_a_clear_error(change, message, copied):
+    change(copied.record)
+    write_record(copied.folder / "training.json", copied.record)
+    with pytest.raises(FileError, match=message) as raised:
+        Trained(copied.folder)
+    assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize("text", ["[]", "3", "null", '"x"', "[" * 100_000, "{}"])
+def test_a_record_that_is_no_mapping_is_a_clear_error(text, copied):
+    (copied.folder / "training.json").write_text(text)
+    with pytest.raises(FileError, match=r"training\.json (is damaged|cannot be read)"):
+        Trained(copied.folder)
+
+
+def test_a_changed_record_is_refused(copied):
+    path = copied.folder / "training.json"
+    path.write_text(path.read_text().replace('"seed": 0,', '"seed": 1,', 1))
+    with pytest.raises(FileError, match=r"is damaged or was changed .*; delete the folder"):
+        Trained(copied.folder)
 
 
 def test_a_folder_without_a_training_is_a_clear_error(tmp_path):
@@ -149,7 +221,7 @@ def test_a_folder_without_a_training_is_a_clear_error(tmp_path):
 
 def test_a_damaged_record_is_a_clear_error(copied):
     (copied.folder / "training.json").write_text("{")
-    with pytest.raises(FileError, match=r"training\.json cannot be read .*; delete it"):
+    with pytest.raises(FileError, match=r"training\.json cannot be read .*; delete the folder"):
         Trained(copied.folder)
 
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import re
 import textwrap
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 from plotly.colors import sample_colorscale, unlabel_rgb
@@ -155,12 +157,43 @@ def note(figure: go.Figure, text: str) -> None:
 
 
 def finish(figure: go.Figure, title: str) -> go.Figure:
-    """Give the figure its title and the common style."""
-    heading = "<br>".join(textwrap.wrap(title, 85))
+    """The figure with its title and the common style. Its text is shown as text: markup that plotly
+    would make a link of is escaped."""
+    figure = _without_markup(figure)
+    heading = "<br>".join(textwrap.wrap(_escaped(title), 85))
     heads = [a.text for a in figure.layout.annotations if a.yref == "paper" and a.y == 1]
     small = _lines(figure.layout.title.subtitle.text) + max(map(_lines, heads), default=0)
     figure.update_layout(template=template(), margin_t=26 + 21 * _lines(heading) + 17 * small)
     return figure.update_layout(title_text=heading, title_pad_t=12 * max(_lines(heading), 1))
+
+
+MARKUP = re.compile(r"<(?!/?(?:br|b|i|sub|sup|extra)\s*/?>)(?=[A-Za-z/!])", re.IGNORECASE)
+"""The begin of a tag that plotly would obey, except those that our figures use."""
+
+
+def _without_markup(figure: go.Figure) -> go.Figure:
+    """The figure itself, or one with every other tag escaped, in labels, names and hover texts."""
+    block = figure.to_dict()
+    escaped = _escaped(block)
+    # The comparison is by identity: most figures have nothing to escape.
+    return figure if escaped is block else go.Figure(escaped)
+
+
+def _escaped(value: Any) -> Any:
+    """The value with tags in its texts escaped; the same object if there are none."""
+    if isinstance(value, str):
+        return MARKUP.sub("&lt;", value) if "<" in value else value
+    if isinstance(value, dict):
+        parts = {_escaped(key): _escaped(part) for key, part in value.items()}
+        is_same = all(parts.get(key) is part for key, part in value.items())
+        return value if is_same else parts
+    if isinstance(value, np.ndarray) and value.dtype.kind in "OU":
+        found = _escaped(value.tolist())
+        return value if found == value.tolist() else np.array(found, dtype=object)
+    if isinstance(value, (list, tuple)):
+        parts = [_escaped(part) for part in value]
+        return value if all(a is b for a, b in zip(parts, value, strict=True)) else parts
+    return value
 
 
 def _lines(text: str | None) -> int:

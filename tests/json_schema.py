@@ -95,6 +95,7 @@ RULES: dict[str, Callable[..., bool]] = {
     "prefixItems": _places,
     "minItems": _length(lambda n, least: n >= least),
     "maxItems": _length(lambda n, most: n <= most),
+    "maxLength": lambda value, most, *_: not isinstance(value, str) or len(value) <= most,
     "minLength": lambda value, least, *_: not isinstance(value, str) or len(value) >= least,
     "minimum": _number(lambda value, least: value >= least),
     "maximum": _number(lambda value, most: value <= most),

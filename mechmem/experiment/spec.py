@@ -258,9 +258,7 @@ class Experiment(Component):
             plugins, list
         ):  # anything else is refused with its place when the object is built
             names = [name for name in plugins if isinstance(name, str)]
-            if names:
-                on_plugins(names)
-            load_plugins(names, Path(path).parent)
+            load_plugins(names, Path(path).parent, on_plugins)
         return file.build(cls)
 
     def recipes(self) -> Iterator[tuple[dict[str, Any], Recipe]]:
@@ -308,19 +306,38 @@ def _is_below(path: Path, folder: Path) -> bool:
     return is_named_below and whole.is_relative_to(folder.resolve())
 
 
-def load_plugins(names: Sequence[str], folder: Path) -> None:
-    """Execute Python files that define components. Raises InputError if one is missing, lies
-    outside of the folder (also by a link), or fails."""
-    for name in names:
-        path = folder / name
-        if not _is_below(path, folder):
-            raise InputError(
-                f"plugin {name} lies outside of {folder}, the folder of its spec; copy it there"
-            )
-        if not path.is_file() or path.suffix != ".py":
-            raise InputError(
-                f"plugin {path} {'is not a .py file' if path.exists() else 'does not exist'}"
-            )
+def _plugin_file(name: str, folder: Path) -> Path:
+    path = folder / name
+    if not _is_below(path, folder):
+        raise InputError(
+            f"plugin {name} lies outside of {folder}, the folder of its spec; copy it there"
+        )
+    if not path.is_file() or path.suffix != ".py":
+        raise InputError(
+            f"plugin {path} {'is not a .py file' if path.exists() else 'does not exist'}"
+        )
+    return path
+
+
+def load_plugins(
+    names: Sequence[str],
+    folder: Path,
+    on_plugins: Callable[[Sequence[str]], None] = lambda _: None,
+) -> None:
+    """Execute Python files that define components.
+
+    Args:
+        names: of the files, relative to the folder.
+        folder: of the spec.
+        on_plugins: is called with the names, if there are any, before the first is executed.
+
+    Raises:
+        InputError: one is missing, lies outside of the folder (also by a link), or fails.
+    """
+    paths = {name: _plugin_file(name, folder) for name in names}
+    if names:
+        on_plugins(names)
+    for name, path in paths.items():
         module = ModuleType(f"mechmem_plugin_{path.stem}")
         module.__file__ = str(path)
         sys.modules[module.__name__] = module  # so that its annotations can be resolved

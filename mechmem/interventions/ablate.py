@@ -16,6 +16,7 @@ from mechmem.models.edits import At, Edit, lacks, replacing
 from mechmem.session import Session
 from mechmem.spec.errors import InputError
 from mechmem.spec.files import digest
+from mechmem.spec.limits import Seed
 from mechmem.spec.references import ExampleSetName
 from mechmem.spec.sweep import Swept
 
@@ -40,7 +41,7 @@ class Ablate(UnitIntervention):
     reference_set: Swept[ExampleSetName | None] = None
     """Set of the mean, the other examples or the spread, fed the prefix of the same label as the
     ablated set; by default, the ablated set itself. `zero` does not use it."""
-    seed: Swept[int] = 0
+    seed: Swept[Seed] = 0
     """Seed of `resample` and `gaussian`; an example gets the same value at every call, also when
     only part of its set is run."""
 

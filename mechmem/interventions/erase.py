@@ -68,7 +68,7 @@ class Erase(SiteIntervention):
     n_codes: Swept[PositiveInt | None] = None
     """For a variable with many values: LEACE erases the `n_codes` principal directions of the class
     means instead of all classes."""
-    seed: Swept[int] = 0
+    seed: Swept[Seed] = 0
     """Seed of the random subspaces."""
     split_seed: Seed = 0
     """Seed of INLP's held-out rows."""

@@ -187,7 +187,10 @@ def ended(
         process.kill()
         process.join()
     took = time.monotonic() - begun
-    stdout, stderr = (path.read_bytes().decode(errors="replace") for path in _logs(folder))
+    stdout, stderr = (
+        path.read_bytes().decode(errors="replace") if path.exists() else ""  # ended before it began
+        for path in _logs(folder)
+    )
     return code, stdout, stderr, took
 
 

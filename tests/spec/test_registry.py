@@ -227,7 +227,7 @@ def test_all_errors_come_at_once_each_with_its_place():
         ("task", "noise", "value", "kind"): "there is no noise 'digt'; did you mean 'digit'?",
         ("task", "seed"): "Input should be a valid integer, unable to parse string as an integer",
         ("architecture", "d_modl"): "architecture has no key 'd_modl'; did you mean 'd_model'?",
-        ("architecture", "n_layers", "value"): "Input should be greater than 0",
+        ("architecture", "n_layers", "value"): "Input should be greater than or equal to 1",
         ("optimisatin",): "recipe has no key 'optimisatin'; did you mean 'optimisation'?",
     }
 

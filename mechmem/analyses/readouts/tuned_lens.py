@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from einops import rearrange
 from jaxtyping import Float
-from pydantic import Field, NonNegativeInt
+from pydantic import Field
 from torch import Tensor
 
 from mechmem.analyses.readouts.lens import Lens, LensAnalysis, Residual, divergence, residuals
@@ -47,7 +47,7 @@ class TunedLens(LensAnalysis):
     fit_on: ExampleSetName = ExampleSetName("clean")
     """The example set of the fit, under its own prefix: many clean instances other than those that
     are read (a translator has d_model (d_model + 1) parameters)."""
-    n_steps: NonNegativeInt = 300
+    n_steps: int = Field(300, ge=0, le=1_000_000)
     """Number of steps of Adam; the learning rate decays linearly to 0."""
     learning_rate: float = Field(2e-3, gt=0)
     """Learning rate of the first step."""

@@ -56,7 +56,7 @@ class CircuitGraph(Figure):
 
     value: str = "eap_ig"
     """Column of the scores."""
-    n: int = Field(30, ge=1)
+    n: int = Field(30, ge=1, le=100_000)
     """Number of edges of the largest score."""
 
     @property

@@ -85,7 +85,7 @@ def _explained(error: Exception) -> tuple[str, int]:
 def _fail(message: str, code: int) -> NoReturn:
     from mechmem.progress import printable
 
-    lines = [line if len(line) <= 600 else f"{line[:590]} ..." for line in message.split("\n")]
+    lines = [line if len(line) <= 600 else f"{line[:580]} ..." for line in message.split("\n")]
     message = printable("\n".join(lines))
     if message:  # empty if `mechmem` alone has shown the help
         sys.stderr.write(

@@ -125,7 +125,12 @@ def _home(entries: Iterable[Entry], runs: Path) -> Path:
 
 def _reader(source: str) -> Callable[[Entry], bytes]:
     """A function that reads a file of a source, at most one byte more than it should have."""
-    scheme = urlsplit(source).scheme
+    try:
+        scheme = urlsplit(source).scheme
+    except ValueError as error:
+        raise InputError(f"--from {source} is no address: {error}") from error
+    if not source:
+        raise InputError("--from is empty; name a folder or an http(s) address")
     if scheme in ("http", "https"):
         return lambda entry: _downloaded(f"{source.rstrip('/')}/{quote(entry.path)}", entry.n_bytes)
     if "://" in source:

@@ -21,6 +21,8 @@ from mechmem.spec.limits import Draws, Instances, Seed
 from mechmem.spec.sweep import Each, Swept
 
 AtLeastTwo = Annotated[int, Field(ge=2, le=100_000)]
+MOST_FACTS = 20_000_000
+"""Two-hop facts of a world, all of which are listed before some are drawn."""
 N_CANDIDATES = 64
 """Number of other first hops that are tried for each example's minimal pair."""
 
@@ -89,7 +91,7 @@ class TwoHopReasoning(Task):
 
     @model_validator(mode="after")
     def _can_be(self) -> Self:
-        sizes = (self.n_relations_per_entity, self.n_relations)
+        sizes = (self.n_relations_per_entity, self.n_relations, self.n_entities)
         if any(isinstance(size, Each) for size in sizes):
             return self  # each member of the sweep is checked
         if (
@@ -99,6 +101,12 @@ class TwoHopReasoning(Task):
             raise ValueError(
                 f"an entity cannot have {self.n_relations_per_entity} distinct relations "
                 f"of {self.n_relations}"
+            )
+        per_entity = self.n_relations_per_entity or self.n_relations
+        if (n_facts := self.n_entities * per_entity**2) > MOST_FACTS:
+            raise ValueError(
+                f"{self.n_entities:,} entities with {per_entity:,} relations each make {n_facts:,} "
+                f"two-hop facts; at most {MOST_FACTS:,}: lower n_entities or n_relations_per_entity"
             )
         return self
 

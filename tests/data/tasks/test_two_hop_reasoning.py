@@ -215,10 +215,16 @@ def test_positions_places_and_words():
 
 @pytest.mark.parametrize("size", [100, 5000])
 def test_names_can_be_said_and_are_all_different(size):
-    words = TwoHopReasoning(n_entities=size, n_relations=200, readable=True).vocabulary
+    sizes = {"n_entities": size, "n_relations": 200, "n_relations_per_entity": 20}
+    words = TwoHopReasoning(**sizes, readable=True).vocabulary
     assert len(set(words)) == len(words) == size + 202
     assert all(word.isalpha() and word[0].isupper() for word in words[:size])
     assert all(word.endswith("-of") for word in words[size:-2])
+
+
+def test_a_world_of_more_facts_than_can_be_listed_is_refused():
+    with pytest.raises(ValueError, match=r"make 90,000,000 two-hop facts; at most 20,000,000"):
+        TwoHopReasoning(n_entities=100_000)
 
 
 def test_names_change_nothing_else():

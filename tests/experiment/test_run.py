@@ -654,14 +654,14 @@ def run_file(path: Path, runs: Path) -> None:
     run(Experiment.from_yaml(path), runs)
 
 
-def test_two_processes_may_run_one_spec_at_once(made, processes, tmp_path):
+def test_four_processes_may_run_one_spec_at_once(made, processes, tmp_path):
     spec_file = made.folder / "experiment.yaml"
-    both = [processes.Process(target=run_file, args=(spec_file, tmp_path)) for _ in range(2)]
-    for process in both:
+    all_four = [processes.Process(target=run_file, args=(spec_file, tmp_path)) for _ in range(4)]
+    for process in all_four:
         process.start()
-    for process in both:
+    for process in all_four:
         process.join()
-    assert [process.exitcode for process in both] == [0, 0]
+    assert [process.exitcode for process in all_four] == [0] * 4
     finished = load_run(all_runs(tmp_path)[0])
     pd.testing.assert_frame_equal(finished.table("dynamics"), made.table("dynamics"))
 

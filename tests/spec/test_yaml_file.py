@@ -192,7 +192,7 @@ def test_what_is_no_mapping_is_refused_with_its_place(spec, tmp_path, text, says
 
 def test_a_file_that_is_no_text_is_refused(tmp_path):
     (tmp_path / "spec.yaml").write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(SpecError, match=r"spec\.yaml cannot be read"):
+    with pytest.raises(SpecError, match=r"spec\.yaml:1: byte 0xff is not UTF-8"):
         SpecFile(tmp_path / "spec.yaml")
 
 
@@ -338,8 +338,8 @@ def test_written_with_every_default_in_the_order_of_the_fields(spec):
     assert "  n_warmup_steps: 100\n" in written
 
 
-# without the line breaks of Unicode, which ruamel.yaml 0.19 folds into spaces
-TEXT = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\x85\u2028\u2029"))
+# Control characters are refused; ruamel.yaml 0.19 folds the line breaks of Unicode into spaces.
+TEXT = st.text(st.characters(exclude_categories=["Cs", "Cc"], exclude_characters="\u2028\u2029"))
 
 
 @settings(max_examples=25)
@@ -377,7 +377,7 @@ def test_what_is_written_is_read_as_the_same_object(tmp_path_factory, text, key,
         "!x",
         "&a",
         "*a",
-        "\r\n\t",
+        "\n\t",
         "\ufeff",
         "é∅",
     ],

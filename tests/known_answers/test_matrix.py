@@ -11,13 +11,15 @@ import re
 
 import matrix
 import pytest
-from edited import EDITED
+import torch
+from edited import EDITED, answers, noisy_and_clean
 from matrix import CELLS, EXPECTED, RECORD, ROOT
 
 from mechmem.data.example_set import ExampleSet
 from mechmem.data.label_noise import Digit, UniformWrong
 from mechmem.data.tasks.four_digit_addition import FourDigitAddition
 from mechmem.training.recipe import named_recipe
+from mechmem.training.store import find
 
 PAGE = ROOT / "docs" / "known_answers.md"
 TABLE = re.compile(r"(?<=<!-- known answers -->\n).*?(?=\n<!-- end -->)", flags=re.DOTALL)
@@ -78,6 +80,18 @@ def test_a_claim_has_a_model_that_must_support_it_and_one_that_must_refute_it(cl
 @pytest.mark.parametrize("model", sorted({model for _, model in CELLS} - {*EDITED}))
 def test_every_model_is_a_training_by_name(model):
     assert named_recipe(model, ROOT / "experiments").name == model
+
+
+@pytest.mark.parametrize("name", EDITED)
+def test_the_hooks_of_an_edited_model_act_on_noisy_prompts_alone(name, tmp_path):
+    edit, checkpoint = EDITED[name]
+    trained = find("fda_small", 0, tmp_path)
+    base, noisy, clean = trained.at(checkpoint), *noisy_and_clean(trained.task)
+    edited = edit(base, trained.task)
+    right = (answers(edited, noisy) == noisy.given).all(dim=1).float().mean()
+    assert right == 0 if name == "overwritten" else right > 0.9
+    assert torch.equal(answers(edited, clean), answers(base, clean))
+    assert not torch.equal(answers(edited, noisy), answers(base, noisy))
 
 
 def test_the_rule_alone_is_the_shipped_twin_under_another_name():

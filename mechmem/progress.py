@@ -133,10 +133,12 @@ class _Lines:
 
     def train(self, name: str, step: int, n_steps: int, curves: dict[str, float]) -> None:
         first_step, started = self.started.setdefault(name, (step, time.monotonic()))
-        seconds_per_step = (time.monotonic() - started) / max(step - first_step, 1)
-        minutes = seconds_per_step * (n_steps - step) / 60
+        seconds_left = None  # not known before steps were timed
+        if step > first_step:
+            seconds_left = (time.monotonic() - started) / (step - first_step) * (n_steps - step)
         self.say(
-            f"training {name}: step {step}/{n_steps}, {curves_line(curves)}, {minutes:.0f} min left"
+            f"training {name}: step {step}/{n_steps}, {curves_line(curves)}"
+            f"{time_left(seconds_left)}"
         )
 
 

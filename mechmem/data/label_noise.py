@@ -7,11 +7,11 @@ from typing import Annotated
 
 import torch
 from jaxtyping import Bool, Int
-from pydantic import Field, PositiveInt
+from pydantic import Field
 from torch import Tensor
 
 from mechmem.spec.errors import InputError
-from mechmem.spec.limits import Seed
+from mechmem.spec.limits import Seed, Width
 from mechmem.spec.registry import Component
 from mechmem.spec.sweep import Swept
 
@@ -142,7 +142,7 @@ class Systematic(LabelNoise):
     A control: this noise is a second rule, which can be fitted without memorisation.
     """
 
-    shift: Swept[PositiveInt] = 1
+    shift: Swept[Width] = 1
     """Number of steps, cyclic, in the alphabet of each place."""
 
     def wrong(self, true, noisy, alphabets, generator):  # noqa: ANN001, ANN201

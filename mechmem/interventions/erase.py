@@ -6,7 +6,7 @@ from typing import ClassVar, Literal, Self
 
 import torch
 import torch.nn.functional as F
-from pydantic import NonNegativeInt, PositiveInt, model_validator
+from pydantic import model_validator
 from torch import Tensor
 
 from mechmem.data.examples import Examples
@@ -24,7 +24,7 @@ from mechmem.models.architecture import Model
 from mechmem.models.edits import At, Edit
 from mechmem.session import Session
 from mechmem.spec.errors import InputError, suggest
-from mechmem.spec.limits import Seed
+from mechmem.spec.limits import Index, Seed, Width
 from mechmem.spec.references import ExampleSetName
 from mechmem.spec.sweep import Swept
 
@@ -63,9 +63,9 @@ class Erase(SiteIntervention):
     ones."""
     matched_to: Swept[Literal["leace", "inlp"]] = "leace"
     """The method whose rank and variance the controls `random` and `variance_matched` match."""
-    rank: Swept[NonNegativeInt | None] = None
+    rank: Swept[Index | None] = None
     """Number of dimensions that the controls remove; by default, the rank of `matched_to`."""
-    n_codes: Swept[PositiveInt | None] = None
+    n_codes: Swept[Width | None] = None
     """For a variable with many values: LEACE erases the `n_codes` principal directions of the class
     means instead of all classes."""
     seed: Swept[Seed] = 0

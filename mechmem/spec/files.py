@@ -78,9 +78,11 @@ def write(path: Path, content: bytes | str, within: Path | None = None) -> str:
             Path(temporary).chmod(0o644)
             Path(temporary).replace(path)
     except OSError as error:
+        is_refused = isinstance(error, PermissionError)
         raise FileError(
-            f"cannot write {path}: {error.strerror or error}; free some space or choose another "
-            "folder with --runs"
+            f"cannot write {path}: {error.strerror or error}; "
+            f"{'get the right to write there' if is_refused else 'free some space'} or choose "
+            "another folder with --runs"
         ) from error
     finally:
         if temporary:

@@ -32,6 +32,7 @@ Heads = Annotated[int, Field(ge=1, le=10_000)]
 Width = Annotated[int, Field(ge=1, le=1_000_000)]
 """Neurons of a layer, or dimensions of an activation."""
 Index = Annotated[int, Field(ge=0, le=1_000_000)]
+"""A place in an activation, or a count of such places that may be 0."""
 
 
 NAME = r"^[A-Za-z0-9_.-]+$"

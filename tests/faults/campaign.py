@@ -24,7 +24,7 @@ from pathlib import Path
 from pkgutil import walk_packages
 from typing import Any, Literal
 
-MODULES = ("inputs", "stored", "kills")
+MODULES = ("inputs", "stored", "kills", "conditions")
 """Modules with a function `cases(seed) -> Iterable[Case]`; their names are unique in the campaign.
 """
 SECONDS = 30.0
@@ -72,6 +72,7 @@ class Case:
         must: `be refused` or `pass`, where that is known; otherwise both are right.
         check: is given the folder and the outcome afterwards; returns what is wrong, or "".
         seconds: time limit, where a case must be answered sooner.
+        begin: is called in the process of the command before it, for conditions of the machine.
     """
 
     name: str
@@ -80,6 +81,7 @@ class Case:
     must: Literal["be refused", "pass", "either"] = "either"
     check: Callable[[Path, Outcome], str] = lambda folder, outcome: ""
     seconds: float = SECONDS
+    begin: Callable[[], None] = bool
 
 
 def all_cases(seed: int = 0) -> list[Case]:
@@ -123,7 +125,7 @@ def run_case(case: Case, folder: Path) -> Outcome:
     folder.mkdir(parents=True)
     arguments = list(case.prepare(folder))
     around = {*folder.parent.iterdir(), *_logs(folder)}
-    outcome = classified(case, *ended(arguments, folder, case.seconds))
+    outcome = classified(case, *ended(arguments, folder, case.seconds, case.begin))
     if new := sorted(path.name for path in set(folder.parent.iterdir()) - around):
         return _noted(outcome, f"wrote outside of its folder: {', '.join(new)}")
     wrong = case.check(folder, outcome) if outcome.is_good else ""
@@ -170,7 +172,7 @@ def _kind(case: Case, code: int | None, stdout: str, stderr: str) -> tuple[Kind,
 
 
 def ended(
-    arguments: Sequence[str], folder: Path, seconds: float
+    arguments: Sequence[str], folder: Path, seconds: float, begin: Callable[[], None] = bool
 ) -> tuple[int | None, str, str, float]:
     """Exit code, stdout, stderr and seconds of a command; the code is None if it had to be ended.
 
@@ -178,9 +180,10 @@ def ended(
         arguments: of `mechmem`.
         folder: the working directory.
         seconds: after which it is ended.
+        begin: is called in its process before the command.
     """
     begun = time.monotonic()
-    process = started(arguments, folder)
+    process = started(arguments, folder, begin)
     process.join(seconds)
     code = process.exitcode
     if code is None:
@@ -194,14 +197,15 @@ def ended(
     return code, stdout, stderr, took
 
 
-def started(arguments: Sequence[str], folder: Path) -> Any:
+def started(arguments: Sequence[str], folder: Path, begin: Callable[[], None] = bool) -> Any:
     """The process of a command that was just started.
 
     Args:
         arguments: of `mechmem`.
         folder: the working directory.
+        begin: is called in the process before the command.
     """
-    process = _processes().Process(target=_command, args=(list(arguments), folder))
+    process = _processes().Process(target=_command, args=(list(arguments), folder, begin))
     process.start()
     return process
 
@@ -220,7 +224,7 @@ def _processes() -> Any:
     return context
 
 
-def _command(arguments: list[str], folder: Path) -> None:
+def _command(arguments: list[str], folder: Path, begin: Callable[[], None]) -> None:
     """Run `mechmem` in this process, with its output in files next to the folder."""
     for stream, path in zip((1, 2), _logs(folder), strict=True):
         os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), stream)
@@ -232,6 +236,7 @@ def _command(arguments: list[str], folder: Path) -> None:
     )
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
     os.chdir(folder)
+    begin()
     from mechmem.cli.main import main
 
     sys.argv = ["mechmem", *arguments]

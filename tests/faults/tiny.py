@@ -122,8 +122,14 @@ def right() -> dict[str, Any]:
         return results(copied(Path(folder) / "work"))
 
 
-def difference(runs: Path) -> str:
-    """What differs from the results without a fault; empty if nothing does."""
+def difference(runs: Path, word: str = "") -> str:
+    """What differs from the results without a fault; empty if nothing does.
+
+    Args:
+        runs: the folder of runs.
+        word: in the names of the results that are compared.
+    """
     found = results(runs)
-    names = [name for name, value in right().items() if found.get(name) != value]
+    wanted = {name: value for name, value in right().items() if word in name}
+    names = [name for name, value in wanted.items() if found.get(name) != value]
     return f"another result: {', '.join(names[:3])}" if names else ""

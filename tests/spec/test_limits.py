@@ -26,6 +26,14 @@ COUNTS = (
     "split_seed",
     "n_halves",
     "copies",
+    "k",
+    "top",
+    "least",
+    "n_codes",
+    "rank",
+    "shift",
+    "look_up",
+    "n_relations_per_entity",
 )
 load_all()
 KINDS = [kind for members in Component.registries.values() for kind in members.values()]

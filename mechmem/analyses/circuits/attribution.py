@@ -10,7 +10,6 @@ import numpy as np
 import pandas as pd
 import torch
 from jaxtyping import Float
-from pydantic import NonNegativeInt
 from torch import Tensor
 
 from mechmem.analyses.circuits.contrast import Contrast, ContrastAnalysis, correlation
@@ -69,7 +68,7 @@ class Attribution(ContrastAnalysis):
 
     neurons: bool = True
     """Whether to score every MLP neuron too."""
-    exact: NonNegativeInt | Literal["all"] = 0
+    exact: Index | Literal["all"] = 0
     """How many neurons of each layer, and how many of its heads and MLP, are also patched exactly:
     those with the largest |score|."""
 

@@ -11,7 +11,6 @@ import numpy as np
 import pandas as pd
 import torch
 from jaxtyping import Float
-from pydantic import NonNegativeInt
 from torch import Tensor
 
 from mechmem.analyses.circuits.attribution import Attribution, scores_of
@@ -25,7 +24,7 @@ from mechmem.measures.probability import Probability
 from mechmem.models.architecture import Model
 from mechmem.session import Session
 from mechmem.spec.errors import InputError
-from mechmem.spec.limits import Draws, Seed
+from mechmem.spec.limits import Draws, Index, Seed
 from mechmem.spec.references import ExampleSetName
 from mechmem.spec.sweep import Swept
 from mechmem.statistics.intervals import LEVEL, ratio, resampled_means
@@ -103,7 +102,7 @@ class Ablation(AnswerAnalysis):
     estimate for mean ablation that needs one gradient for all components (for neurons)."""
     metric: Measure = Probability(label="true")
     """The metric whose loss ranks the components, largest loss first."""
-    k: tuple[NonNegativeInt, ...] | None = None
+    k: tuple[Index, ...] | None = None
     """Numbers of components knocked out; by default, 1, 2, 4, 8 and so on. 0 and all are always
     added."""
     n_random: Draws = 12

@@ -9,7 +9,7 @@ from typing import ClassVar
 import numpy as np
 import pandas as pd
 import torch
-from pydantic import NonNegativeInt, PositiveFloat
+from pydantic import PositiveFloat
 from torch import Tensor
 
 from mechmem.analyses.effects.effect import (
@@ -35,7 +35,7 @@ from mechmem.interventions.patch_contributions import PatchContributions
 from mechmem.models.architecture import Model
 from mechmem.session import Session
 from mechmem.spec.errors import InputError
-from mechmem.spec.limits import Draws, Seed
+from mechmem.spec.limits import Draws, Index, Seed
 from mechmem.spec.references import CheckpointName, ExampleSetName
 from mechmem.spec.selection import Indices, Names
 from mechmem.spec.sweep import Swept
@@ -70,7 +70,7 @@ class NeuronTopK(AnswerAnalysis):
     """The checkpoint whose values the neurons get."""
     layer: Swept[Indices]
     """Layers whose neurons are ranked together."""
-    k: Swept[NonNegativeInt]
+    k: Swept[Index]
     """Number of neurons that are patched."""
     ranking: Swept[Method] = "attribution"
     """How neurons are ranked: by `attribution` (gradient times change), `integrated_gradients`,

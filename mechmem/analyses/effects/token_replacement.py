@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 import torch
 from jaxtyping import Float, Int
-from pydantic import Field, NonNegativeInt, PositiveInt
+from pydantic import Field
 from torch import Tensor
 
 from mechmem.analyses.analysis import Analysis
@@ -20,7 +20,7 @@ from mechmem.interventions.patch import Patch, Source
 from mechmem.models.architecture import Model
 from mechmem.session import Session
 from mechmem.spec.errors import InputError
-from mechmem.spec.limits import Draws, Seed
+from mechmem.spec.limits import Draws, Index, Seed, Width
 from mechmem.spec.references import CheckpointName, ExampleSetName
 from mechmem.spec.sweep import Swept
 from mechmem.statistics.intervals import ratio
@@ -72,7 +72,7 @@ class TokenReplacement(Analysis):
     """The checkpoint that answers."""
     examples: Swept[ExampleSetName] = ExampleSetName("noisy")
     """The example set."""
-    layer: Swept[NonNegativeInt] = 0
+    layer: Swept[Index] = 0
     """Layer before which the residual is replaced. 0 replaces the token itself; a later layer also
     replaces information gathered at its position in earlier layers. By then the token's information
     is at other positions too, so look-ups and `tokens_needed` are given for layer 0 only."""
@@ -82,7 +82,7 @@ class TokenReplacement(Analysis):
     """Names of prompt positions; by default, all at which the token varies between examples."""
     n_draws: Draws = 5
     """Number of random donors, each with a random order in which tokens are replaced."""
-    look_up: tuple[PositiveInt, ...] = (1, 2)
+    look_up: tuple[Width, ...] = (1, 2)
     """Numbers of key tokens of the pure look-ups that the curve is compared with."""
     seed: Seed = 0
     """Seed of the first draw."""

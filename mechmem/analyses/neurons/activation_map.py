@@ -8,12 +8,13 @@ from typing import Any, ClassVar
 
 import numpy as np
 import pandas as pd
-from pydantic import Field, PositiveInt
+from pydantic import Field
 
 from mechmem.analyses.neurons.grid import CELLS, Grid, GridAnalysis
 from mechmem.analyses.neurons.heuristics import Heuristics
 from mechmem.session import Session
 from mechmem.spec.errors import InputError, suggest
+from mechmem.spec.limits import Width
 from mechmem.spec.references import CheckpointName, ExampleSetName
 from mechmem.spec.sweep import Swept
 
@@ -60,7 +61,7 @@ class ActivationMap(GridAnalysis):
     """The answer digit."""
     layer: Swept[int | None] = None
     """The layer from which neurons are chosen; by default, all layers."""
-    k: PositiveInt = 4
+    k: Width = 4
     """Number of neurons."""
 
     def table(self, session: Session) -> pd.DataFrame:

@@ -7,7 +7,6 @@ from typing import Any, ClassVar
 
 import numpy as np
 import pandas as pd
-from pydantic import PositiveInt
 from scipy import stats
 
 from mechmem.analyses.neurons.grid import GridAnalysis
@@ -15,6 +14,7 @@ from mechmem.analyses.neurons.ranking import Change, Method, Options, scores
 from mechmem.analyses.neurons.rules import TYPES
 from mechmem.session import Session
 from mechmem.spec.errors import InputError
+from mechmem.spec.limits import Width
 from mechmem.spec.references import CheckpointName, ExampleSetName
 from mechmem.spec.sweep import Swept
 from mechmem.statistics.intervals import N_RESAMPLES
@@ -63,7 +63,7 @@ class HeuristicTypes(GridAnalysis):
     """Layers whose neurons are ranked together."""
     ranking: Swept[Method] = "attribution"
     """How neurons are ranked, as in `neuron_top_k`."""
-    k: Swept[PositiveInt] = 128
+    k: Swept[Width] = 128
     """Number of neurons in the group `ranked`."""
 
     def table(self, session: Session) -> pd.DataFrame:

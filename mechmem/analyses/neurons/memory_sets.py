@@ -10,7 +10,6 @@ import numpy as np
 import pandas as pd
 import torch
 from jaxtyping import Bool, Float, Int
-from pydantic import PositiveInt
 from scipy import stats
 from torch import Tensor
 
@@ -27,7 +26,7 @@ from mechmem.analyses.neurons.ranking import (
 from mechmem.data.examples import Examples, third_labels
 from mechmem.models.architecture import Model
 from mechmem.session import Session
-from mechmem.spec.limits import Draws, Seed
+from mechmem.spec.limits import Draws, Seed, Width
 from mechmem.spec.references import CheckpointName, ExampleSetName
 from mechmem.spec.sweep import Swept
 from mechmem.statistics.intervals import LEVEL
@@ -117,9 +116,9 @@ class MemorySets(Analysis):
     """Whether units get the other checkpoint's activations alone, or its weights out too."""
     n_steps: Draws = 8
     """Points of the path of integrated gradients."""
-    top: PositiveInt = 64
+    top: Width = 64
     """Number of units that are returned for the shares of answers."""
-    least: PositiveInt | None = None
+    least: Width | None = None
     """A `keep` from which on it counts as large; by default, 8 neurons or 2 heads."""
     seed: Seed = 0
     """Seed of the third labels."""

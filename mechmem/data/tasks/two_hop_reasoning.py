@@ -9,7 +9,7 @@ from typing import Annotated, Any, ClassVar, NamedTuple, Self
 
 import torch
 from jaxtyping import Int
-from pydantic import Field, PositiveFloat, PositiveInt, model_validator
+from pydantic import Field, PositiveFloat, model_validator
 from torch import Tensor
 
 from mechmem.data.examples import Examples, concatenate
@@ -17,7 +17,7 @@ from mechmem.data.label_noise import LabelNoise, UniformWrong
 from mechmem.data.minimal_pair import MinimalPair
 from mechmem.data.tasks.task import Task, differs_as_asked
 from mechmem.spec.errors import InputError
-from mechmem.spec.limits import Draws, Instances, Seed
+from mechmem.spec.limits import Draws, Instances, Seed, Width
 from mechmem.spec.sweep import Each, Swept
 
 AtLeastTwo = Annotated[int, Field(ge=2, le=100_000)]
@@ -44,7 +44,7 @@ class TwoHopReasoning(Task):
     """Number of entities."""
     n_relations: Swept[AtLeastTwo] = 30
     """Number of relations."""
-    n_relations_per_entity: Swept[PositiveInt | None] = None
+    n_relations_per_entity: Swept[Width | None] = None
     """Number of distinct relations that an entity has; by default, all."""
     held_out_rate: Swept[Annotated[float, Field(gt=0, lt=1)]] = 0.1
     """Share of the (in-distribution) two-hop facts that are held out (fraction)."""

@@ -131,7 +131,7 @@ def _full_disk(command: str, n_written: int) -> Case:
             code, _, stderr, _ = ended(arguments, folder, 60)
             if code != 0:
                 return f"given again: {stderr.strip()[-200:]}"
-        return tiny.difference(folder / "runs", "trainings" if command == "train" else "")
+        return _difference(folder, command)
 
     return Case(
         f"a disk that is full after {n_written} files: {command}",
@@ -158,11 +158,7 @@ def _at_once(command: str) -> Case:
         for process in others[folder]:
             process.join(60)
         codes = [process.exitcode for process in others[folder]]
-        return (
-            f"exit codes {codes}"
-            if any(codes)
-            else tiny.difference(folder / "runs", "trainings" if command == "train" else "")
-        )
+        return f"exit codes {codes}" if any(codes) else _difference(folder, command)
 
     return Case(
         f"{N_AT_ONCE} at once: {command}",
@@ -172,3 +168,8 @@ def _at_once(command: str) -> Case:
         check=check,
         seconds=60,
     )
+
+
+def _difference(folder: Path, command: str) -> str:
+    """What differs from the results without a fault, as far as the command makes them."""
+    return tiny.difference(folder / "runs", "trainings" if command == "train" else "")

@@ -15,6 +15,7 @@ from torch import Tensor
 from mechmem.analyses.circuits.contrast import Contrast, ContrastAnalysis, correlation
 from mechmem.interventions.patch import Patch
 from mechmem.session import Session
+from mechmem.spec.limits import Index
 from mechmem.statistics.intervals import interval
 
 
